@@ -1,0 +1,76 @@
+"""Which samples go into which batch, as a function of the seed and the batch number alone.
+
+Nothing is remembered between batches, so a training run that is killed after any batch and resumed at the next one
+sees exactly what the uninterrupted run would have seen, whatever the number of workers.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+def mix_seed(*parts: int) -> int:
+    """One 63-bit seed out of several non-negative integers (NumPy's SeedSequence), equal on every platform."""
+    low, high = np.random.SeedSequence(parts).generate_state(2, dtype=np.uint32)
+    return (int(high) << 32 | int(low)) & (2**63 - 1)
+
+
+def generator_for(*parts: int) -> torch.Generator:
+    """A CPU generator seeded by mix_seed(parts)."""
+    return torch.Generator().manual_seed(mix_seed(*parts))
+
+
+def seeded_normal(seeds: list[int], shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal noise (len(seeds), *shape): row i depends on seeds[i] alone, not on its neighbours."""
+    return torch.stack([torch.randn(shape, generator=generator_for(seed)) for seed in seeds])
+
+
+class SeededBatches(Sampler[list[tuple[int, int]]]):
+    """Batch b holds positions b*batch_size ... of an endless stream of seeded permutations of the data set.
+
+    Yields lists of (sample index, position in the stream) for the batches from `start` to `stop` - 1.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int, stop: int, start: int = 0):
+        if num_samples < 1:
+            raise ValueError("The training set is empty.")
+        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return self.stop
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, []
+        for batch in range(self.start, self.stop):
+            pairs = []
+            for position in range(batch * self.batch_size, (batch + 1) * self.batch_size):
+                if position // self.num_samples != epoch:
+                    epoch = position // self.num_samples
+                    order = torch.randperm(self.num_samples, generator=generator_for(self.seed, epoch)).tolist()
+                pairs.append((order[position % self.num_samples], position))
+            yield pairs
+
+
+class TensorRows(Dataset):
+    """Columns of equal length held in memory; a batch is a dictionary of their rows and of the stream's `position`."""
+
+    def __init__(self, **columns: torch.Tensor):
+        self.columns = columns
+        self.count = len(next(iter(columns.values())))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        rows = torch.tensor([index for index, _ in pairs])
+        batch = {name: column[rows] for name, column in self.columns.items()}
+        return batch | {"position": torch.tensor([position for _, position in pairs])}
+
+
+def training_loader(rows: TensorRows, batch_size: int, seed: int, batches: int, start: int = 0) -> DataLoader:
+    """The stream of SeededBatches over `rows`, from batch `start` to `batches` - 1."""
+    sampler = SeededBatches(len(rows), batch_size, seed, batches, start)
+    return DataLoader(rows, batch_sampler=sampler, collate_fn=lambda batch: batch)

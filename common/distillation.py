@@ -1,0 +1,160 @@
+"""Trains a denoiser: alone (a teacher from scratch) or against a teacher (distillation of a pruned student).
+
+    L = task_weight * L_task + output_weight * L_output + feature_weight * sum_l L_feature(l)
+    L_task    = E || target - student(x_t, t, c) ||^2       (the target the scheduler predicts: noise, sample or velocity)
+    L_output  = E || teacher(x_t, t, c) - student(x_t, t, c) ||^2
+    L_feature = E || f_teacher^l - f_student^l ||^2         over pairs of module paths
+
+The form is BK-SDM's (arXiv 2305.15798), which LD-Pruner (arXiv 2404.11936, section 3.1) and LAPTOP-Diff
+(arXiv 2404.11098) take over with other weights.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from common.batches import generator_for
+
+Features = Sequence[torch.Tensor]
+
+
+def squared_feature_losses(student: Features, teacher: Features) -> list[torch.Tensor]:
+    """Mean squared error in float32 per feature pair, summed over pairs by the caller (BK-SDM's code)."""
+    return [F.mse_loss(s.float(), t.float()) for s, t in zip(student, teacher, strict=True)]
+
+
+class FeatureTaps:
+    """Keeps the last output of the modules at `paths`, by forward hooks on the unwrapped network."""
+
+    def __init__(self, network: nn.Module, paths: Sequence[str]):
+        self.outputs: dict[str, torch.Tensor] = {}
+        self.paths = list(paths)
+        self.handles = [network.get_submodule(path).register_forward_hook(self._keep(path)) for path in set(paths)]
+
+    def _keep(self, path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self.outputs[path] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def features(self) -> list[torch.Tensor]:
+        """The outputs of the last forward pass, in the order of `paths`."""
+        return [self.outputs[path] for path in self.paths]
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def noise_and_timesteps(
+    seed: int, positions: torch.Tensor, latents: torch.Tensor, num_timesteps: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noise like `latents`, timesteps and a uniform number in [0, 1), each per sample and seeded by its position."""
+    noise, timesteps, uniform = [], [], []
+    for position in positions.tolist():
+        generator = generator_for(seed, position)
+        noise.append(torch.randn(latents.shape[1:], generator=generator))
+        timesteps.append(torch.randint(num_timesteps, (), generator=generator))
+        uniform.append(torch.rand((), generator=generator))
+    return tuple(torch.stack(values).to(latents.device) for values in (noise, timesteps, uniform))
+
+
+def training_target(scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """What the denoiser should predict, by the scheduler's prediction_type."""
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(latents, noise, timesteps)
+    if kind == "sample":
+        return latents
+    raise ValueError(f"prediction_type={kind!r} of the scheduler is none of epsilon, v_prediction, sample.")
+
+
+class DenoiserTraining(L.LightningModule):
+    """One training step of a student, with or without a teacher.
+
+    Batches hold `latents` (batch, channels, height, width), `position` (batch,) and, for text-to-image, either
+    `encoder_hidden_states` (batch, tokens, width) with `empty` (tokens, width) as the condition that replaces dropped
+    ones, or `input_ids` (batch, tokens) when a `text_encoder` is trained along.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        scheduler: Any,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        schedule: Callable[[torch.optim.Optimizer], Any],
+        seed: int,
+        condition_dropout: float = 0.0,
+        empty_condition: torch.Tensor | None = None,
+        task_weight: float = 1.0,
+        output_weight: float = 0.0,
+        feature_weight: float = 0.0,
+        feature_pairs: Sequence[tuple[str, str]] = (),
+        feature_losses: Callable[[Features, Features], list[torch.Tensor]] = squared_feature_losses,
+        teacher: nn.Module | None = None,
+        text_encoder: nn.Module | None = None,
+    ):
+        super().__init__()
+        if teacher is None and (output_weight or feature_weight):
+            raise ValueError("output_weight and feature_weight need a teacher.")
+        self.student, self.text_encoder, self.scheduler = student, text_encoder, scheduler
+        self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.seed, self.condition_dropout, self.empty_condition = seed, condition_dropout, empty_condition
+        self.task_weight, self.output_weight, self.feature_weight = task_weight, output_weight, feature_weight
+        self.feature_losses, self.feature_pairs = feature_losses, [tuple(pair) for pair in feature_pairs]
+        self.unregistered = {"teacher": teacher}  # a plain dictionary: neither checkpoints nor EMA see the teacher
+        if feature_weight:
+            self.student_taps = FeatureTaps(student, [pair[0] for pair in self.feature_pairs])
+            self.teacher_taps = FeatureTaps(teacher, [pair[1] for pair in self.feature_pairs])
+
+    def condition(self, batch: dict[str, torch.Tensor], uniform: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The denoiser's keyword arguments, with a share of `condition_dropout` replaced by the empty condition."""
+        dropped = uniform < self.condition_dropout
+        if self.text_encoder is not None:
+            ids = torch.where(dropped[:, None], self.empty_condition.to(batch["input_ids"]), batch["input_ids"])
+            return {"encoder_hidden_states": self.text_encoder(ids).last_hidden_state}
+        if "encoder_hidden_states" in batch:
+            states = batch["encoder_hidden_states"]
+            if self.condition_dropout:
+                states = torch.where(dropped[:, None, None], self.empty_condition.to(states), states)
+            return {"encoder_hidden_states": states}
+        return {}
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
+        latents = batch["latents"]
+        noise, timesteps, uniform = noise_and_timesteps(
+            self.seed, batch["position"], latents, self.scheduler.config.num_train_timesteps
+        )
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        target = training_target(self.scheduler, latents, noise, timesteps)
+        condition = self.condition(batch, uniform)
+        prediction = self.student(noisy, timesteps, **condition).sample
+        terms = {"task": F.mse_loss(prediction.float(), target.float())}
+        loss = self.task_weight * terms["task"]
+        if self.output_weight or self.feature_weight:
+            with torch.no_grad():
+                teacher_prediction = self.unregistered["teacher"](noisy, timesteps, **condition).sample
+            terms["output"] = F.mse_loss(prediction.float(), teacher_prediction.float())
+            loss = loss + self.output_weight * terms["output"]
+        if self.feature_weight:
+            by_pair = self.feature_losses(self.student_taps.features(), self.teacher_taps.features())
+            for (path, _), value in zip(self.feature_pairs, by_pair, strict=True):
+                self.log(f"feature/{path}", value.detach())
+            terms["feature"] = torch.stack(by_pair).sum()
+            loss = loss + self.feature_weight * terms["feature"]
+        self.log("loss", loss.detach(), prog_bar=True)
+        self.log_dict({f"loss/{name}": value.detach() for name, value in terms.items()})
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_schedule(optimizer), "interval": "step"},
+        }

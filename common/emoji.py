@@ -1,0 +1,54 @@
+"""The emoji data set: 64 px drawings in four styles with their names as captions (built by experiments/build_emoji.py)."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    """Images held in memory with one caption each.
+
+    images: uint8 tensor (count, 3, size, size); captions: one string per image; names: the caption without the
+    style, shared by the drawings of one thing; categories: the group of each image ("Flags", "Food & Drink", ...).
+    """
+
+    images: torch.Tensor
+    captions: list[str]
+    names: list[str]
+    categories: list[str]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def load_emoji(folder: str | Path, split: str, without: tuple[str, ...] = ()) -> CaptionedImages:
+    """The drawings of one split ("train" or "test"), leaving out the categories named in `without`."""
+    folder = Path(folder)
+    if not (folder / "index.json").is_file():
+        raise FileNotFoundError(f"{folder} has no index.json; build the emoji data with experiments/build_emoji.py.")
+    document = json.loads((folder / "index.json").read_text())
+    size, columns = document["tile"], document["columns"]
+    chosen = [
+        (position, entry)
+        for position, entry in enumerate(document["entries"])
+        if entry["split"] == split and entry["category"] not in without
+    ]
+    if not chosen:
+        raise ValueError(f"{folder} holds no drawing of split={split!r}; the splits are 'train' and 'test'.")
+    tiles, captions, names, categories = [], [], [], []
+    for style in document["styles"]:
+        with Image.open(folder / f"{style}.webp") as sheet:
+            pixels = np.asarray(sheet.convert("RGB"))
+        for position, entry in chosen:
+            top, left = (size * index for index in divmod(position, columns))
+            tiles.append(pixels[top : top + size, left : left + size])
+            captions.append(f"{entry['name']}, {style} style")
+            names.append(entry["name"])
+            categories.append(entry["category"])
+    images = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).contiguous()
+    return CaptionedImages(images, captions, names, categories)

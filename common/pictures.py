@@ -1,0 +1,24 @@
+"""Grids of images as PNG files."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Images in [-1, 1] to uint8 in [0, 255], same shape."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def save_grid(images: torch.Tensor, path: Path, columns: int) -> None:
+    """Images (count, 3, height, width) in [-1, 1], or uint8, in rows of `columns`, with a 2-pixel border."""
+    pixels = images if images.dtype == torch.uint8 else to_uint8(images)
+    count, channels, height, width = pixels.shape
+    rows = -(-count // columns)
+    sheet = torch.full((channels, rows * (height + 2), columns * (width + 2)), 255, dtype=torch.uint8)
+    for position, image in enumerate(pixels):
+        row, column = divmod(position, columns)
+        top, left = row * (height + 2) + 1, column * (width + 2) + 1
+        sheet[:, top : top + height, left : left + width] = image
+    Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(path)

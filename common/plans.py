@@ -1,0 +1,163 @@
+"""What a pruning method decides: edits at sites of a denoiser, where they came from, and how they are carried out."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+PLAN_FILE, PLAN_TENSORS = "plan.json", "plan.safetensors"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change at one site (a module path of the unpruned denoiser); operations: common/pruned_unet.py.
+
+    `sizes` are the operation's own numbers (in, out, stride, bias, scale); `score` is the site's score, low = cheap.
+    """
+
+    site: str
+    operation: str
+    sizes: dict[str, Any] = field(default_factory=dict)
+    score: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        scored = {} if self.score is None else {"score": self.score}
+        return {"site": self.site, "operation": self.operation, **self.sizes, **scored}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Edit":
+        values = dict(values)
+        return cls(values.pop("site"), values.pop("operation"), score=values.pop("score", None), sizes=values)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The ordered edits of a method, with their origin. `tensors` holds the first weights of new 1x1 convolutions.
+
+    scores: one number per candidate site, chosen or not; settings: the method's configuration as plain values.
+    """
+
+    method: str
+    edits: tuple[Edit, ...]
+    teacher: str = ""
+    scores: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "teacher": self.teacher,
+            "edits": [edit.to_dict() for edit in self.edits],
+            "scores": self.scores,
+            "settings": self.settings,
+        }
+
+    def to_json(self) -> str:
+        """The plan without its tensors."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Plan":
+        edits = tuple(Edit.from_dict(edit) for edit in values["edits"])
+        known = {name: values[name] for name in ("teacher", "scores", "settings") if name in values}
+        return cls(method=values.get("method", ""), edits=edits, **known)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """The inverse of to_json; ValueError with one line when the text is no plan."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"This is not a plan in JSON: {error!r}.") from error
+
+    def save(self, folder: Path) -> None:
+        """Writes plan.json, and plan.safetensors where there are tensors, each whole or not at all."""
+        from safetensors.torch import save
+
+        from common.files import write_atomically
+
+        if self.tensors:
+            write_atomically(folder / PLAN_TENSORS, save(self.tensors))
+        write_atomically(folder / PLAN_FILE, self.to_json().encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> "Plan":
+        """The inverse of save."""
+        from dataclasses import replace
+
+        from safetensors.torch import load_file
+
+        plan = cls.from_json((folder / PLAN_FILE).read_text())
+        tensors = load_file(folder / PLAN_TENSORS) if (folder / PLAN_TENSORS).is_file() else {}
+        return replace(plan, tensors=tensors)
+
+
+def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
+    """A new student: the pruned subclass of `unet`'s class with the weights that remain; `unet` is not touched.
+
+    Raises ValueError naming the site when an edit names a site that the U-Net does not have, or when the plan lacks the
+    weights of a new module.
+    """
+    from common import pruned_unet
+
+    check_sites(unet, plan)
+    base = next(
+        (base for base in (pruned_unet.UNet2DConditionModel, pruned_unet.UNet2DModel) if isinstance(unet, base)), None
+    )
+    if base is None:
+        raise ValueError(f"A plan applies to UNet2DConditionModel and UNet2DModel, not to {type(unet).__name__}.")
+    weight = next(unet.parameters())
+    settings = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+    settings["plan"] = plan.to_dict()
+    with torch.device("meta"):
+        student = getattr(pruned_unet, f"Pruned{base.__name__}").from_config(settings)
+    weights = {**unet.state_dict(), **{name: value.to(weight) for name, value in plan.tensors.items()}}
+    wanted = student.state_dict()
+    missing = sorted(name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape)
+    if missing:
+        raise ValueError(f"The plan brings no weights for {missing[0]} ({len(missing)} in all); load it with Plan.load.")
+    student.load_state_dict({name: weights[name].clone() for name in wanted}, assign=True)
+    return student.train(unet.training)
+
+
+def check_sites(unet: nn.Module, plan: Plan) -> None:
+    """ValueError naming the first site that the U-Net does not have."""
+    known = {name for name, _ in unet.named_modules()}
+    for edit in plan.edits:
+        if edit.site not in known:
+            raise ValueError(f"The plan edits {edit.site!r}, which this {type(unet).__name__} does not have.")
+
+
+def load_replacement(module: nn.Module, edit: Edit, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """The module that stands at the edit's site afterwards, with its first weights from `tensors`."""
+    from common.pruned_unet import build_replacement
+
+    replacement = build_replacement(module, edit.to_dict())
+    prefix = f"{edit.site}."
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    if own:
+        replacement.load_state_dict(own)
+    return replacement
+
+
+@contextmanager
+def edited(unet: nn.Module, edits: list[Edit], tensors: dict[str, torch.Tensor]) -> Iterator[nn.Module]:
+    """`unet` with the edits in place inside the context; afterwards the very same modules are back."""
+    from common.pruned_unet import set_module
+
+    originals: list[tuple[str, nn.Module]] = []
+    try:
+        for edit in edits:
+            if not any(edit.site.startswith(f"{site}.") for site, _ in originals):
+                originals.append((edit.site, unet.get_submodule(edit.site)))
+                set_module(unet, edit.site, load_replacement(originals[-1][1], edit, tensors))
+        yield unet
+    finally:
+        for site, module in reversed(originals):
+            set_module(unet, site, module)

@@ -1,0 +1,35 @@
+"""One look for every long piece of work: what is being done, how far it is, and the time left."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class ProgressCounter:
+    """Counts finished units of one task; `note` shows a short figure beside the bar (a loss, say)."""
+
+    def __init__(self, progress: Progress, task: int):
+        self.progress, self.task = progress, task
+
+    def advance(self, units: int = 1, note: str | None = None) -> None:
+        fields = {} if note is None else {"note": note}
+        self.progress.update(self.task, advance=units, **fields)
+
+
+@contextmanager
+def progress_bar(description: str, total: int, done: int = 0) -> Iterator[ProgressCounter]:
+    """A bar on standard error, fitting 80 columns; without a terminal only its last state is printed."""
+    console = Console(stderr=True)
+    columns = [
+        TextColumn("{task.description:<24.24}"),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+    ]
+    with Progress(*columns, console=console, refresh_per_second=2) as progress:
+        yield ProgressCounter(progress, progress.add_task(description, total=total, completed=done, note=""))

@@ -1,0 +1,166 @@
+"""U-Nets of diffusers that carry their pruning plan in their own config.json and rebuild themselves from it.
+
+This file stands alone: it imports torch and diffusers only, and is copied beside the weights of an exported student, so
+that diffusers loads the student with trust_remote_code=True where this project is not installed.
+
+A plan is a list of edits; an edit is a dictionary with a `site` (a module path in the unpruned U-Net), an `operation` and
+the sizes that the operation needs:
+
+    identity                        the module's input goes on unchanged
+    zero                            the module's output is zero: the residual branch around it vanishes
+    shortcut                        a ResNet block keeps its 1x1 shortcut (or identity) and loses its residual branch
+    conv1x1  in, out, stride, bias  a 1x1 convolution takes the place of a wider module
+    avg_pool stride                 average pooling takes the place of a strided module
+    upsample scale                  nearest upsampling takes the place of an upsampling module
+"""
+
+import inspect
+import json
+import os
+import shutil
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers' pipeline loader looks the name up here
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import nn
+from torch.nn import functional as F
+
+
+class Identity(nn.Module):
+    """Returns its first argument, whatever the others; as a tuple where the replaced module returned one."""
+
+    def __init__(self, as_tuple: bool = False):
+        super().__init__()
+        self.as_tuple = as_tuple
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (hidden_states,) if self.as_tuple else hidden_states
+
+
+class Zero(nn.Module):
+    """Returns zeros like its first argument."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.zeros_like(hidden_states)
+
+
+class Shortcut(nn.Module):
+    """What is left of a ResNet block: (shortcut of its input) / output_scale_factor."""
+
+    def __init__(self, conv_shortcut: nn.Module | None, output_scale_factor: float):
+        super().__init__()
+        self.conv_shortcut = conv_shortcut
+        self.output_scale_factor = output_scale_factor
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.conv_shortcut is not None:
+            hidden_states = self.conv_shortcut(hidden_states)
+        return hidden_states / self.output_scale_factor
+
+
+class Conv1x1(nn.Conv2d):
+    """A 1x1 convolution that ignores the further arguments of the module it replaces."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, bias: bool):
+        super().__init__(in_channels, out_channels, 1, stride=stride, bias=bias)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return super().forward(hidden_states)
+
+
+class AveragePool(nn.Module):
+    """Average pooling with kernel = stride; a last odd row or column is pooled alone, as a strided convolution keeps it."""
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return F.avg_pool2d(hidden_states, self.stride, ceil_mode=True)
+
+
+class NearestUpsample(nn.Module):
+    """Nearest upsampling by `scale`, or to the size that the U-Net asks for."""
+
+    def __init__(self, scale: int):
+        super().__init__()
+        self.scale = scale
+
+    def forward(
+        self, hidden_states: torch.Tensor, output_size: tuple[int, int] | None = None, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        if output_size is not None:
+            return F.interpolate(hidden_states, size=output_size, mode="nearest")
+        return F.interpolate(hidden_states, scale_factor=float(self.scale), mode="nearest")
+
+
+def build_replacement(module: nn.Module, edit: dict[str, Any]) -> nn.Module:
+    """The module that stands at edit["site"] after the edit, on the device and in the type of `module`'s weights."""
+    operation = edit["operation"]
+    if operation == "identity":
+        return Identity(as_tuple=isinstance(module, Transformer2DModel))
+    if operation == "zero":
+        return Zero()
+    if operation == "shortcut":
+        if not isinstance(module, ResnetBlock2D):
+            raise ValueError(f"{edit['site']}: 'shortcut' is for ResNet blocks, this is a {type(module).__name__}.")
+        return Shortcut(module.conv_shortcut, module.output_scale_factor)
+    if operation == "conv1x1":
+        weight = next(module.parameters())
+        return Conv1x1(edit["in"], edit["out"], edit["stride"], edit["bias"]).to(weight.device, weight.dtype)
+    if operation == "avg_pool":
+        return AveragePool(edit["stride"])
+    if operation == "upsample":
+        return NearestUpsample(edit["scale"])
+    raise ValueError(f"{edit['site']}: unknown operation {operation!r}.")
+
+
+def set_module(network: nn.Module, path: str, module: nn.Module) -> None:
+    """Puts `module` at `path`; a path through a list of modules ("resnets.1") works as well."""
+    parent, _, name = path.rpartition(".")
+    setattr(network.get_submodule(parent), name, module.train(network.training))
+
+
+def apply_edits(network: nn.Module, edits: list[dict[str, Any]]) -> None:
+    """Applies the edits in place, in order; a site inside one that is already gone is left alone."""
+    gone: list[str] = []
+    for edit in edits:
+        site = edit["site"]
+        if any(site.startswith(f"{ancestor}.") for ancestor in gone):
+            continue
+        set_module(network, site, build_replacement(network.get_submodule(site), edit))
+        gone.append(site)
+
+
+def _with_plan(base: type) -> type:
+    """A subclass of a diffusers U-Net whose configuration has one more entry, `plan`."""
+
+    class Pruned(base):
+        def __init__(self, plan: dict[str, Any] | None = None, auto_map: dict[str, str] | None = None, **settings: Any):
+            super().__init__(**settings)
+            plan = json.loads(json.dumps(plan or {"edits": []}))  # a copy in JSON's own types
+            self.register_to_config(plan=plan, auto_map={"AutoModel": f"pruned_unet.{type(self).__name__}"})
+            apply_edits(self, plan["edits"])
+
+        def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+            """As diffusers', with this file beside the weights (for trust_remote_code)."""
+            super().save_pretrained(save_directory, *args, **kwargs)
+            target = os.path.join(save_directory, "pruned_unet.py")
+            if os.path.abspath(__file__) != os.path.abspath(target):
+                shutil.copyfile(__file__, target)
+
+    # diffusers reads the accepted configuration keys off the signature
+    known = [p for p in inspect.signature(base.__init__).parameters.values() if p.name != "self"]
+    own = [p for p in inspect.signature(Pruned.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    Pruned.__init__.__signature__ = inspect.Signature([*own, *known])
+    Pruned.__name__ = Pruned.__qualname__ = f"Pruned{base.__name__}"
+    Pruned.__module__ = __name__
+    Pruned.__doc__ = f"diffusers' {base.__name__} with a pruning plan in its configuration."
+    return Pruned
+
+
+PrunedUNet2DConditionModel = _with_plan(UNet2DConditionModel)
+PrunedUNet2DModel = _with_plan(UNet2DModel)

@@ -1,0 +1,79 @@
+"""Denoising from seeded noise with any diffusers scheduler, with or without classifier-free guidance."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from common.batches import seeded_normal
+
+Conditions = dict[str, torch.Tensor]
+"""Keyword arguments of the denoiser, each (batch, ...); empty for unconditional models."""
+
+
+def repeat_conditions(conditions: Conditions, times: int) -> Conditions:
+    """Each row `times` times in a row: a, a, b, b, ..."""
+    return {name: value.repeat_interleave(times, 0) for name, value in conditions.items()}
+
+
+def select_conditions(conditions: Conditions, rows: slice | torch.Tensor) -> Conditions:
+    """The same rows of every condition tensor."""
+    return {name: value[rows] for name, value in conditions.items()}
+
+
+@torch.no_grad()
+def denoise(
+    denoiser: Callable[..., Any],
+    scheduler: Any,
+    noise: torch.Tensor,
+    conditions: Conditions,
+    empty: Conditions,
+    steps: int,
+    guidance_scale: float,
+) -> torch.Tensor:
+    """From unit noise (batch, channels, height, width) to final latents of the same shape.
+
+    `empty` holds the condition without a caption, one row; it is used where guidance_scale > 1 (Ho and Salimans 2022:
+    empty + guidance_scale * (conditioned - empty)). `scheduler` is copied, so that its state is not shared.
+    """
+    scheduler = type(scheduler).from_config(scheduler.config)
+    scheduler.set_timesteps(steps, device=noise.device)
+    guided = guidance_scale > 1 and bool(conditions)
+    if guided:
+        conditions = {
+            name: torch.cat([empty[name].expand_as(value), value]) for name, value in conditions.items()
+        }
+    latents = noise * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
+        output = denoiser(inputs, timestep, **conditions).sample
+        if guided:
+            without, conditioned = output.chunk(2)
+            output = without + guidance_scale * (conditioned - without)
+        latents = scheduler.step(output, timestep, latents).prev_sample
+    return latents
+
+
+def sample_latents(
+    denoiser: Callable[..., Any],
+    scheduler: Any,
+    latent_shape: tuple[int, int, int],
+    seeds: list[int],
+    conditions: Conditions,
+    empty: Conditions,
+    steps: int,
+    guidance_scale: float,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> torch.Tensor:
+    """Final latents (len(seeds), *latent_shape) on the CPU; sample i depends on seeds[i] and its condition alone."""
+    device = next(denoiser.parameters()).device
+    finished = []
+    for start in range(0, len(seeds), batch_size):
+        rows = slice(start, start + batch_size)
+        noise = seeded_normal(seeds[rows], latent_shape).to(device)
+        chosen = {name: value.to(device) for name, value in select_conditions(conditions, rows).items()}
+        bare = {name: value.to(device) for name, value in empty.items()}
+        finished.append(denoise(denoiser, scheduler, noise, chosen, bare, steps, guidance_scale).cpu())
+        advance(len(finished[-1]))
+    return torch.cat(finished)

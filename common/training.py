@@ -1,0 +1,122 @@
+"""Runs a LightningModule over a seeded stream of batches, resuming where a killed run stopped."""
+
+import logging
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from diffusers.training_utils import EMAModel
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from common.batches import TensorRows, training_loader
+from common.progress import progress_bar
+
+
+class ExponentialAverage(L.Callback):
+    """Keeps diffusers' EMAModel of one network, saved and restored with every checkpoint.
+
+    `ema` follows `network` after each optimiser step with decay min(decay, (1 + step) / (10 + step)).
+    """
+
+    def __init__(self, network: torch.nn.Module, decay: float):
+        self.ema = EMAModel(network.parameters(), decay=decay, use_ema_warmup=False)
+        self.network = network
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.ema.to(pl_module.device)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step > self.ema.optimization_step:
+            self.ema.step(self.network.parameters())
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.ema.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ema.load_state_dict(state)
+
+    def copy_to_network(self) -> None:
+        """Puts the averaged weights into the network, for good."""
+        self.ema.copy_to(self.network.parameters())
+
+
+class TrainingProgress(L.Callback):
+    """The progress bar of a training run: optimiser steps, time left and the current loss."""
+
+    def __init__(self, description: str):
+        self.description = description
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seen = trainer.global_step
+        self.bar = progress_bar(self.description, trainer.max_steps, done=self.seen)
+        self.counter = self.bar.__enter__()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
+        if trainer.global_step > self.seen:
+            loss = trainer.callback_metrics.get("loss")
+            self.counter.advance(trainer.global_step - self.seen, None if loss is None else f"loss {float(loss):.4f}")
+            self.seen = trainer.global_step
+
+    def on_train_end(self, *args: Any) -> None:
+        self.bar.__exit__(None, None, None)
+
+    def on_exception(self, *args: Any) -> None:
+        if hasattr(self, "bar"):
+            self.bar.__exit__(None, None, None)
+
+
+def latest_checkpoint(folder: Path) -> tuple[Path | None, int]:
+    """The checkpoint with the most optimiser steps in `folder`, and that number; (None, 0) without one."""
+    found = {int(re.search(r"step=(\d+)", path.stem).group(1)): path for path in folder.glob("step=*.ckpt")}
+    if not found:
+        return None, 0
+    return found[max(found)], max(found)
+
+
+def fit(
+    module: L.LightningModule,
+    rows: TensorRows,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    folder: Path,
+    description: str,
+    accumulate: int = 1,
+    checkpoint_every: int = 500,
+    trainer: dict[str, Any],
+    callbacks: Sequence[L.Callback] = (),
+    loggers: Sequence[Any] = (),
+) -> None:
+    """Trains for `steps` optimiser steps of accumulate * batch_size samples.
+
+    Checkpoints go to `folder` every `checkpoint_every` steps and at the end; an interrupted call, made again, goes on
+    from the last one and ends with the weights of an uninterrupted run. `trainer` holds further arguments of
+    lightning.Trainer (precision, devices, gradient_clip_val, ...).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, done = latest_checkpoint(folder)
+    saver = ModelCheckpoint(
+        dirpath=folder, filename="{step}", every_n_train_steps=checkpoint_every, save_top_k=1, save_on_exception=False
+    )
+    loader = training_loader(rows, batch_size, seed, steps * accumulate, start=done * accumulate)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(num_workers|treespec|does not have many workers).*")
+        runner = L.Trainer(
+            max_steps=steps,
+            accumulate_grad_batches=accumulate,
+            logger=list(loggers),
+            callbacks=[*callbacks, TrainingProgress(description), saver],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **trainer,
+        )
+        runner.fit(module, loader, ckpt_path=checkpoint)
+    if done < steps:
+        runner.save_checkpoint(folder / f"step={steps}.ckpt")

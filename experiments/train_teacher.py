@@ -1,0 +1,176 @@
+"""Trains a small teacher on real data: autoencoder, then text encoder and denoiser together.
+
+    python -m experiments.train_teacher task=t2i
+
+Each stage leaves its result in `work`; a killed run, started again, goes on from its last checkpoint and ends with
+the weights of an uninterrupted one.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+
+def train_autoencoder(cfg: DictConfig, images: Any, work: Path) -> Any:
+    """The trained autoencoder with normalised latents, from `work` if it is there."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    from common.batches import TensorRows
+    from common.schedules import scheduler as learning_rate
+    from common.training import fit
+    from experiments.autoencoder_training import AutoencoderTraining, encode_images, normalize_latents
+
+    finished = work / "vae"
+    if not (finished / "config.json").is_file():
+        settings = cfg.teacher_training.autoencoder
+        torch.manual_seed(cfg.seed)
+        autoencoder = hydra.utils.instantiate(settings.network, _convert_="all").train()
+        module = AutoencoderTraining(
+            autoencoder,
+            hydra.utils.instantiate(settings.optimizer),
+            learning_rate(**settings.schedule, steps=settings.steps),
+            settings.kl_weight,
+            cfg.seed,
+        )
+        fit(
+            module,
+            TensorRows(images=images),
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            seed=cfg.seed,
+            folder=work / "autoencoder",
+            description="autoencoder",
+            checkpoint_every=cfg.teacher_training.checkpoint_every,
+            trainer=OmegaConf.to_container(cfg.teacher_training.trainer),
+        )
+        autoencoder = autoencoder.cpu().eval()
+        normalize_latents(autoencoder, encode_images(autoencoder, images))
+        autoencoder.save_pretrained(finished)
+    return AutoencoderKL.from_pretrained(finished, low_cpu_mem_usage=False).eval()
+
+
+def cached(path: Path, compute: Any) -> Any:
+    """The tensor in `path`, computed and written (whole or not at all) when it is not there."""
+    from safetensors.torch import load_file, save_file
+
+    if not path.is_file():
+        scratch = path.with_suffix(".partial")
+        save_file({"tensor": compute().contiguous()}, scratch)
+        scratch.replace(path)
+    return load_file(path)["tensor"]
+
+
+def train_denoiser(cfg: DictConfig, latents: Any, captions: list[str], autoencoder: Any, work: Path) -> tuple[Any, Any, Any, Any]:
+    """The trained denoiser (averaged weights), text encoder, tokenizer and scheduler."""
+    import lightning as L
+    import torch
+    from transformers import CLIPTokenizer
+
+    from common.batches import TensorRows
+    from common.distillation import DenoiserTraining
+    from common.schedules import scheduler as learning_rate
+    from common.training import ExponentialAverage, fit
+    from experiments.text_encoder import build_text_encoder, train_tokenizer
+
+    settings, text = cfg.teacher_training.denoiser, cfg.teacher_training.text_encoder
+    if not (work / "tokenizer" / "tokenizer.json").is_file():
+        train_tokenizer(captions, text.vocabulary_size, text.max_length).save_pretrained(work / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    torch.manual_seed(cfg.seed)
+    text_encoder = build_text_encoder(tokenizer, text.width, text.layers, text.heads).train()
+    denoiser = hydra.utils.instantiate(settings.network, _convert_="all").train()
+    scheduler = hydra.utils.instantiate(settings.scheduler)
+
+    def tokenize(texts: list[str]) -> torch.Tensor:
+        return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+    module = DenoiserTraining(
+        denoiser,
+        scheduler,
+        hydra.utils.instantiate(settings.optimizer),
+        learning_rate(**settings.schedule, steps=settings.steps),
+        cfg.seed,
+        condition_dropout=settings.condition_dropout,
+        empty_condition=tokenize([""])[0],
+        text_encoder=text_encoder,
+    )
+    average = ExponentialAverage(torch.nn.ModuleList([denoiser, text_encoder]), settings.ema_decay)
+
+    class SampleSheets(L.Callback):
+        """A sheet of samples of the averaged weights every `sample_every` steps."""
+
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.global_step % cfg.teacher_training.sample_every == 0:
+                average.ema.store(average.network.parameters())
+                average.copy_to_network()
+                write_sample_sheet(cfg, denoiser, text_encoder, tokenize, scheduler, autoencoder, captions, work / f"samples_{trainer.global_step:06d}.png")
+                average.ema.restore(average.network.parameters())
+
+    fit(
+        module,
+        TensorRows(latents=latents, input_ids=tokenize(captions)),
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        seed=cfg.seed,
+        folder=work / "denoiser",
+        description="text encoder, denoiser",
+        checkpoint_every=cfg.teacher_training.checkpoint_every,
+        trainer=OmegaConf.to_container(cfg.teacher_training.trainer),
+        callbacks=[average, SampleSheets()],
+    )
+    average.copy_to_network()
+    return denoiser.eval(), text_encoder.eval(), tokenizer, scheduler
+
+
+def write_sample_sheet(cfg: DictConfig, denoiser: Any, text_encoder: Any, tokenize: Any, scheduler: Any, autoencoder: Any, captions: list[str], path: Path) -> None:
+    """Sixty-four samples of evenly spaced training captions, eight a row."""
+    import torch
+
+    from common.pictures import save_grid
+    from common.sampling import sample_latents
+
+    chosen = captions[:: max(1, len(captions) // 64)][:64]
+    settings = cfg.teacher_training
+    with torch.no_grad():
+        states = text_encoder(tokenize([*chosen, ""])).last_hidden_state
+        latents = sample_latents(
+            denoiser,
+            scheduler,
+            (settings.denoiser.network.in_channels, *[settings.denoiser.network.sample_size] * 2),
+            list(range(len(chosen))),
+            {"encoder_hidden_states": states[:-1]},
+            {"encoder_hidden_states": states[-1:]},
+            settings.inference_steps,
+            settings.guidance_scale,
+            batch_size=64,
+        )
+        images = autoencoder.decode(latents).sample
+    save_grid(images, path, columns=8)
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="train_teacher")
+def main(cfg: DictConfig) -> None:
+    import torch
+
+    from experiments.autoencoder_training import encode_images, peak_signal_to_noise
+
+    work, out = Path(cfg.work), Path(cfg.out)
+    settings = cfg.teacher_training
+    training = hydra.utils.instantiate(settings.data, split="train")
+    held_out = hydra.utils.instantiate(settings.data, split="test")
+    autoencoder = train_autoencoder(cfg, training.images, work)
+    print(f"autoencoder: held-out reconstructions {peak_signal_to_noise(autoencoder, held_out.images):.2f} dB PSNR")
+    latents = cached(work / "latents.safetensors", lambda: encode_images(autoencoder, training.images))
+    denoiser, text_encoder, tokenizer, scheduler = train_denoiser(cfg, latents, training.captions, autoencoder, work)
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline(autoencoder, text_encoder, tokenizer, denoiser, scheduler, None, None, requires_safety_checker=False)
+    pipeline.to(dtype=torch.float16).save_pretrained(out)
+    print(f"teacher: {out}")
+
+
+if __name__ == "__main__":
+    main()
