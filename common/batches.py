@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from common.errors import InputError
+
 
 def mix_seed(*parts: int) -> int:
     """One 63-bit seed out of several non-negative integers (NumPy's SeedSequence), equal on every platform."""
@@ -35,7 +37,7 @@ class SeededBatches(Sampler[list[tuple[int, int]]]):
 
     def __init__(self, num_samples: int, batch_size: int, seed: int, stop: int, start: int = 0):
         if num_samples < 1:
-            raise ValueError("The training set is empty.")
+            raise InputError("The training set is empty.")
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.start, self.stop = start, stop
 

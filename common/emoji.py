@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from common.errors import InputError
+
 
 @dataclass(frozen=True)
 class CaptionedImages:
@@ -30,7 +32,7 @@ def load_emoji(folder: str | Path, split: str, without: tuple[str, ...] = ()) ->
     """The drawings of one split ("train" or "test"), leaving out the categories named in `without`."""
     folder = Path(folder)
     if not (folder / "index.json").is_file():
-        raise FileNotFoundError(f"{folder} has no index.json; build the emoji data with experiments/build_emoji.py.")
+        raise InputError(f"{folder} has no index.json; build the emoji data with experiments/build_emoji.py.")
     document = json.loads((folder / "index.json").read_text())
     size, columns = document["tile"], document["columns"]
     chosen = [
@@ -39,7 +41,7 @@ def load_emoji(folder: str | Path, split: str, without: tuple[str, ...] = ()) ->
         if entry["split"] == split and entry["category"] not in without
     ]
     if not chosen:
-        raise ValueError(f"{folder} holds no drawing of split={split!r}; the splits are 'train' and 'test'.")
+        raise InputError(f"{folder} holds no drawing of split={split!r}; the splits are 'train' and 'test'.")
     tiles, captions, names, categories = [], [], [], []
     for style in document["styles"]:
         with Image.open(folder / f"{style}.webp") as sheet:

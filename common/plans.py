@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.errors import InputError
+
 PLAN_FILE, PLAN_TENSORS = "plan.json", "plan.safetensors"
 
 
@@ -70,11 +72,11 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
-        """The inverse of to_json; ValueError with one line when the text is no plan."""
+        """The inverse of to_json; InputError with one line when the text is no plan."""
         try:
             return cls.from_dict(json.loads(text))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"This is not a plan in JSON: {error!r}.") from error
+            raise InputError(f"This is not a plan in JSON: {error!r}.") from error
 
     def save(self, folder: Path) -> None:
         """Writes plan.json, and plan.safetensors where there are tensors, each whole or not at all."""
@@ -101,7 +103,7 @@ class Plan:
 def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     """A new student: the pruned subclass of `unet`'s class with the weights that remain; `unet` is not touched.
 
-    Raises ValueError naming the site when an edit names a site that the U-Net does not have, or when the plan lacks the
+    Raises InputError naming the site when an edit names a site that the U-Net does not have, or when the plan lacks the
     weights of a new module.
     """
     from common import pruned_unet
@@ -111,7 +113,7 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
         (base for base in (pruned_unet.UNet2DConditionModel, pruned_unet.UNet2DModel) if isinstance(unet, base)), None
     )
     if base is None:
-        raise ValueError(f"A plan applies to UNet2DConditionModel and UNet2DModel, not to {type(unet).__name__}.")
+        raise InputError(f"A plan applies to UNet2DConditionModel and UNet2DModel, not to {type(unet).__name__}.")
     weight = next(unet.parameters())
     settings = {name: value for name, value in unet.config.items() if not name.startswith("_")}
     settings["plan"] = plan.to_dict()
@@ -121,17 +123,19 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     wanted = student.state_dict()
     missing = sorted(name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape)
     if missing:
-        raise ValueError(f"The plan brings no weights for {missing[0]} ({len(missing)} in all); load it with Plan.load.")
+        raise InputError(
+            f"The plan brings no weights for {missing[0]} ({len(missing)} in all); load it with Plan.load."
+        )
     student.load_state_dict({name: weights[name].clone() for name in wanted}, assign=True)
     return student.train(unet.training)
 
 
 def check_sites(unet: nn.Module, plan: Plan) -> None:
-    """ValueError naming the first site that the U-Net does not have."""
+    """InputError naming the first site that the U-Net does not have."""
     known = {name for name, _ in unet.named_modules()}
     for edit in plan.edits:
         if edit.site not in known:
-            raise ValueError(f"The plan edits {edit.site!r}, which this {type(unet).__name__} does not have.")
+            raise InputError(f"The plan edits {edit.site!r}, which this {type(unet).__name__} does not have.")
 
 
 def load_replacement(module: nn.Module, edit: Edit, tensors: dict[str, torch.Tensor]) -> nn.Module:
@@ -139,10 +143,9 @@ def load_replacement(module: nn.Module, edit: Edit, tensors: dict[str, torch.Ten
     from common.pruned_unet import build_replacement
 
     replacement = build_replacement(module, edit.to_dict())
-    prefix = f"{edit.site}."
-    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    if own:
-        replacement.load_state_dict(own)
+    for name, parameter in replacement.named_parameters(recurse=False):
+        if f"{edit.site}.{name}" in tensors:
+            parameter.data.copy_(tensors[f"{edit.site}.{name}"])
     return replacement
 
 

@@ -9,7 +9,7 @@ the sizes that the operation needs:
     identity                        the module's input goes on unchanged
     zero                            the module's output is zero: the residual branch around it vanishes
     shortcut                        a ResNet block keeps its 1x1 shortcut (or identity) and loses its residual branch
-    conv1x1  in, out, stride, bias  a 1x1 convolution takes the place of a wider module
+    conv1x1  in, out, bias          a 1x1 convolution takes the place of a wider module
     avg_pool stride                 average pooling takes the place of a strided module
     upsample scale                  nearest upsampling takes the place of an upsampling module
 """
@@ -64,8 +64,8 @@ class Shortcut(nn.Module):
 class Conv1x1(nn.Conv2d):
     """A 1x1 convolution that ignores the further arguments of the module it replaces."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, bias: bool):
-        super().__init__(in_channels, out_channels, 1, stride=stride, bias=bias)
+    def __init__(self, in_channels: int, out_channels: int, bias: bool):
+        super().__init__(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return super().forward(hidden_states)
@@ -110,7 +110,7 @@ def build_replacement(module: nn.Module, edit: dict[str, Any]) -> nn.Module:
         return Shortcut(module.conv_shortcut, module.output_scale_factor)
     if operation == "conv1x1":
         weight = next(module.parameters())
-        return Conv1x1(edit["in"], edit["out"], edit["stride"], edit["bias"]).to(weight.device, weight.dtype)
+        return Conv1x1(edit["in"], edit["out"], edit["bias"]).to(weight.device, weight.dtype)
     if operation == "avg_pool":
         return AveragePool(edit["stride"])
     if operation == "upsample":

@@ -40,9 +40,7 @@ def denoise(
     scheduler.set_timesteps(steps, device=noise.device)
     guided = guidance_scale > 1 and bool(conditions)
     if guided:
-        conditions = {
-            name: torch.cat([empty[name].expand_as(value), value]) for name, value in conditions.items()
-        }
+        conditions = {name: torch.cat([empty[name].expand_as(value), value]) for name, value in conditions.items()}
     latents = noise * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from common.errors import InputError
+
 NAMES = ("constant", "cosine", "trapezoid")
 
 
@@ -14,7 +16,7 @@ def learning_rate_factor(name: str, steps: int, warmup: int, cooldown: float = 0
     `cooldown` of the steps.
     """
     if name not in NAMES:
-        raise ValueError(f"schedule={name!r} is none of {', '.join(NAMES)}.")
+        raise InputError(f"schedule={name!r} is none of {', '.join(NAMES)}.")
 
     def factor(step: int) -> float:
         rising = min(1.0, (step + 1) / max(1, warmup))

@@ -63,7 +63,9 @@ def cached(path: Path, compute: Any) -> Any:
     return load_file(path)["tensor"]
 
 
-def train_denoiser(cfg: DictConfig, latents: Any, captions: list[str], autoencoder: Any, work: Path) -> tuple[Any, Any, Any, Any]:
+def train_denoiser(
+    cfg: DictConfig, latents: Any, captions: list[str], autoencoder: Any, work: Path
+) -> tuple[Any, Any, Any, Any]:
     """The trained denoiser (averaged weights), text encoder, tokenizer and scheduler."""
     import lightning as L
     import torch
@@ -106,7 +108,16 @@ def train_denoiser(cfg: DictConfig, latents: Any, captions: list[str], autoencod
             if trainer.global_step % cfg.teacher_training.sample_every == 0:
                 average.ema.store(average.network.parameters())
                 average.copy_to_network()
-                write_sample_sheet(cfg, denoiser, text_encoder, tokenize, scheduler, autoencoder, captions, work / f"samples_{trainer.global_step:06d}.png")
+                write_sample_sheet(
+                    cfg,
+                    denoiser,
+                    text_encoder,
+                    tokenize,
+                    scheduler,
+                    autoencoder,
+                    captions,
+                    work / f"samples_{trainer.global_step:06d}.png",
+                )
                 average.ema.restore(average.network.parameters())
 
     fit(
@@ -125,7 +136,16 @@ def train_denoiser(cfg: DictConfig, latents: Any, captions: list[str], autoencod
     return denoiser.eval(), text_encoder.eval(), tokenizer, scheduler
 
 
-def write_sample_sheet(cfg: DictConfig, denoiser: Any, text_encoder: Any, tokenize: Any, scheduler: Any, autoencoder: Any, captions: list[str], path: Path) -> None:
+def write_sample_sheet(
+    cfg: DictConfig,
+    denoiser: Any,
+    text_encoder: Any,
+    tokenize: Any,
+    scheduler: Any,
+    autoencoder: Any,
+    captions: list[str],
+    path: Path,
+) -> None:
     """Sixty-four samples of evenly spaced training captions, eight a row."""
     import torch
 
@@ -167,7 +187,9 @@ def main(cfg: DictConfig) -> None:
     denoiser, text_encoder, tokenizer, scheduler = train_denoiser(cfg, latents, training.captions, autoencoder, work)
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline(autoencoder, text_encoder, tokenizer, denoiser, scheduler, None, None, requires_safety_checker=False)
+    pipeline = StableDiffusionPipeline(
+        autoencoder, text_encoder, tokenizer, denoiser, scheduler, None, None, requires_safety_checker=False
+    )
     pipeline.to(dtype=torch.float16).save_pretrained(out)
     print(f"teacher: {out}")
 

@@ -1,0 +1,220 @@
+"""A trained latent diffusion model as one thing: denoiser, autoencoder, scheduler and text conditioner."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.errors import InputError
+from common.sampling import Conditions
+
+SHIPPED = Path(__file__).resolve().parent.parent / "teachers"
+PARTS = ("unet", "vae", "vqvae", "scheduler", "text_encoder", "tokenizer")
+
+
+@dataclass
+class Teacher:
+    """The parts of a diffusers pipeline that pruning and distillation need.
+
+    latent_shape is (channels, height, width) of one latent; tokenizer and text_encoder are None without text.
+    """
+
+    name: str
+    folder: Path
+    denoiser: nn.Module
+    autoencoder: nn.Module
+    scheduler: Any
+    tokenizer: Any = None
+    text_encoder: nn.Module | None = None
+    _conditions: dict[str, Conditions] = field(default_factory=dict)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        size = self.denoiser.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return (self.denoiser.config.in_channels, height, width)
+
+    def to(self, device: str | torch.device) -> "Teacher":
+        for network in (self.denoiser, self.autoencoder, self.text_encoder):
+            if network is not None:
+                network.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    @torch.no_grad()
+    def encode_captions(self, captions: list[str], batch_size: int = 512) -> Conditions:
+        """The denoiser's keyword arguments for the captions: token states (captions, tokens, width); {} without text."""
+        if self.text_encoder is None:
+            return {}
+        states = []
+        for start in range(0, len(captions), batch_size):
+            ids = self.tokenizer(
+                captions[start : start + batch_size], padding="max_length", truncation=True, return_tensors="pt"
+            ).input_ids
+            states.append(self.text_encoder(ids.to(self.device)).last_hidden_state)
+        return {"encoder_hidden_states": torch.cat(states)}
+
+    def empty_condition(self) -> Conditions:
+        """The condition of no caption, one row."""
+        return self.encode_captions([""])
+
+    @torch.no_grad()
+    def encode_images(
+        self, images: torch.Tensor, batch_size: int = 64, advance: Any = lambda count: None
+    ) -> torch.Tensor:
+        """Latents (count, *latent_shape) of uint8 images (count, 3, height, width): posterior means, scaled."""
+        finished = []
+        for chunk in images.split(batch_size):
+            encoded = self.autoencoder.encode(chunk.to(self.device).float() / 127.5 - 1)
+            latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
+            finished.append(latents.cpu() * self.autoencoder.config.scaling_factor)
+            advance(len(chunk))
+        return torch.cat(finished)
+
+    @torch.no_grad()
+    def decode_latents(self, latents: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+        """uint8 images (count, 3, height, width) on the CPU from latents (count, *latent_shape)."""
+        from common.pictures import to_uint8
+
+        scale = self.autoencoder.config.scaling_factor
+        chunks = latents.split(batch_size)
+        return torch.cat(
+            [to_uint8(self.autoencoder.decode(chunk.to(self.device) / scale).sample).cpu() for chunk in chunks]
+        )
+
+    def fingerprint(self) -> str:
+        """Changes with any weight of the denoiser, autoencoder or text encoder."""
+        digest = hashlib.sha256()
+        for network in (self.denoiser, self.autoencoder, self.text_encoder):
+            for name, tensor in network.state_dict().items() if network is not None else ():
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def shipped_teachers() -> list[str]:
+    """The names of the teachers that come with the project."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/model_index.json"))
+
+
+def find_folder(name_or_path: str, revision: str | None = None) -> Path:
+    """The local folder of a shipped teacher, of a path, or of a hub repository "owner/name" (downloaded once)."""
+    if (SHIPPED / name_or_path / "model_index.json").is_file():
+        return SHIPPED / name_or_path
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise InputError(f"{folder} has no model_index.json: it is not a diffusers pipeline folder.")
+        return folder
+    if name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~")):
+        raise InputError(
+            f"There is no teacher {name_or_path!r}: shipped are {', '.join(shipped_teachers()) or 'none'}; "
+            "else give the path of a diffusers folder or a hub name 'owner/name'."
+        )
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", *(f"{part}/*" for part in PARTS)]
+    try:
+        return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises many kinds: offline, gated, absent, refused
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"The hub repository {name_or_path!r} cannot be read ({reason}); "
+            "download it elsewhere and give teacher.path=<folder>."
+        ) from error
+
+
+def load_part(folder: Path, name: str, library: str, class_name: str) -> Any:
+    """One part of a pipeline folder, by the library and class that model_index.json names."""
+    import diffusers
+    import transformers
+
+    from common import pruned_unet
+
+    module = {"diffusers": diffusers, "transformers": transformers, "pruned_unet": pruned_unet}.get(library)
+    if module is None or not hasattr(module, class_name):
+        raise InputError(f"{folder / name}: {library}.{class_name} is not a class this project can load.")
+    if not (folder / name).is_dir():
+        raise InputError(f"{folder} lacks its part {name!r} ({class_name}), which model_index.json names.")
+    options = {"torch_dtype": torch.float32} if name in ("unet", "vae", "vqvae", "text_encoder") else {}
+    if library != "transformers" and options:
+        options["low_cpu_mem_usage"] = False
+    try:
+        part = getattr(module, class_name).from_pretrained(folder / name, local_files_only=True, **options)
+    except InputError:
+        raise
+    except Exception as error:  # safetensors, JSON and torch each raise their own kind for a damaged file
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{folder / name} cannot be loaded as {class_name}: {reason}") from error
+    return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
+
+
+def load_teacher(name_or_path: str, revision: str | None = None) -> Teacher:
+    """Loads a shipped teacher by name, a local diffusers pipeline folder, or a hub repository, in float32 on the CPU.
+
+    Raises InputError with one line for a missing folder, an unreachable hub, a missing part or a damaged file.
+    """
+    folder = find_folder(name_or_path, revision)
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{folder / 'model_index.json'} is not JSON: {error}.") from error
+    named = {name: value for name, value in index.items() if name in PARTS and isinstance(value, list) and value[0]}
+    if "unet" not in named:
+        raise InputError(f"{folder} has no U-Net: its model_index.json names {', '.join(sorted(named)) or 'no parts'}.")
+    parts = {name: load_part(folder, name, *value) for name, value in named.items()}
+    autoencoder = parts.get("vae") or parts.get("vqvae")
+    if autoencoder is None or "scheduler" not in parts:
+        raise InputError(f"{folder} needs an autoencoder ('vae' or 'vqvae') and a 'scheduler'.")
+    return Teacher(
+        name=Path(name_or_path).name,
+        folder=folder,
+        denoiser=parts["unet"],
+        autoencoder=autoencoder,
+        scheduler=parts["scheduler"],
+        tokenizer=parts.get("tokenizer"),
+        text_encoder=parts.get("text_encoder"),
+    )
+
+
+def load_denoiser(path: str | Path) -> nn.Module:
+    """A denoiser from its own folder (config.json beside the weights), with its plan where it has one."""
+    folder = Path(path)
+    if (folder / "model_index.json").is_file():
+        folder = folder / "unet"
+    try:
+        class_name = json.loads((folder / "config.json").read_text())["_class_name"]
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise InputError(f"{folder} holds no denoiser: no readable config.json with a _class_name.") from error
+    library = "pruned_unet" if class_name.startswith("Pruned") else "diffusers"
+    return load_part(folder.parent, folder.name, library, class_name)
+
+
+def save_student(teacher: Teacher, student: nn.Module, folder: Path) -> None:
+    """Writes the student as a pipeline folder in the teacher's layout, fp16 weights, whole or not at all.
+
+    diffusers loads it with DiffusionPipeline.from_pretrained(folder, trust_remote_code=True), without this project.
+    """
+    import copy
+    import shutil
+
+    scratch = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    index = json.loads((teacher.folder / "model_index.json").read_text())
+    for name in index:
+        if name in PARTS and name != "unet" and (teacher.folder / name).is_dir():
+            shutil.copytree(teacher.folder / name, scratch / name)
+    copy.deepcopy(student).cpu().half().save_pretrained(scratch / "unet")
+    pruned = type(student).__name__.startswith("Pruned")
+    index["unet"] = ["pruned_unet" if pruned else "diffusers", type(student).__name__]
+    (scratch / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)

@@ -1,0 +1,146 @@
+"""The operators of a U-Net and what takes the place of each (LD-Pruner, arXiv 2404.11936, section 2.2)."""
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.errors import InputError
+from common.plans import Edit
+
+KINDS = {
+    "conv": ("Conv2d", "LoRACompatibleConv"),
+    "attention": ("Attention",),
+    "feed_forward": ("FeedForward",),
+    "norm": ("GroupNorm", "LayerNorm"),
+    "activation": ("SiLU",),
+    "resnet": ("ResnetBlock2D",),
+    "transformer_block": ("BasicTransformerBlock",),
+    "transformer": ("Transformer2DModel",),
+    "downsampler": ("Downsample2D",),
+    "upsampler": ("Upsample2D",),
+}
+NEVER = ("conv_in", "conv_out", "time_proj", "time_embedding", "time_embed_act", "add_embedding", "encoder_hid_proj")
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A removable module: its path, its kind (a key of KINDS), what replaces it and how many parameters that saves."""
+
+    site: str
+    kind: str
+    edit: Edit
+    parameters_saved: int
+
+
+@contextmanager
+def _shapes(unet: nn.Module, sites: Sequence[str], into: dict[str, tuple[torch.Size, torch.Size]]) -> Iterator[None]:
+    """Records (input shape, output shape) of the modules at `sites` during the forward passes inside."""
+
+    def hook_for(site: str) -> Any:
+        def hook(_module: nn.Module, inputs: tuple, kwargs: dict, output: Any) -> None:
+            source = inputs[0] if inputs else kwargs["hidden_states"]
+            into[site] = (source.shape, (output[0] if isinstance(output, tuple) else output).shape)
+
+        return hook
+
+    handles = [unet.get_submodule(site).register_forward_hook(hook_for(site), with_kwargs=True) for site in sites]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def probe_inputs(unet: nn.Module) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, Any]]:
+    """Zeros of the right shapes for one forward pass of a UNet2DConditionModel or UNet2DModel, on its device (or meta)."""
+    weight = next(unet.parameters())
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    latents = torch.zeros(1, unet.config.in_channels, height, width, device=weight.device, dtype=weight.dtype)
+    timestep = torch.zeros(1, device=weight.device, dtype=torch.long)
+    conditions: dict[str, Any] = {}
+    if "cross_attention_dim" in unet.config:
+        tokens = torch.zeros(1, 8, unet.config.cross_attention_dim, device=weight.device, dtype=weight.dtype)
+        conditions["encoder_hidden_states"] = tokens
+        if unet.config.addition_embed_type == "text_time":
+            pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+            conditions["added_cond_kwargs"] = {
+                "text_embeds": tokens.new_zeros(1, pooled),
+                "time_ids": tokens.new_zeros(1, 6),
+            }
+    return (latents, timestep), conditions
+
+
+def replacement_edit(
+    site: str, module: nn.Module, source: torch.Size, result: torch.Size, residual: str
+) -> Edit | None:
+    """The cheapest edit that keeps the shape, or None where there is none.
+
+    Equal shapes: identity (or zero for attention and feed-forward when `residual` is "zero"); other channels: a 1x1
+    convolution; smaller maps: average pooling; larger maps: nearest upsampling.
+    """
+    if source == result:
+        branch = type(module).__name__ in (*KINDS["attention"], *KINDS["feed_forward"])
+        return Edit(site, "zero" if branch and residual == "zero" else "identity")
+    if len(source) != 4 or len(result) != 4:
+        return None
+    if source[2:] == result[2:]:
+        if getattr(module, "kernel_size", None) == (1, 1):
+            return None  # it already is what would replace it
+        return Edit(site, "conv1x1", {"in": source[1], "out": result[1], "bias": True})
+    if source[1] != result[1]:
+        return None
+    if source[2] > result[2]:
+        return Edit(site, "avg_pool", {"stride": round(source[2] / result[2])})
+    return Edit(site, "upsample", {"scale": round(result[2] / source[2])})
+
+
+@torch.no_grad()
+def list_operators(
+    unet: nn.Module,
+    kinds: Sequence[str] = tuple(KINDS),
+    exclude: Sequence[str] = (),
+    residual: str = "identity",
+) -> list[Operator]:
+    """All operators of the wanted kinds in the order of the module tree; works on the meta device.
+
+    conv_in, conv_out and the time embedding are never among them. `exclude` holds shell patterns over module paths.
+    residual: what an attention or feed-forward operator on a residual branch leaves behind: "identity" hands its input on
+    (the paper's rule read literally), "zero" removes the branch.
+    InputError for an unknown kind, and for a pattern that matches no operator.
+    """
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise InputError(f"Unknown operator kind {unknown[0]!r}; the kinds are {', '.join(KINDS)}.")
+    if residual not in ("identity", "zero"):
+        raise InputError(f"residual={residual!r} is neither 'identity' nor 'zero'.")
+    kind_of = {name: kind for kind in kinds for name in KINDS[kind]}
+    sites = {
+        site: kind_of[type(module).__name__]
+        for site, module in unet.named_modules()
+        if type(module).__name__ in kind_of and site.split(".")[0] not in NEVER
+    }
+    shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
+    arguments, conditions = probe_inputs(unet)
+    with _shapes(unet, list(sites), shapes):
+        unet(*arguments, **conditions)
+    operators = []
+    for site, kind in sites.items():
+        if site not in shapes:
+            continue  # never called in the forward pass (an unused dropout or activation)
+        module = unet.get_submodule(site)
+        edit = replacement_edit(site, module, *shapes[site], residual)
+        if edit is not None:
+            kept = edit.sizes["in"] * edit.sizes["out"] + edit.sizes["out"] if edit.operation == "conv1x1" else 0
+            operators.append(Operator(site, kind, edit, sum(p.numel() for p in module.parameters()) - kept))
+    for pattern in exclude:
+        if not any(fnmatch.fnmatch(operator.site, pattern) for operator in operators):
+            raise InputError(f"exclude pattern {pattern!r} matches no operator; paths look like {operators[0].site!r}.")
+    return [
+        operator for operator in operators if not any(fnmatch.fnmatch(operator.site, pattern) for pattern in exclude)
+    ]
