@@ -1,7 +1,7 @@
 """The fixed conditions and noise on which scores are computed."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,15 @@ class Calibration:
     def shape(self) -> tuple[int, int]:
         """(conditions, samples)"""
         return tuple(self.noise.shape[:2])
+
+    def to(self, device: str | torch.device) -> "Calibration":
+        """The same calibration with its tensors on `device`."""
+        return replace(
+            self,
+            noise=self.noise.to(device),
+            conditions={name: value.to(device) for name, value in self.conditions.items()},
+            empty={name: value.to(device) for name, value in self.empty.items()},
+        )
 
     def rows(self, chosen: slice, copies: int = 1) -> tuple[torch.Tensor, Conditions]:
         """Noise (copies * conditions * samples, ...) of the chosen conditions and the conditions row by row."""

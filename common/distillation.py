@@ -115,6 +115,12 @@ class DenoiserTraining(L.LightningModule):
             self.student_taps = FeatureTaps(student, [pair[0] for pair in self.feature_pairs])
             self.teacher_taps = FeatureTaps(teacher, [pair[1] for pair in self.feature_pairs])
 
+    def remove_taps(self) -> None:
+        """Takes the feature hooks off both networks."""
+        if self.feature_weight:
+            self.student_taps.remove()
+            self.teacher_taps.remove()
+
     def condition(self, batch: dict[str, torch.Tensor], uniform: torch.Tensor) -> dict[str, torch.Tensor]:
         """The denoiser's keyword arguments, with a share of `condition_dropout` replaced by the empty condition."""
         dropped = uniform < self.condition_dropout

@@ -151,6 +151,11 @@ class LatentScorer:
         noisy = scheduler.add_noise(latents, noise, timesteps)
         return noisy, timesteps, {name: value[: len(latents)] for name, value in conditions.items()}
 
+    def keep_originals(self) -> None:
+        """Computes the intact network's latents for all conditions now, before edits are made to it."""
+        for start in range(0, self.calibration.shape[0], self.chunk):
+            self._original(start)
+
     @torch.no_grad()
     def score(
         self,
@@ -158,40 +163,42 @@ class LatentScorer:
         lowest: int,
         scoring: str,
         file: ScoreFile,
-        screen_rows: int = 16,
-        seed: int = 0,
+        costs: dict[str, float],
+        screen_rows: int,
+        seed: int,
     ) -> dict[str, float]:
-        """Full scores (sums over conditions) of all operators, or at least of the `lowest` lowest ones.
+        """Full scores (sums over conditions) of all operators, or at least of those `lowest` in score / cost.
 
         `file` holds what is known already, and grows. Returns the operators whose score is complete.
         """
         if scoring not in ("exact", "screened"):
             raise InputError(f"scoring={scoring!r} is neither 'exact' nor 'screened'.")
         total = self.calibration.shape[0]
+        sites = {operator.site for operator in operators}
         if scoring == "screened":
             missing = [operator for operator in operators if operator.site not in file.screen]
             if missing:
                 file.screen |= self.screen(missing, screen_rows, seed)
                 file.save()
-            operators = sorted(operators, key=lambda operator: file.screen[operator.site])
+            operators = sorted(operators, key=lambda operator: file.screen[operator.site] / costs[operator.site])
+
+        def partial(site: str) -> float:
+            return sum(file.conditions.get(site, [])) / costs[site]
 
         def bound() -> float:
-            complete = sorted(sum(values) for values in file.conditions.values() if len(values) == total)
+            complete = sorted(partial(site) for site in sites if len(file.conditions.get(site, [])) == total)
             return complete[lowest - 1] if scoring == "screened" and 0 < lowest <= len(complete) else float("inf")
 
         for first in range(0, len(operators), self.copies):
             group = operators[first : first + self.copies]
             for start in range(0, total, self.chunk):
                 limit = bound()
-                group = [operator for operator in group if sum(file.conditions.get(operator.site, [])) <= limit]
-                waiting = [operator for operator in group if len(file.conditions.get(operator.site, [])) <= start]
+                group = [operator for operator in group if partial(operator.site) <= limit]
+                end = min(start + self.chunk, total)
+                waiting = [operator for operator in group if len(file.conditions.get(operator.site, [])) < end]
                 if waiting:
                     for operator, values in zip(waiting, self.score_chunk(waiting, start).tolist(), strict=True):
                         file.conditions[operator.site] = file.conditions.get(operator.site, [])[:start] + values
                     file.save()
             self.advance(len(operators[first : first + self.copies]))
-        return {
-            operator.site: sum(file.conditions[operator.site])
-            for operator in operators
-            if len(file.conditions.get(operator.site, [])) == total
-        }
+        return {site: sum(file.conditions[site]) for site in sites if len(file.conditions.get(site, [])) == total}

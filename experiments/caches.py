@@ -1,0 +1,30 @@
+"""Tensors that several jobs share, computed once and written whole or not at all."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.errors import InputError
+from common.files import write_atomically
+
+
+def content_name(*parts: Any) -> str:
+    """A short name for what something depends on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def cached_tensors(path: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The tensors in `path`, computed and written when it is not there; InputError naming a damaged file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save
+
+    if not path.is_file():
+        write_atomically(path, save({name: value.contiguous().cpu() for name, value in compute().items()}))
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"The cache {path} is damaged ({error}); delete it and it is computed anew.") from error

@@ -1,0 +1,130 @@
+"""What a person sees of one job: the closing table, the sample sheet and the picture of the scores."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from common.plans import Plan
+
+# title, how to read it from a model's figures, format, whether less is better (None: neither)
+COLUMNS = (
+    ("params", lambda m: m["parameters"] / 1e6, "{:.2f}M"),
+    ("MACs", lambda m: m["macs"] / 1e6, "{:.0f}M"),
+    ("time", lambda m: m["latency"]["ratio"], "{:.2f}x"),
+    ("FD", lambda m: next(v for k, v in m.items() if k.startswith("fd_")), "{:.1f}"),
+    ("KD", lambda m: next(v for k, v in m.items() if k.startswith("kd_")), "{:.2f}"),
+    ("retrieval", lambda m: 100 * m["caption_retrieval"], "{:.1f}%"),
+    ("MSE to t.", lambda m: m["latent_mse"], "{:.3f}"),
+    ("SSIM to t.", lambda m: m["ssim"], "{:.3f}"),
+)
+
+
+def print_table(row: dict[str, Any]) -> None:
+    """Teacher, pruned and distilled side by side, within 80 columns."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("")
+    for title, _, _ in COLUMNS:
+        table.add_column(title, justify="right", no_wrap=True)
+    for who, figures in row["models"].items():
+        cells = []
+        for _, read, form in COLUMNS:
+            try:
+                cells.append(form.format(read(figures)))
+            except (KeyError, StopIteration):
+                cells.append("")
+        table.add_row(who, *cells)
+    console = Console(width=80)
+    console.print()
+    console.print(table)
+    protocol = row["protocol"]
+    console.print(
+        f"\nFD and KD (x1000): Fréchet and kernel distance of {protocol['images']} samples to "
+        f"{protocol['reference_images']} real images over {protocol['extractor'].split(':')[0]} features; "
+        "'real': as many real images against the same. t.: the teacher, from equal seeds. "
+        f"time: one forward pass of {protocol['latency_batch']}, against the teacher in the same run. "
+        f"{protocol['steps']} steps, guidance {protocol['guidance_scale']}. "
+        f"{len(row['plan'])} edits; " + ", ".join(f"{name} {value:.0f} s" for name, value in row["seconds"].items()),
+        style="dim",
+        highlight=False,
+    )
+
+
+def draw_samples(folder: Path, rows: dict[str, torch.Tensor], captions: list[str], count: int = 8) -> None:
+    """samples.png: the same captions and seeds in every row; rows hold uint8 images (at least count, 3, h, w)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import textwrap
+
+    from matplotlib import pyplot
+
+    count = min(count, len(captions))
+    figure, axes = pyplot.subplots(len(rows), count, figsize=(1.5 * count, 1.65 * len(rows)), squeeze=False)
+    for line, (who, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(line, images, strict=False):
+            axis.imshow(image.permute(1, 2, 0).numpy())
+            axis.set(xticks=[], yticks=[])
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+        line[0].set_ylabel(who, fontsize=11)
+    for axis, caption in zip(axes[0], captions, strict=False):
+        axis.set_title("\n".join(textwrap.wrap(caption, 19)), fontsize=8)
+    figure.tight_layout(pad=0.4)
+    save_figure(figure, folder / "samples.png")
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a matplotlib figure as PNG, whole or not at all, and closes it."""
+    import io
+
+    from matplotlib import pyplot
+
+    from common.files import write_atomically
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    pyplot.close(figure)
+    write_atomically(path, buffer.getvalue())
+
+
+def draw_scores(unet: nn.Module, plan: Plan, path: Path) -> None:
+    """scores.png: one bar per scored site in the order of the network, coloured by type, edited ones marked by a dot.
+
+    Sites without a complete score (the screen showed them to be above the k lowest) are not drawn.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    order = {name: position for position, (name, _) in enumerate(unet.named_modules())}
+    sites = sorted(plan.scores, key=order.__getitem__)
+    if not sites:
+        return
+    kinds = [type(unet.get_submodule(site)).__name__ for site in sites]
+    palette = {kind: f"C{position}" for position, kind in enumerate(sorted(set(kinds)))}
+    edited = {edit.site for edit in plan.edits}
+    figure, axis = pyplot.subplots(figsize=(max(8.0, 0.17 * len(sites)), 5.2))
+    places = range(len(sites))
+    axis.bar(places, [plan.scores[site] for site in sites], color=[palette[kind] for kind in kinds])
+    chosen = [place for place, site in enumerate(sites) if site in edited]
+    axis.plot(chosen, [plan.scores[sites[place]] for place in chosen], "k.", label="edited")
+    axis.set_yscale("log")
+    short = [
+        site.replace("transformer_blocks", "tb").replace("attentions", "attn").replace("_blocks", "") for site in sites
+    ]
+    axis.set_xticks(list(places), short, rotation=90, fontsize=6)
+    axis.set_xlim(-0.7, len(sites) - 0.3)
+    axis.set_ylabel("score (low: cheap to remove)")
+    axis.set_title(f"{plan.method}: {len(sites)} scored sites, {len(edited)} edited", fontsize=10)
+    patches = [pyplot.Rectangle((0, 0), 1, 1, color=color) for color in palette.values()]
+    marks = pyplot.Line2D([], [], color="k", marker=".", linestyle="")
+    axis.legend([*patches, marks], [*palette, "edited"], fontsize=7, ncols=2)
+    figure.tight_layout()
+    save_figure(figure, path)

@@ -1,0 +1,135 @@
+"""One job from configuration to result row: plan, prune, distil, measure, show."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.jobs import job_settings
+
+
+def pick_device(name: str) -> str:
+    """The device of cfg.device; "auto" takes the first CUDA device where there is one."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+@contextmanager
+def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Adds the time spent inside to seconds[name]."""
+    started = time.perf_counter()
+    yield
+    seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 1)
+
+
+def calibrate(cfg: DictConfig, teacher: Any) -> Any:
+    """The calibration set: a seeded draw of training captions (no captions for unconditional models)."""
+    import hydra
+    import torch
+
+    from common.batches import generator_for
+    from common.calibration import build_calibration
+
+    settings = OmegaConf.to_container(cfg.calibration, resolve=True)
+    captions: list[str] = []
+    if teacher.text_encoder is not None:
+        data = hydra.utils.instantiate(cfg.task.data, split="train")
+        order = torch.randperm(len(data), generator=generator_for(settings["seed"], 4)).tolist()
+        captions = [data.captions[index] for index in order[: settings["num_conditions"]]]
+        settings["num_conditions"] = len(captions)
+    else:
+        settings["num_conditions"] = 1  # a single implicit condition (LD-Pruner, section 2.4)
+    return build_calibration(
+        teacher.encode_captions(captions) if captions else {},
+        teacher.empty_condition(),
+        teacher.latent_shape,
+        teacher.scheduler,
+        **settings,
+    )
+
+
+def run_job(cfg: DictConfig) -> dict[str, Any]:
+    """Runs or finds the job of `cfg` and returns its result row, as written to result.json."""
+    import json
+
+    from hydra.core.hydra_config import HydraConfig
+
+    from common.files import write_json
+    from experiments.job_report import print_table
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    settings = job_settings(cfg)
+    path = folder / "result.json"
+    if path.is_file():
+        row = json.loads(path.read_text())
+        print(f"This job is done: {path} (delete the folder to run it again).")
+        print_table(row)
+        return row
+    row = {"settings": settings, **compute_row(cfg, folder)}
+    write_json(path, row)
+    print_table(row)
+    print(f"\nresult {path}\npicture {folder / 'samples.png'}\nstudent {folder / 'student'}")
+    return row
+
+
+def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """All stages of a job; each finds what an interrupted run has left in `folder` and goes on from there."""
+    import hydra
+    import torch
+
+    from common.errors import InputError
+    from common.plans import PLAN_FILE, Plan, apply_plan
+    from common.teachers import load_denoiser, load_teacher, save_student
+    from experiments.distill_student import distill
+    from experiments.evaluate import evaluate, evaluation_prompts, measure_cost
+    from experiments.job_report import draw_samples, draw_scores
+
+    if cfg.init not in ("preserved", "scratch"):
+        raise InputError(f"init={cfg.init!r} is neither 'preserved' nor 'scratch'.")
+    seconds: dict[str, float] = {}
+    cache = Path(cfg.outputs) / "cache"
+    method = hydra.utils.instantiate(cfg.method, _convert_="all")
+    with stage("loading", seconds):
+        teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))
+        calibration = calibrate(cfg, teacher).to(teacher.device)
+    with stage("scoring", seconds):
+        if not (folder / "plan" / PLAN_FILE).is_file():
+            method.plan(teacher.denoiser, calibration, teacher.fingerprint(), cache / "scores").save(folder / "plan")
+        plan = Plan.load(folder / "plan")
+    pruned = apply_plan(teacher.denoiser, plan)
+    if cfg.init == "scratch":
+        torch.manual_seed(cfg.seed)
+        pruned = type(pruned).from_config(pruned.config).to(teacher.device).eval()
+    denoisers = {"teacher": teacher.denoiser, "pruned": pruned}
+    student_folder = folder / "student"
+    with stage("distilling", seconds):
+        if not (student_folder / "model_index.json").is_file():
+            student = apply_plan(teacher.denoiser, plan)
+            student.load_state_dict(pruned.state_dict())
+            if cfg.distill.steps:
+                student = distill(cfg, teacher, student, folder / "distill", cache)
+            save_student(teacher, student, student_folder)
+        if cfg.distill.steps:
+            denoisers["distilled"] = load_denoiser(student_folder).to(teacher.device)
+    with stage("measuring", seconds):
+        metrics, images = evaluate(cfg, teacher, denoisers, folder / "samples", cache)
+        costs = measure_cost(cfg, teacher, denoisers)
+    with stage("drawing", seconds):
+        draw_samples(folder, images, evaluation_prompts(cfg)[0])
+        draw_scores(teacher.denoiser, plan, folder / "scores.png")
+    return {
+        "models": {who: {**metrics.get(who, {}), **costs.get(who, {})} for who in ("real", *denoisers)},
+        "plan": [edit.to_dict() for edit in plan.edits],
+        "protocol": {
+            "extractor": "effnet: EfficientNet-lite0, 1280 pooled features, 64 px",
+            **OmegaConf.to_container(cfg.evaluation, resolve=True),
+            "seeds": "one per sample, from (seed, index)",
+        },
+        "seconds": seconds,
+    }
