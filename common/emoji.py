@@ -28,8 +28,8 @@ class CaptionedImages:
         return len(self.captions)
 
 
-def load_emoji(folder: str | Path, split: str, without: tuple[str, ...] = ()) -> CaptionedImages:
-    """The drawings of one split ("train" or "test"), leaving out the categories named in `without`."""
+def load_emoji(folder: str | Path, split: str, without: tuple[str, ...] = (), limit: int | None = None) -> CaptionedImages:
+    """The drawings of one split ("train" or "test"), without some categories, of at most `limit` evenly spaced names."""
     folder = Path(folder)
     if not (folder / "index.json").is_file():
         raise InputError(f"{folder} has no index.json; build the emoji data with experiments/build_emoji.py.")
@@ -42,6 +42,8 @@ def load_emoji(folder: str | Path, split: str, without: tuple[str, ...] = ()) ->
     ]
     if not chosen:
         raise InputError(f"{folder} holds no drawing of split={split!r}; the splits are 'train' and 'test'.")
+    if limit is not None and limit < len(chosen):
+        chosen = [chosen[index * len(chosen) // limit] for index in range(limit)]
     tiles, captions, names, categories = [], [], [], []
     for style in document["styles"]:
         with Image.open(folder / f"{style}.webp") as sheet:

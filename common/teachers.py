@@ -138,6 +138,8 @@ def load_part(folder: Path, name: str, library: str, class_name: str) -> Any:
 
     from common import pruned_unet
 
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     module = {"diffusers": diffusers, "transformers": transformers, "pruned_unet": pruned_unet}.get(library)
     if module is None or not hasattr(module, class_name):
         raise InputError(f"{folder / name}: {library}.{class_name} is not a class this project can load.")

@@ -1,0 +1,80 @@
+"""A tiny text-to-image teacher with random weights in Stable Diffusion's folder layout, made once for all tests."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher_folder(tmp_path_factory):
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    from experiments.text_encoder import build_text_encoder, train_tokenizer
+
+    torch.manual_seed(0)
+    captions = ["a red apple, noto style", "a teddy bear, fluent style", "a flag of france, openmoji style"]
+    tokenizer = train_tokenizer(captions, vocabulary_size=700, max_length=12)
+    text_encoder = build_text_encoder(tokenizer, width=16, layers=1, heads=2)
+    blocks = 4
+    autoencoder = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * blocks,
+        up_block_types=["UpDecoderBlock2D"] * blocks,
+        block_out_channels=[4] * blocks,
+        norm_num_groups=2,
+        latent_channels=4,
+        layers_per_block=1,
+        sample_size=64,
+    )
+    denoiser = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16, 16, 16),
+        layers_per_block=2,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+    )
+    folder = tmp_path_factory.mktemp("teachers") / "tiny"
+    pipeline = StableDiffusionPipeline(
+        autoencoder, text_encoder, tokenizer, denoiser, scheduler, None, None, requires_safety_checker=False
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_teacher(tiny_teacher_folder):
+    from common.teachers import load_teacher
+
+    return load_teacher(str(tiny_teacher_folder))
+
+
+@pytest.fixture
+def tiny_calibration(tiny_teacher):
+    from common.calibration import build_calibration
+
+    captions = ["a red apple, noto style", "a teddy bear, fluent style", "a flag of france, openmoji style"]
+    return build_calibration(
+        tiny_teacher.encode_captions(captions),
+        tiny_teacher.empty_condition(),
+        tiny_teacher.latent_shape,
+        tiny_teacher.scheduler,
+        num_conditions=3,
+        samples=2,
+        steps=3,
+        guidance_scale=2.0,
+        seed=0,
+    )
