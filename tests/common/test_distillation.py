@@ -1,0 +1,145 @@
+"""The losses, the resumption of a killed run, and what a checkpoint holds."""
+
+import copy
+
+import pytest
+import torch
+
+from common.batches import TensorRows
+from common.distillation import DenoiserTraining
+from common.plans import Edit, Plan, apply_plan
+from common.schedules import learning_rate_factor, scheduler
+from common.training import ExponentialAverage, fit, latest_checkpoint
+from experiments.distill_student import block_paths
+
+TRAINER = {"accelerator": "cpu", "devices": 1, "gradient_clip_val": 1.0}
+
+
+def rows():
+    generator = torch.Generator().manual_seed(2)
+    return TensorRows(
+        latents=torch.randn(7, 4, 8, 8, generator=generator),
+        encoder_hidden_states=torch.randn(7, 12, 16, generator=generator),
+    )
+
+
+def build(teacher, steps=6, **weights):
+    plan = Plan("test", (Edit("down_blocks.0.attentions.1", "identity"), Edit("mid_block.attentions.0", "identity")))
+    student = apply_plan(teacher.denoiser, plan).train().requires_grad_(True)
+    weights = {"output_weight": 0.7, "feature_weight": 0.7} | weights
+    return DenoiserTraining(
+        student,
+        teacher.scheduler,
+        lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
+        scheduler("cosine", steps, 2),
+        seed=5,
+        condition_dropout=0.3,
+        empty_condition=teacher.empty_condition()["encoder_hidden_states"][0],
+        feature_pairs=[(path, path) for path in block_paths(teacher.denoiser)],
+        teacher=teacher.denoiser,
+        **weights,
+    )
+
+
+class Killed(Exception):
+    pass
+
+
+def train(teacher, folder, steps=6, stop_after=None):
+    import lightning as L
+
+    module = build(teacher, steps)
+    average = ExponentialAverage(module.student, 0.9)
+
+    class Kill(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == stop_after:
+                raise Killed
+
+    fit(
+        module,
+        rows(),
+        steps=steps,
+        batch_size=2,
+        accumulate=2,
+        seed=1,
+        folder=folder,
+        description="test",
+        checkpoint_every=2,
+        trainer=TRAINER,
+        callbacks=[average, Kill()],
+    )
+    module.remove_taps()
+    return module, average
+
+
+@pytest.mark.parametrize("stop_after", [3, 4, 5])
+def test_resumed_run_ends_with_the_same_weights(tiny_teacher, tmp_path, stop_after):
+    whole, whole_average = train(tiny_teacher, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tiny_teacher, tmp_path / "cut", stop_after=stop_after)
+    assert 0 < latest_checkpoint(tmp_path / "cut")[1] < 6
+    resumed, resumed_average = train(tiny_teacher, tmp_path / "cut")
+    pairs = zip(whole.student.state_dict().items(), resumed.student.state_dict().items(), strict=True)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in pairs)
+    shadows = zip(whole_average.ema.shadow_params, resumed_average.ema.shadow_params, strict=True)
+    assert all(torch.equal(a, b) for a, b in shadows)
+    assert not any(torch.equal(a, b) for a, b in zip(whole.student.parameters(), tiny_teacher.denoiser.parameters()))
+
+
+def test_checkpoint_holds_the_student_alone(tiny_teacher, tmp_path):
+    module, _ = train(tiny_teacher, tmp_path, steps=2)
+    assert all(name.startswith("student.") for name in module.state_dict())
+    saved = torch.load(latest_checkpoint(tmp_path)[0], weights_only=False)
+    assert saved["state_dict"].keys() == module.state_dict().keys()
+    assert all(not parameter.requires_grad for parameter in tiny_teacher.denoiser.parameters())
+
+
+def test_terms_are_what_their_formulas_say(tiny_teacher):
+    module = build(tiny_teacher)
+    logged = {}
+    module.log = lambda name, value, **_: logged.__setitem__(name, float(value))
+    module.log_dict = lambda values, **_: logged.update({name: float(value) for name, value in values.items()})
+    batch = rows().__getitems__([(0, 0), (1, 1), (2, 2)])
+    loss = module.training_step(batch, 0)
+    expected = logged["loss/task"] + 0.7 * logged["loss/output"] + 0.7 * logged["loss/feature"]
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    per_pair = [value for name, value in logged.items() if name.startswith("feature/")]
+    assert len(per_pair) == 9 and sum(per_pair) == pytest.approx(logged["loss/feature"], rel=1e-5)
+    assert logged["feature/down_blocks.0"] > 0  # an attention of it is gone
+    assert logged["loss/task"] == pytest.approx(1.01260, abs=2e-4)  # pinned: noise, timesteps and target
+
+
+def test_an_unpruned_student_has_no_distillation_loss(tiny_teacher):
+    module = build(tiny_teacher)
+    module.remove_taps()
+    same = DenoiserTraining(
+        copy.deepcopy(tiny_teacher.denoiser),
+        tiny_teacher.scheduler,
+        None,
+        None,
+        seed=5,
+        output_weight=1.0,
+        feature_weight=1.0,
+        feature_pairs=[("mid_block", "mid_block")],
+        teacher=tiny_teacher.denoiser,
+    )
+    logged = {}
+    same.log = lambda *_, **__: None
+    same.log_dict = lambda values, **_: logged.update(values)
+    same.training_step(rows().__getitems__([(0, 0), (1, 1)]), 0)
+    assert logged["loss/output"] == 0 and logged["loss/feature"] == 0 and logged["loss/task"] > 0
+
+
+def test_distillation_without_a_teacher_is_refused(tiny_teacher):
+    with pytest.raises(ValueError, match="need a teacher"):
+        DenoiserTraining(tiny_teacher.denoiser, tiny_teacher.scheduler, None, None, seed=0, output_weight=1.0)
+
+
+def test_schedules():
+    constant, cosine, trapezoid = (learning_rate_factor(name, 100, 10) for name in ("constant", "cosine", "trapezoid"))
+    assert [constant(0), constant(9), constant(99)] == pytest.approx([0.1, 1, 1])
+    assert [cosine(10), cosine(55), cosine(100)] == pytest.approx([1, 0.5, 0])
+    assert [trapezoid(50), trapezoid(80), trapezoid(90), trapezoid(100)] == pytest.approx([1, 1, 0.5, 0])
+    with pytest.raises(ValueError, match="constant, cosine, trapezoid"):
+        learning_rate_factor("linear", 1, 1)

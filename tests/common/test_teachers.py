@@ -1,0 +1,113 @@
+"""Loading teachers, and the one line that bad input gets."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from common.teachers import load_denoiser, load_teacher, shipped_teachers
+
+
+@pytest.fixture
+def broken(tiny_teacher_folder, tmp_path):
+    return shutil.copytree(tiny_teacher_folder, tmp_path / "broken")
+
+
+def test_a_folder_loads_as_one_thing(tiny_teacher):
+    assert tiny_teacher.latent_shape == (4, 8, 8)
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    latents = tiny_teacher.encode_images(images)
+    assert latents.shape == (3, 4, 8, 8)
+    decoded = tiny_teacher.decode_latents(latents)
+    assert decoded.shape == images.shape and decoded.dtype == torch.uint8
+    assert tiny_teacher.encode_captions(["a red apple", "x"])["encoder_hidden_states"].shape == (2, 12, 16)
+
+
+def test_unconditional_vq_folder_loads(tmp_path):
+    from diffusers import DDIMScheduler, UNet2DModel, VQModel
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+    )
+    vq = VQModel(
+        block_out_channels=[4, 4],
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        norm_num_groups=2,
+        num_vq_embeddings=16,
+    )
+    for name, part in {"unet": unet, "vqvae": vq, "scheduler": DDIMScheduler()}.items():
+        part.save_pretrained(tmp_path / name)
+    index = {
+        "_class_name": "LDMPipeline",
+        "unet": ["diffusers", "UNet2DModel"],
+        "vqvae": ["diffusers", "VQModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    }
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    teacher = load_teacher(str(tmp_path))
+    assert teacher.latent_shape == (3, 8, 8) and teacher.encode_captions(["x"]) == {}
+    latents = teacher.encode_images(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+    assert teacher.decode_latents(latents).shape == (2, 3, 16, 16)
+
+
+def test_fingerprint_follows_the_weights(tiny_teacher):
+    before = tiny_teacher.fingerprint()
+    assert before == tiny_teacher.fingerprint()
+    with torch.no_grad():
+        tiny_teacher.denoiser.conv_in.bias[0] += 1e-3
+    assert tiny_teacher.fingerprint() != before
+
+
+def test_unknown_name_lists_the_shipped_ones():
+    with pytest.raises(ValueError, match="no teacher 'nothing'.*shipped") as caught:
+        load_teacher("nothing")
+    assert all(name in str(caught.value) for name in shipped_teachers())
+    assert "\n" not in str(caught.value)
+
+
+def test_unreachable_hub_says_what_to_do():
+    with pytest.raises(ValueError, match=r"owner/never-there.*teacher\.path"):
+        load_teacher("owner/never-there")
+
+
+def test_folder_without_index(tmp_path):
+    with pytest.raises(ValueError, match="model_index.json"):
+        load_teacher(str(tmp_path))
+
+
+def test_folder_without_unet(broken):
+    index = json.loads((broken / "model_index.json").read_text())
+    del index["unet"]
+    (broken / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="no U-Net"):
+        load_teacher(str(broken))
+
+
+def test_missing_part_is_named(broken):
+    shutil.rmtree(broken / "text_encoder")
+    with pytest.raises(ValueError, match="lacks its part 'text_encoder'"):
+        load_teacher(str(broken))
+
+
+def test_damaged_weights_are_named(broken):
+    path = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="unet cannot be loaded") as caught:
+        load_teacher(str(broken))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_denoiser_in_the_folder(tmp_path):
+    with pytest.raises(ValueError, match="holds no denoiser"):
+        load_denoiser(tmp_path)

@@ -1,0 +1,115 @@
+"""Fast scores equal the plain loop's, and a killed scoring goes on where it was."""
+
+import json
+
+import pytest
+import torch
+
+from common.plans import edited
+from common.sampling import denoise
+from ld_pruner import latent_score, list_operators
+from ld_pruner.initial_weights import initial_weights
+from ld_pruner.scoring import LatentScorer, ScoreFile
+
+SMALL = ("resnet", "transformer", "downsampler", "upsampler")
+
+
+@torch.no_grad()
+def plain_scores(unet, calibration, operators, tensors):
+    """Algorithm 1 as written: one operator, one condition at a time."""
+
+    def latents(condition):
+        noise, conditions = calibration.rows(slice(condition, condition + 1))
+        return denoise(
+            unet, calibration.scheduler, noise, conditions, calibration.empty, calibration.steps, calibration.guidance_scale
+        )[None]
+
+    original = [latents(condition) for condition in range(calibration.shape[0])]
+    scores = {}
+    for operator in operators:
+        with edited(unet, [operator.edit], tensors):
+            scores[operator.site] = sum(
+                latent_score(before, latents(condition)).item() for condition, before in enumerate(original)
+            )
+    return scores
+
+
+@pytest.fixture
+def setting(tiny_teacher, tiny_calibration):
+    unet = tiny_teacher.denoiser
+    operators = list_operators(unet, SMALL)
+    return unet, tiny_calibration, operators, initial_weights(unet, operators, "slice", None, seed=0)
+
+
+def scorer(setting, **options):
+    unet, calibration, _, tensors = setting
+    return LatentScorer(unet, calibration, tensors, rows=8, copies=4, **options)
+
+
+def free(operators):
+    return {operator.site: 1.0 for operator in operators}
+
+
+def test_exact_equals_the_plain_loop(setting):
+    operators = setting[2]
+    plain = plain_scores(*setting[:2], operators, setting[3])
+    fast = scorer(setting).score(operators, 0, "exact", ScoreFile(), free(operators), 4, 0)
+    assert fast.keys() == plain.keys()
+    for site, score in plain.items():
+        assert fast[site] == pytest.approx(score, rel=1e-3), site
+
+
+@pytest.mark.parametrize("k", [1, 5, 15])
+def test_screened_finds_the_same_lowest_with_less_work(setting, k):
+    operators = setting[2]
+    exact = scorer(setting).score(operators, 0, "exact", ScoreFile(), free(operators), 4, 0)
+    file = ScoreFile()
+    found = scorer(setting).score(operators, k, "screened", file, free(operators), 4, 0)
+    assert sorted(found, key=found.get)[:k] == sorted(exact, key=exact.get)[:k]
+    assert sum(len(values) for values in file.conditions.values()) < 3 * len(operators) or k == 15
+
+
+def test_a_misleading_screen_costs_time_but_changes_nothing(setting):
+    operators = setting[2]
+    exact = scorer(setting).score(operators, 0, "exact", ScoreFile(), free(operators), 4, 0)
+    backwards = ScoreFile(screen={site: -score for site, score in exact.items()})
+    found = scorer(setting).score(operators, 5, "screened", backwards, free(operators), 4, 0)
+    assert sorted(found, key=found.get)[:5] == sorted(exact, key=exact.get)[:5]
+
+
+def test_killed_scoring_goes_on(setting, tmp_path):
+    operators = setting[2]
+    whole = scorer(setting).score(operators, 5, "screened", ScoreFile(), free(operators), 4, 0)
+
+    class Killed(Exception):
+        pass
+
+    calls = []
+
+    def die(count):
+        calls.append(count)
+        if len(calls) == 3:
+            raise Killed
+
+    path = tmp_path / "scores.json"
+    with pytest.raises(Killed):
+        scorer(setting, advance=die).score(operators, 5, "screened", ScoreFile.open(path), free(operators), 4, 0)
+    known = json.loads(path.read_text())
+    assert len(known["conditions"]) >= 3 and len(known["screen"]) == len(operators)
+    second = scorer(setting)
+    computed = []
+    original = second.score_chunk
+    second.score_chunk = lambda group, start: computed.extend(o.site for o in group) or original(group, start)
+    resumed = second.score(operators, 5, "screened", ScoreFile.open(path), free(operators), 4, 0)
+    complete = {site for site, values in known["conditions"].items() if len(values) == 3}
+    assert complete and not complete & set(computed)
+    assert sorted(resumed, key=resumed.get)[:5] == sorted(whole, key=whole.get)[:5]
+    for site in sorted(whole, key=whole.get)[:5]:
+        assert resumed[site] == pytest.approx(whole[site], rel=1e-4)
+
+
+def test_damaged_score_file_is_named(tmp_path):
+    path = tmp_path / "scores.json"
+    path.write_text('{"conditions": {')
+    with pytest.raises(ValueError, match=r"scores\.json is damaged"):
+        ScoreFile.open(path)
