@@ -15,6 +15,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from common.batches import TensorRows, training_loader
 from common.progress import progress_bar
 
+# batches come from memory and are numbered (common/batches.py): no workers are needed, and resuming mid-epoch is exact
+IRRELEVANT = ".*(num_workers|treespec|many workers|not resumable|exists and is not empty).*"
+
 
 class ExponentialAverage(L.Callback):
     """Keeps diffusers' EMAModel of one network, saved and restored with every checkpoint.
@@ -100,13 +103,16 @@ def fit(
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, done = latest_checkpoint(folder)
+    for older in folder.glob("step=*.ckpt"):
+        if older != checkpoint:
+            older.unlink()
     saver = ModelCheckpoint(
         dirpath=folder, filename="{step}", every_n_train_steps=checkpoint_every, save_top_k=1, save_on_exception=False
     )
     loader = training_loader(rows, batch_size, seed, steps * accumulate, start=done * accumulate)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(num_workers|treespec|does not have many workers).*")
+        warnings.filterwarnings("ignore", message=IRRELEVANT)
         runner = L.Trainer(
             max_steps=steps,
             accumulate_grad_batches=accumulate,
