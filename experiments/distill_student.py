@@ -76,4 +76,3 @@ def distill(cfg: DictConfig, teacher: Teacher, student: nn.Module, folder: Path,
     if average:
         average.copy_to_network()
     return student.eval().requires_grad_(False)
-

@@ -6,6 +6,7 @@ Each stage leaves its result in `work`; a killed run, started again, goes on fro
 the weights of an uninterrupted one.
 """
 
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +53,6 @@ def train_autoencoder(cfg: DictConfig, images: Any, work: Path) -> Any:
     return AutoencoderKL.from_pretrained(finished, low_cpu_mem_usage=False).eval()
 
 
-def cached(path: Path, compute: Any) -> Any:
-    """The tensor in `path`, computed and written (whole or not at all) when it is not there."""
-    from safetensors.torch import load_file, save_file
-
-    if not path.is_file():
-        scratch = path.with_suffix(".partial")
-        save_file({"tensor": compute().contiguous()}, scratch)
-        scratch.replace(path)
-    return load_file(path)["tensor"]
-
-
 def train_denoiser(
     cfg: DictConfig, latents: Any, captions: list[str], autoencoder: Any, work: Path
 ) -> tuple[Any, Any, Any, Any]:
@@ -101,10 +91,13 @@ def train_denoiser(
     )
     average = ExponentialAverage(torch.nn.ModuleList([denoiser, text_encoder]), settings.ema_decay)
 
+    losses: deque[float] = deque(maxlen=200)
+
     class SampleSheets(L.Callback):
-        """A sheet of samples of the averaged weights every `sample_every` steps."""
+        """A sheet of samples of the averaged weights every `sample_every` steps, and the last losses."""
 
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            losses.append(float(trainer.callback_metrics["loss"]))
             if trainer.global_step % cfg.teacher_training.sample_every == 0:
                 average.ema.store(average.network.parameters())
                 average.copy_to_network()
@@ -133,7 +126,7 @@ def train_denoiser(
         callbacks=[average, SampleSheets()],
     )
     average.copy_to_network()
-    return denoiser.eval(), text_encoder.eval(), tokenizer, scheduler
+    return denoiser.eval(), text_encoder.eval(), tokenizer, scheduler, sum(losses) / max(1, len(losses))
 
 
 def write_sample_sheet(
@@ -175,7 +168,9 @@ def write_sample_sheet(
 def main(cfg: DictConfig) -> None:
     import torch
 
+    from common.files import write_json
     from experiments.autoencoder_training import encode_images, peak_signal_to_noise
+    from experiments.caches import cached_tensors
 
     work, out = Path(cfg.work), Path(cfg.out)
     settings = cfg.teacher_training
@@ -183,14 +178,25 @@ def main(cfg: DictConfig) -> None:
     held_out = hydra.utils.instantiate(settings.data, split="test")
     autoencoder = train_autoencoder(cfg, training.images, work)
     print(f"autoencoder: held-out reconstructions {peak_signal_to_noise(autoencoder, held_out.images):.2f} dB PSNR")
-    latents = cached(work / "latents.safetensors", lambda: encode_images(autoencoder, training.images))
-    denoiser, text_encoder, tokenizer, scheduler = train_denoiser(cfg, latents, training.captions, autoencoder, work)
+    rows = cached_tensors(work / "latents.safetensors", lambda: {"tensor": encode_images(autoencoder, training.images)})
+    denoiser, text_encoder, tokenizer, scheduler, last_loss = train_denoiser(
+        cfg, rows["tensor"], training.captions, autoencoder, work
+    )
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline(
         autoencoder, text_encoder, tokenizer, denoiser, scheduler, None, None, requires_safety_checker=False
     )
     pipeline.to(dtype=torch.float16).save_pretrained(out)
+    history = {
+        "images": len(training),
+        "autoencoder steps": settings.autoencoder.steps,
+        "autoencoder batch": settings.autoencoder.batch_size,
+        "denoiser steps": settings.denoiser.steps,
+        "denoiser batch": settings.denoiser.batch_size,
+        "last denoiser loss": round(last_loss, 4),
+    }
+    write_json(out / "training.json", history)
     print(f"teacher: {out}")
 
 

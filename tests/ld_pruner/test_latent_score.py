@@ -34,9 +34,7 @@ def test_equals_the_equations_element_by_element(formula, squared, correction):
     original = torch.randn(3, 4, 6, generator=generator)
     modified = original * 1.3 + torch.randn(3, 4, 6, generator=generator)
     expected = by_hand(original, modified, formula, squared, correction)
-    found = latent_score(
-        original.unflatten(2, (2, 3)), modified.unflatten(2, (2, 3)), formula, squared, correction
-    )
+    found = latent_score(original.unflatten(2, (2, 3)), modified.unflatten(2, (2, 3)), formula, squared, correction)
     assert found.tolist() == pytest.approx(expected, rel=1e-6)
 
 

@@ -50,8 +50,14 @@ def test_never_the_ends_nor_the_time_embedding(stable_diffusion):
 
 
 def test_unconditional_unet_has_operators():
-    unet = UNet2DModel(sample_size=16, block_out_channels=(32, 64), norm_num_groups=8, attention_head_dim=8,
-                       down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+    unet = UNet2DModel(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        norm_num_groups=8,
+        attention_head_dim=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
     assert {"resnet", "attention", "downsampler", "upsampler"} <= {operator.kind for operator in list_operators(unet)}
 
 

@@ -21,7 +21,13 @@ def plain_scores(unet, calibration, operators, tensors):
     def latents(condition):
         noise, conditions = calibration.rows(slice(condition, condition + 1))
         return denoise(
-            unet, calibration.scheduler, noise, conditions, calibration.empty, calibration.steps, calibration.guidance_scale
+            unet,
+            calibration.scheduler,
+            noise,
+            conditions,
+            calibration.empty,
+            calibration.steps,
+            calibration.guidance_scale,
         )[None]
 
     original = [latents(condition) for condition in range(calibration.shape[0])]

@@ -1,0 +1,1 @@
+"""BK-SDM, Diff-Pruning, magnitude and random pruning on the same contract; not built yet."""

@@ -1,0 +1,108 @@
+"""LD-Pruner's scores: the plain loop of Algorithm 1 against the fast ways, in one run, with the same k lowest operators.
+
+python benchmarks/scoring.py                     the shipped text-to-image teacher
+python benchmarks/scoring.py --conditions 16     as many conditions as a job at small scale
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="emoji_t2i")
+    parser.add_argument("--conditions", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--k", type=int, nargs="+", default=[10, 20, 30])
+    arguments = parser.parse_args()
+
+    import torch
+
+    from common.calibration import build_calibration
+    from common.emoji import load_emoji
+    from common.plans import edited
+    from common.progress import progress_bar
+    from common.sampling import denoise
+    from common.teachers import load_teacher
+    from ld_pruner import latent_score, list_operators
+    from ld_pruner.initial_weights import initial_weights
+    from ld_pruner.scoring import LatentScorer, ScoreFile
+
+    torch.set_grad_enabled(False)
+    teacher = load_teacher(arguments.teacher)
+    unet = teacher.denoiser
+    captions = load_emoji("data/emoji", "train", limit=arguments.conditions).captions[: arguments.conditions]
+    calibration = build_calibration(
+        teacher.encode_captions(captions),
+        teacher.empty_condition(),
+        teacher.latent_shape,
+        teacher.scheduler,
+        num_conditions=arguments.conditions,
+        samples=arguments.samples,
+        steps=arguments.steps,
+        guidance_scale=arguments.guidance,
+        seed=0,
+    )
+    kinds = ("attention", "feed_forward", "resnet", "transformer_block", "transformer", "downsampler", "upsampler")
+    operators = list_operators(unet, kinds)
+    tensors = initial_weights(unet, operators, "slice", None, seed=0)
+    costs = {operator.site: 1.0 for operator in operators}
+
+    def latents(condition: int) -> torch.Tensor:
+        noise, conditions = calibration.rows(slice(condition, condition + 1))
+        return denoise(
+            unet,
+            calibration.scheduler,
+            noise,
+            conditions,
+            calibration.empty,
+            calibration.steps,
+            calibration.guidance_scale,
+        )[None]
+
+    started = time.perf_counter()
+    original = [latents(condition) for condition in range(arguments.conditions)]
+    plain = {}
+    with progress_bar("plain loop", len(operators)) as bar:
+        for operator in operators:
+            with edited(unet, [operator.edit], tensors):
+                plain[operator.site] = sum(
+                    latent_score(before, latents(condition)).item() for condition, before in enumerate(original)
+                )
+            bar.advance()
+    plain_seconds = time.perf_counter() - started
+    print(
+        f"{len(operators)} operators, {arguments.conditions} conditions x {arguments.samples} samples, "
+        f"{arguments.steps} steps, guidance {arguments.guidance}"
+    )
+    print(f"plain loop               {plain_seconds:7.1f} s   1.0x")
+
+    def timed(label: str, scoring: str, k: int) -> dict[str, float]:
+        started = time.perf_counter()
+        with progress_bar(label, len(operators)) as bar:
+            scorer = LatentScorer(unet, calibration, tensors, rows=128, copies=8, advance=bar.advance)
+            found = scorer.score(operators, k, scoring, ScoreFile(), costs, 16, 0)
+        seconds = time.perf_counter() - started
+        lowest = set(sorted(plain, key=plain.get)[:k])
+        same = lowest == set(sorted(found, key=found.get)[:k])
+        print(
+            f"{label:<24} {seconds:7.1f} s  {plain_seconds / seconds:4.1f}x   {len(found)} scored in full; "
+            f"the {k} lowest {'are the same' if same else 'DIFFER'}"
+        )
+        return found
+
+    exact = timed("exact, batched", "exact", max(arguments.k))
+    worst = max(abs(exact[site] - score) / score for site, score in plain.items())
+    print(f"largest relative difference of an exact score: {worst:.1e}")
+    for k in arguments.k:
+        timed(f"screened, k={k}", "screened", k)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Measures a shipped teacher and writes its card: README.md, card.json and samples.png in the teacher's folder.
+
+python -m experiments.teacher_card task=t2i evaluation.images=512
+"""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments.jobs import register_job_folder
+
+register_job_folder()
+
+COMMON = [
+    "a cat face",
+    "a dog face",
+    "a red apple",
+    "a pizza",
+    "a red heart",
+    "a sun",
+    "a snowman",
+    "a four leaf clover",
+    "a rocket",
+    "an umbrella",
+    "a tomato",
+    "a banana",
+    "a strawberry",
+    "a hamburger",
+    "a hot beverage",
+    "a birthday cake",
+    "a soccer ball",
+    "a basketball",
+    "a guitar",
+    "a house",
+    "a police car",
+    "a fire engine",
+    "a bicycle",
+    "a sailboat",
+    "a key",
+    "a light bulb",
+    "a book",
+    "a red envelope",
+    "a watermelon",
+    "a penguin",
+    "a frog",
+    "a pig face",
+    "a panda",
+    "a lion",
+    "a butterfly",
+    "a lady beetle",
+    "a fish",
+    "a whale",
+    "a octopus",
+    "an octopus",
+    "a crab",
+    "a rose",
+    "a tulip",
+    "a cactus",
+    "a palm tree",
+    "a mushroom",
+    "a grinning face",
+    "a crying face",
+    "a skull",
+    "an alien",
+    "a ghost",
+    "a robot",
+    "a crown",
+    "a top hat",
+    "a t-shirt",
+    "a jeans",
+    "a star",
+    "a crescent moon",
+    "a rainbow",
+    "a fire",
+    "a droplet",
+    "a flag of france",
+    "a flag of japan",
+    "a flag of canada",
+    "a flag of germany",
+    "a clown face",
+    "a unicorn",
+    "a mouse face",
+    "a rabbit face",
+    "a bear",
+    "a koala",
+    "a cow face",
+    "a monkey face",
+    "a chicken",
+    "an owl",
+    "a turtle",
+    "a snake",
+    "a carrot",
+    "a ear of corn",
+    "a broccoli",
+    "an eggplant",
+    "a peach",
+    "a cherries",
+    "a grapes",
+    "a pineapple",
+    "a lemon",
+    "a tangerine",
+    "a doughnut",
+    "a cookie",
+    "a teacup without handle",
+]
+
+
+def common_captions(known: set[str], styles: list[str], count: int) -> list[str]:
+    """Captions of everyday things among the known names, the styles in turn."""
+    names = [name for name in COMMON if name in known][:count]
+    return [f"{name}, {styles[index % len(styles)]} style" for index, name in enumerate(names)]
+
+
+def measure(cfg: DictConfig, teacher: Any, split: str, without: list[str]) -> dict[str, float]:
+    """Distances and retrieval of samples, of reconstructions and of other real images, for one split of the captions."""
+    from omegaconf import OmegaConf
+
+    from common.distances import caption_retrieval, frechet_distance, kernel_distance
+    from common.features import extract_features
+    from experiments.evaluate import Reference, evaluation_prompts, sample
+
+    cfg = OmegaConf.merge(cfg, {"evaluation": {"split": split}, "task": {"data": {"without": without}}})
+    captions, names = evaluation_prompts(cfg)
+    reference = Reference(cfg, Path(cfg.outputs) / "cache")
+    data = hydra.utils.instantiate(cfg.task.data, split=split)
+    pool = min(64, len(set(reference.all_names)))
+    drawn = teacher.decode_latents(sample(cfg, teacher, teacher.denoiser, captions, split))
+    again = teacher.decode_latents(teacher.encode_images(data.images[reference.held_back]))
+    sets = {"samples": extract_features(reference.extractor, drawn)}
+    sets |= {"reconstructions": extract_features(reference.extractor, again), "real": reference.floor_features}
+    figures: dict[str, float] = {"images": len(captions)}
+    for who, features in sets.items():
+        figures[f"fd_effnet {who}"] = frechet_distance(reference.features, features)
+        figures[f"kd_effnet x1000 {who}"] = 1000 * kernel_distance(reference.features, features)[0]
+    figures[f"caption retrieval among {pool}"] = caption_retrieval(
+        sets["samples"], names, reference.all_features, reference.all_names, pool
+    )
+    return figures
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+def main(cfg: DictConfig) -> None:
+    import json
+
+    import torch
+
+    from common.files import write_atomically, write_json
+    from common.pictures import save_grid
+    from common.sampling import sample_latents
+    from common.teachers import load_teacher
+    from experiments.autoencoder_training import peak_signal_to_noise
+
+    torch.set_grad_enabled(False)
+    teacher = load_teacher(cfg.teacher.path)
+    test = hydra.utils.instantiate(cfg.task.data, split="test")
+    train = hydra.utils.instantiate(cfg.task.data, split="train")
+    figures: dict[str, Any] = {"psnr held out (dB)": peak_signal_to_noise(teacher.autoencoder, test.images)}
+    for split in ("train", "test"):
+        for label, without in (("all", []), ("without flags", ["Flags"])):
+            figures[f"{split}, {label}"] = measure(cfg, teacher, split, without)
+    styles = list(dict.fromkeys(caption.rsplit(", ", 1)[1].removesuffix(" style") for caption in train.captions))
+    captions = common_captions(set(train.names), styles, 48)
+    latents = sample_latents(
+        teacher.denoiser,
+        teacher.scheduler,
+        teacher.latent_shape,
+        list(range(len(captions))),
+        teacher.encode_captions(captions),
+        teacher.empty_condition(),
+        cfg.evaluation.steps,
+        cfg.evaluation.guidance_scale,
+        64,
+    )
+    save_grid(teacher.decode_latents(latents), teacher.folder / "samples.png", columns=8)
+    write_json(teacher.folder / "card.json", figures)
+    history = json.loads((teacher.folder / "training.json").read_text())
+    text = card_text(teacher, cfg, figures, history, captions)
+    write_atomically(teacher.folder / "README.md", text.encode())
+    print(text)
+
+
+def card_text(
+    teacher: Any, cfg: DictConfig, figures: dict[str, Any], history: dict[str, Any], captions: list[str]
+) -> str:
+    """The card in Markdown."""
+    from common.cost import count_parameters
+
+    sizes = {
+        "denoiser": teacher.denoiser,
+        "autoencoder": teacher.autoencoder,
+        "text encoder": teacher.text_encoder,
+    }
+    lines = [
+        f"# {teacher.name}",
+        "",
+        "A text-to-image latent diffusion model in Stable Diffusion's topology, trained from scratch on the 64 px emoji of",
+        "`data/emoji` (four drawing styles, names as captions; licences beside the data).",
+        "",
+        "![samples](samples.png)",
+        "",
+        "Captions, row by row: " + "; ".join(captions) + ".",
+        "",
+        "| part | parameters |",
+        "|---|---|",
+        *(f"| {name} | {count_parameters(part):,} |" for name, part in sizes.items() if part is not None),
+        "",
+        f"Latents: {' x '.join(map(str, teacher.latent_shape))}. Training: "
+        + "; ".join(f"{name} {value}" for name, value in history.items())
+        + ".",
+        "",
+        f"## Measured (`python -m experiments.teacher_card task={cfg.task.name} "
+        f"evaluation.images={cfg.evaluation.images}`)",
+        "",
+        f"Autoencoder, held-out images: {figures['psnr held out (dB)']:.2f} dB PSNR. Samples: {cfg.evaluation.steps} steps, "
+        f"guidance {cfg.evaluation.guidance_scale}, one seed per sample. Distances over EfficientNet-lite0 features against "
+        f"up to {cfg.evaluation.reference_images} real images; 'real' is as many other real images: the floor.",
+        "",
+    ]
+    for split in ("train", "test"):
+        for label in ("all", "without flags"):
+            row = figures[f"{split}, {label}"]
+            kind = "names seen in training" if split == "train" else "names held out of training"
+            lines += [f"**{kind}, {label}**", "", "| figure | value |", "|---|---|"]
+            lines += [f"| {name} | {value:.3g} |" for name, value in row.items()] + [""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
