@@ -10,9 +10,7 @@ from common.errors import InputError
 def check_pair(real: torch.Tensor, fake: torch.Tensor) -> None:
     """InputError unless both are (count, features) of equal width with at least two rows."""
     if real.dim() != 2 or fake.dim() != 2 or real.shape[1] != fake.shape[1]:
-        raise InputError(
-            f"features of shapes {tuple(real.shape)} and {tuple(fake.shape)}: both must be (count, width)."
-        )
+        raise InputError(f"features of shapes {tuple(real.shape)} and {tuple(fake.shape)}: both must be (count, width).")
     if min(len(real), len(fake)) < 2:
         raise InputError(f"a distance needs at least 2 samples on each side, not {len(real)} and {len(fake)}.")
 

@@ -63,9 +63,7 @@ def noise_and_timesteps(
     return tuple(torch.stack(values).to(latents.device) for values in (noise, timesteps, uniform))
 
 
-def training_target(
-    scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-) -> torch.Tensor:
+def training_target(scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
     """What the denoiser should predict, by the scheduler's prediction_type."""
     kind = scheduler.config.prediction_type
     if kind == "epsilon":

@@ -28,9 +28,7 @@ class CaptionedImages:
         return len(self.captions)
 
 
-def load_emoji(
-    folder: str | Path, split: str, without: tuple[str, ...] = (), limit: int | None = None
-) -> CaptionedImages:
+def load_emoji(folder: str | Path, split: str, without: tuple[str, ...] = (), limit: int | None = None) -> CaptionedImages:
     """The drawings of one split ("train" or "test"), without some categories, of at most `limit` evenly spaced names."""
     folder = Path(folder)
     if not (folder / "index.json").is_file():

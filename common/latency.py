@@ -40,7 +40,5 @@ def compare_latency(
         ratio = float(np.median(ratios))
         low, high = np.percentile(values, [25, 75])
         ratio_low, ratio_high = np.percentile(ratios, [25, 75])
-        latencies[name] = Latency(
-            float(np.median(values)), float(high - low), ratio, float(ratio_high - ratio_low), 1 - ratio
-        )
+        latencies[name] = Latency(float(np.median(values)), float(high - low), ratio, float(ratio_high - ratio_low), 1 - ratio)
     return latencies

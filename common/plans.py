@@ -109,9 +109,7 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     from common import pruned_unet
 
     check_sites(unet, plan)
-    base = next(
-        (base for base in (pruned_unet.UNet2DConditionModel, pruned_unet.UNet2DModel) if isinstance(unet, base)), None
-    )
+    base = next((base for base in (pruned_unet.UNet2DConditionModel, pruned_unet.UNet2DModel) if isinstance(unet, base)), None)
     if base is None:
         raise InputError(f"A plan applies to UNet2DConditionModel and UNet2DModel, not to {type(unet).__name__}.")
     weight = next(unet.parameters())
@@ -123,9 +121,7 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     wanted = student.state_dict()
     missing = sorted(name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape)
     if missing:
-        raise InputError(
-            f"The plan brings no weights for {missing[0]} ({len(missing)} in all); load it with Plan.load."
-        )
+        raise InputError(f"The plan brings no weights for {missing[0]} ({len(missing)} in all); load it with Plan.load.")
     student.load_state_dict({name: weights[name].clone() for name in wanted}, assign=True)
     return student.train(unet.training)
 

@@ -66,9 +66,7 @@ class Teacher:
         return self.encode_captions([""])
 
     @torch.no_grad()
-    def encode_images(
-        self, images: torch.Tensor, batch_size: int = 64, advance: Any = lambda count: None
-    ) -> torch.Tensor:
+    def encode_images(self, images: torch.Tensor, batch_size: int = 64, advance: Any = lambda count: None) -> torch.Tensor:
         """Latents (count, *latent_shape) of uint8 images (count, 3, height, width): posterior means, scaled."""
         finished = []
         for chunk in images.split(batch_size):
@@ -85,9 +83,7 @@ class Teacher:
 
         scale = self.autoencoder.config.scaling_factor
         chunks = latents.split(batch_size)
-        return torch.cat(
-            [to_uint8(self.autoencoder.decode(chunk.to(self.device) / scale).sample).cpu() for chunk in chunks]
-        )
+        return torch.cat([to_uint8(self.autoencoder.decode(chunk.to(self.device) / scale).sample).cpu() for chunk in chunks])
 
     def fingerprint(self) -> str:
         """Changes with any weight of the denoiser, autoencoder or text encoder."""

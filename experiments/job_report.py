@@ -115,9 +115,7 @@ def draw_scores(unet: nn.Module, plan: Plan, path: Path) -> None:
     chosen = [place for place, site in enumerate(sites) if site in edited]
     axis.plot(chosen, [plan.scores[sites[place]] for place in chosen], "k.", label="edited")
     axis.set_yscale("log")
-    short = [
-        site.replace("transformer_blocks", "tb").replace("attentions", "attn").replace("_blocks", "") for site in sites
-    ]
+    short = [site.replace("transformer_blocks", "tb").replace("attentions", "attn").replace("_blocks", "") for site in sites]
     axis.set_xticks(list(places), short, rotation=90, fontsize=6)
     axis.set_xlim(-0.7, len(sites) - 0.3)
     axis.set_ylabel("score (low: cheap to remove)")

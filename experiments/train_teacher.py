@@ -55,8 +55,8 @@ def train_autoencoder(cfg: DictConfig, images: Any, work: Path) -> Any:
 
 def train_denoiser(
     cfg: DictConfig, latents: Any, captions: list[str], autoencoder: Any, work: Path
-) -> tuple[Any, Any, Any, Any]:
-    """The trained denoiser (averaged weights), text encoder, tokenizer and scheduler."""
+) -> tuple[Any, Any, Any, Any, float]:
+    """The trained denoiser and text encoder (averaged weights), tokenizer, scheduler and mean loss of the last 200 steps."""
     import lightning as L
     import torch
     from transformers import CLIPTokenizer

@@ -47,9 +47,7 @@ def initial_weights(
 
 
 @torch.no_grad()
-def _least_squares(
-    unet: nn.Module, operators: list[Operator], batch: tuple[tuple, dict[str, Any]]
-) -> dict[str, torch.Tensor]:
+def _least_squares(unet: nn.Module, operators: list[Operator], batch: tuple[tuple, dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Ridge-stabilised normal equations over all pixels of the batch, in float64."""
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 

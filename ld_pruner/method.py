@@ -78,9 +78,7 @@ class LDPruner:
         operators = list_operators(unet, self.kinds, self.exclude, self.residual)
         largest = len(choose([o.site for o in sorted(operators, key=lambda o: o.site.count("."))], 10**9, self.nested))
         if not 0 <= self.k <= largest:
-            raise InputError(
-                f"method.k={self.k}: this U-Net has {largest} removable operators, so k is from 0 to {largest}."
-            )
+            raise InputError(f"method.k={self.k}: this U-Net has {largest} removable operators, so k is from 0 to {largest}.")
         costs = operator_costs(unet, operators, self.score_per)
         tensors = initial_weights(unet, operators, self.initial_weights, self._batch(calibration), self.seed)
         file = None if scores is None else scores / f"{self._key(calibration, teacher)}.json"

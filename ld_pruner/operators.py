@@ -76,9 +76,7 @@ def probe_inputs(unet: nn.Module) -> tuple[tuple[torch.Tensor, torch.Tensor], di
     return (latents, timestep), conditions
 
 
-def replacement_edit(
-    site: str, module: nn.Module, source: torch.Size, result: torch.Size, residual: str
-) -> Edit | None:
+def replacement_edit(site: str, module: nn.Module, source: torch.Size, result: torch.Size, residual: str) -> Edit | None:
     """The cheapest edit that keeps the shape, or None where there is none.
 
     Equal shapes: identity (or zero for attention and feed-forward when `residual` is "zero"); other channels: a 1x1
@@ -141,6 +139,4 @@ def list_operators(
     for pattern in exclude:
         if not any(fnmatch.fnmatch(operator.site, pattern) for operator in operators):
             raise InputError(f"exclude pattern {pattern!r} matches no operator; paths look like {operators[0].site!r}.")
-    return [
-        operator for operator in operators if not any(fnmatch.fnmatch(operator.site, pattern) for pattern in exclude)
-    ]
+    return [operator for operator in operators if not any(fnmatch.fnmatch(operator.site, pattern) for pattern in exclude)]

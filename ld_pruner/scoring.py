@@ -44,9 +44,7 @@ class ScoreFile:
             document = json.loads(path.read_text())
             return cls(path, document["conditions"], document["screen"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(
-                f"The score file {path} is damaged; delete it and the scores are computed anew."
-            ) from error
+            raise InputError(f"The score file {path} is damaged; delete it and the scores are computed anew.") from error
 
     def save(self) -> None:
         if self.path is not None:
@@ -144,9 +142,7 @@ class LatentScorer:
         _, conditions = self.calibration.rows(chosen)
         scheduler = self.calibration.scheduler
         total = scheduler.config.num_train_timesteps
-        timesteps = (torch.arange(len(latents)) * total // len(latents) + total // (2 * len(latents))).to(
-            latents.device
-        )
+        timesteps = (torch.arange(len(latents)) * total // len(latents) + total // (2 * len(latents))).to(latents.device)
         noise = seeded_normal([mix_seed(seed, row) for row in range(len(latents))], latents.shape[1:]).to(latents)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         return noisy, timesteps, {name: value[: len(latents)] for name, value in conditions.items()}

@@ -22,9 +22,7 @@ def compose_config(name="config", *overrides):
 
 def choice(path):
     """The override that picks a file: conf/method/ld_pruner.yaml -> method=ld_pruner."""
-    group, option = (
-        (path.parent, path.name) if path.parts[0] != "experiment" else (Path("experiment"), Path(*path.parts[1:]))
-    )
+    group, option = (path.parent, path.name) if path.parts[0] != "experiment" else (Path("experiment"), Path(*path.parts[1:]))
     return f"{'+' if str(group) == 'experiment' else ''}{group}={option}"
 
 

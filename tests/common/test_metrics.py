@@ -38,8 +38,7 @@ def test_kernel_distance_equals_loops():
         return (float((x * y).sum()) / 5 + 1) ** 3
 
     within = [
-        sum(kernel(s[i], s[j]) for i in range(6) for j in range(6) if i != j) / 30
-        for s in (real.double(), fake.double())
+        sum(kernel(s[i], s[j]) for i in range(6) for j in range(6) if i != j) / 30 for s in (real.double(), fake.double())
     ]
     between = sum(kernel(x, y) for x in real.double() for y in fake.double()) / 36
     mean, spread = kernel_distance(real, fake, subsets=3, subset_size=6)
@@ -78,9 +77,7 @@ def test_distance_orders_real_noisy_and_blurred_images():
     blurred = torch.nn.functional.avg_pool2d(images.float(), 5, 1, 2, count_include_pad=False).round().to(torch.uint8)
     real = extract_features(extractor, images[::2])
     assert real.shape == (120, 1280)
-    same, light, heavy = (
-        frechet_distance(real, extract_features(extractor, s[1::2])) for s in (images, blurred, noisy)
-    )
+    same, light, heavy = (frechet_distance(real, extract_features(extractor, s[1::2])) for s in (images, blurred, noisy))
     assert same < light and same < heavy
 
 

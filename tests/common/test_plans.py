@@ -34,16 +34,13 @@ def run(unet):
 
 def make_plan(unet, operations=tuple(SITES)):
     by_site = {operator.site: operator for operator in list_operators(unet)}
-    edits = [
-        Edit(SITES[name], name, by_site[SITES[name]].edit.sizes, score=1.5) for name in operations if name != "conv1x1"
-    ]
+    edits = [Edit(SITES[name], name, by_site[SITES[name]].edit.sizes, score=1.5) for name in operations if name != "conv1x1"]
     tensors = {}
     if "conv1x1" in operations:
         edits.append(by_site[SITES["conv1x1"]].edit)
         tensors = initial_weights(unet, [by_site[SITES["conv1x1"]]], "random", None, seed=0)
     edits = [
-        Edit(e.site, e.operation, {} if e.operation in ("identity", "zero", "shortcut") else e.sizes, e.score)
-        for e in edits
+        Edit(e.site, e.operation, {} if e.operation in ("identity", "zero", "shortcut") else e.sizes, e.score) for e in edits
     ]
     return Plan("test", tuple(edits), tensors=tensors)
 
@@ -107,9 +104,7 @@ def test_round_trip_under_ema(tiny_teacher, tmp_path):
 
 
 def test_stock_loader_fails_loudly(tiny_teacher, tmp_path):
-    save_student(
-        tiny_teacher, apply_plan(tiny_teacher.denoiser, make_plan(tiny_teacher.denoiser)), tmp_path / "student"
-    )
+    save_student(tiny_teacher, apply_plan(tiny_teacher.denoiser, make_plan(tiny_teacher.denoiser)), tmp_path / "student")
     with pytest.raises(Exception):  # noqa: B017  whichever error it is, never random weights
         DiffusionPipeline.from_pretrained(tmp_path / "student", local_files_only=True)
 
@@ -132,9 +127,7 @@ try:
 except ImportError:
     print("alone")
 """
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=300
-    )
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
     saved = load_denoiser(tmp_path / "student")
     assert torch.allclose(torch.load(tmp_path / "out.pt"), run(saved), atol=1e-6)
