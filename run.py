@@ -1,5 +1,6 @@
 """Runs one experiment: python run.py method=ld_pruner task=t2i (python run.py --help lists the choices)."""
 
+import errno
 import sys
 
 import hydra
@@ -19,6 +20,11 @@ def main(cfg: DictConfig) -> None:
         run_job(cfg)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: no space left on the disk ({error.filename or cfg.outputs}); free some and rerun", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

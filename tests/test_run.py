@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -173,6 +174,35 @@ def test_damaged_score_file_is_named(finished, tiny_teacher_folder, tmp_path):
     (tmp_path / "cache" / "scores" / source.name).write_text(source.read_text()[:50])
     done = run(*job(tiny_teacher_folder, tmp_path))
     assert done.returncode == 2 and "is damaged" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_method_from_outside_the_tree(tiny_teacher_folder, tmp_path):
+    """The README's own example, taken from its text."""
+    readme = (ROOT / "README.md").read_text().split("## Adding a method")[1].split("## ")[0]
+    blocks = textwrap.dedent("\n".join(line for line in readme.splitlines() if line.startswith("    ") or not line))
+    code, rest = blocks.split("# my_conf/method/my_method.yaml\n")
+    yaml = rest.split("python run.py")[0]
+    for path, text in {"my_method/method.py": code, "my_conf/method/my_method.yaml": yaml}.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    arguments = [value for value in job(tiny_teacher_folder, tmp_path / "out") if not value.startswith("method.")]
+    done = subprocess.run(
+        command(
+            *arguments,
+            "method=my_method",
+            "distill=ld_pruner",
+            "distill.steps=1",
+            f"hydra.searchpath=[file://{tmp_path}/my_conf]",
+        ),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (path,) = (tmp_path / "out" / "t2i" / "my_method").glob("*/result.json")
+    assert [edit["operation"] for edit in json.loads(path.read_text())["plan"]] == ["zero"] * 4
 
 
 def test_help_answers_without_loading_torch():
