@@ -8,8 +8,42 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def plain_scores(
+    unet: Any, calibration: Any, operators: list[Any], tensors: dict[str, Any], advance: Any = lambda count: None
+) -> dict[str, float]:
+    """Algorithm 1 as written: one operator, one condition at a time."""
+    import torch
+
+    from common.plans import edited
+    from common.sampling import denoise
+    from ld_pruner import latent_score
+
+    @torch.no_grad()
+    def latents(condition: int) -> torch.Tensor:
+        noise, conditions = calibration.rows(slice(condition, condition + 1))
+        return denoise(
+            unet,
+            calibration.scheduler,
+            noise,
+            conditions,
+            calibration.empty,
+            calibration.steps,
+            calibration.guidance_scale,
+        )[None]
+
+    original = [latents(condition) for condition in range(calibration.shape[0])]
+    scores = {}
+    for operator in operators:
+        with edited(unet, [operator.edit], tensors):
+            parts = [latent_score(before, latents(condition)) for condition, before in enumerate(original)]
+        scores[operator.site] = sum(part.item() for part in parts)
+        advance(1)
+    return scores
 
 
 def main() -> None:
@@ -26,11 +60,9 @@ def main() -> None:
 
     from common.calibration import build_calibration
     from common.emoji import load_emoji
-    from common.plans import edited
     from common.progress import progress_bar
-    from common.sampling import denoise
     from common.teachers import load_teacher
-    from ld_pruner import latent_score, list_operators
+    from ld_pruner import list_operators
     from ld_pruner.initial_weights import initial_weights
     from ld_pruner.scoring import LatentScorer, ScoreFile
 
@@ -54,28 +86,9 @@ def main() -> None:
     tensors = initial_weights(unet, operators, "slice", None, seed=0)
     costs = {operator.site: 1.0 for operator in operators}
 
-    def latents(condition: int) -> torch.Tensor:
-        noise, conditions = calibration.rows(slice(condition, condition + 1))
-        return denoise(
-            unet,
-            calibration.scheduler,
-            noise,
-            conditions,
-            calibration.empty,
-            calibration.steps,
-            calibration.guidance_scale,
-        )[None]
-
     started = time.perf_counter()
-    original = [latents(condition) for condition in range(arguments.conditions)]
-    plain = {}
     with progress_bar("plain loop", len(operators)) as bar:
-        for operator in operators:
-            with edited(unet, [operator.edit], tensors):
-                plain[operator.site] = sum(
-                    latent_score(before, latents(condition)).item() for condition, before in enumerate(original)
-                )
-            bar.advance()
+        plain = plain_scores(unet, calibration, operators, tensors, bar.advance)
     plain_seconds = time.perf_counter() - started
     print(
         f"{len(operators)} operators, {arguments.conditions} conditions x {arguments.samples} samples, "

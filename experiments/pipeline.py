@@ -132,4 +132,26 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             "seeds": "one per sample, from (seed, index)",
         },
         "seconds": seconds,
+        "environment": environment(teacher.device),
+    }
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """Where the job ran: versions, device, and the largest memory so far (MiB)."""
+    import platform
+
+    import diffusers
+    import lightning
+    import torch
+    import transformers
+
+    from common.cost import peak_memory_mib
+
+    packages = {module.__name__: module.__version__ for module in (torch, diffusers, transformers, lightning)}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "packages": packages,
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+        "peak_memory_mib": round(peak_memory_mib()),
     }

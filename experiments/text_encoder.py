@@ -8,19 +8,24 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 
 def train_tokenizer(captions: list[str], vocabulary_size: int, max_length: int) -> CLIPTokenizer:
-    """CLIP's byte-pair encoding learnt from the captions: a word seen in them is one token, others fall into pieces."""
+    """CLIP's byte-pair encoding learnt from the captions: a word seen in them is one token, others fall into pieces.
+
+    The library breaks ties between equally frequent pairs differently in every process, so the numbering of the tokens is
+    not reproducible: keep the tokenizer with the model that was trained with it.
+    """
     blank = CLIPTokenizer()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = BpeTrainer(
         vocab_size=vocabulary_size,
         special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     backend = blank.backend_tokenizer
     backend.train_from_iterator(captions, trainer)
     vocabulary = backend.get_vocab()
-    for character in pre_tokenizers.ByteLevel.alphabet():  # a word may end in a letter that no caption ends in
+    for character in alphabet:  # a word may end in a letter that no caption ends in
         vocabulary.setdefault(f"{character}</w>", len(vocabulary))
     merges = [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)

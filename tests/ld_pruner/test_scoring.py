@@ -3,41 +3,13 @@
 import json
 
 import pytest
-import torch
 
-from common.plans import edited
-from common.sampling import denoise
-from ld_pruner import latent_score, list_operators
+from benchmarks.scoring import plain_scores
+from ld_pruner import list_operators
 from ld_pruner.initial_weights import initial_weights
 from ld_pruner.scoring import LatentScorer, ScoreFile
 
 SMALL = ("resnet", "transformer", "downsampler", "upsampler")
-
-
-@torch.no_grad()
-def plain_scores(unet, calibration, operators, tensors):
-    """Algorithm 1 as written: one operator, one condition at a time."""
-
-    def latents(condition):
-        noise, conditions = calibration.rows(slice(condition, condition + 1))
-        return denoise(
-            unet,
-            calibration.scheduler,
-            noise,
-            conditions,
-            calibration.empty,
-            calibration.steps,
-            calibration.guidance_scale,
-        )[None]
-
-    original = [latents(condition) for condition in range(calibration.shape[0])]
-    scores = {}
-    for operator in operators:
-        with edited(unet, [operator.edit], tensors):
-            scores[operator.site] = sum(
-                latent_score(before, latents(condition)).item() for condition, before in enumerate(original)
-            )
-    return scores
 
 
 @pytest.fixture
