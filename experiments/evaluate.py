@@ -91,7 +91,12 @@ def evaluate(
         }
 
     rows: dict[str, dict[str, Any]] = {"real": distances(reference.floor_features)}
-    shared = content_name("samples", teacher.fingerprint(), OmegaConf.to_container(cfg.evaluation, resolve=True))
+    shared = content_name(
+        "samples",
+        teacher.fingerprint(),
+        OmegaConf.to_container(cfg.task.data),
+        OmegaConf.to_container(cfg.evaluation, resolve=True),
+    )
     teacher_samples: dict[str, torch.Tensor] = {}
     images: dict[str, torch.Tensor] = {}
     for who, denoiser in denoisers.items():
