@@ -24,9 +24,10 @@ def train_tokenizer(captions: list[str], vocabulary_size: int, max_length: int) 
     )
     backend = blank.backend_tokenizer
     backend.train_from_iterator(captions, trainer)
-    vocabulary = backend.get_vocab()
-    for character in alphabet:  # a word may end in a letter that no caption ends in
-        vocabulary.setdefault(f"{character}</w>", len(vocabulary))
+    learnt = backend.get_vocab()
+    tokens = sorted(learnt, key=learnt.get)
+    tokens += [f"{letter}</w>" for letter in alphabet if f"{letter}</w>" not in learnt]  # no caption need end in it
+    vocabulary = {token: number for number, token in enumerate(tokens)}  # without the gaps that training may leave
     merges = [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
 
