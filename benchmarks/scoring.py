@@ -98,8 +98,8 @@ def main() -> None:
 
     def timed(label: str, scoring: str, k: int) -> dict[str, float]:
         started = time.perf_counter()
-        with progress_bar(label, len(operators)) as bar:
-            scorer = LatentScorer(unet, calibration, tensors, rows=128, copies=8, advance=bar.advance)
+        with progress_bar(label, len(operators) * arguments.conditions) as bar:
+            scorer = LatentScorer(unet, calibration, tensors, rows=128, advance=bar.advance)
             found = scorer.score(operators, k, scoring, ScoreFile(), costs, 16, 0)
         seconds = time.perf_counter() - started
         lowest = set(sorted(plain, key=plain.get)[:k])

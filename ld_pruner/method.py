@@ -43,7 +43,7 @@ class LDPruner:
     k: how many operators to modify. kinds, exclude, residual: which operators (ld_pruner.operators). nested: whether an
     operator inside one that is chosen too uses up one of the k ("count", Algorithm 1 read literally) or not ("skip").
     initial_weights: ld_pruner.initial_weights. formula, squared, correction: ld_pruner.latent_score. scoring, screen_rows,
-    rows, copies: ld_pruner.scoring. selection: "oneshot" as the paper, or "iterative": scores are computed again after
+    rows: ld_pruner.scoring. selection: "oneshot" as the paper, or "iterative": scores are computed again after
     every `every` removals, on the network without them. score_per: what a score is divided by before ranking
     (ld_pruner.costs).
     """
@@ -60,7 +60,6 @@ class LDPruner:
     scoring: str
     screen_rows: int
     rows: int
-    copies: int
     selection: str
     every: int
     score_per: str
@@ -105,7 +104,7 @@ class LDPruner:
 
     def _key(self, calibration: Calibration, teacher: str) -> str:
         """Names what the scores depend on: not k, not how they are selected."""
-        free = ("k", "nested", "scoring", "rows", "copies", "selection", "every", "score_per", "exclude", "kinds")
+        free = ("k", "nested", "scoring", "rows", "selection", "every", "score_per", "exclude", "kinds")
         settings = {name: value for name, value in asdict(self).items() if name not in free}
         text = json.dumps([settings, calibration.fingerprint(), teacher], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -131,13 +130,11 @@ class LDPruner:
         """Complete scores of at least the k lowest operators; `removed` are edits already made."""
         with ExitStack() as stack:
             known = ScoreFile.open(file)
-            bar = stack.enter_context(progress_bar("scoring operators", len(operators)))
+            bar = stack.enter_context(progress_bar("scoring operators", len(operators) * calibration.shape[0]))
             settings = {"formula": self.formula, "squared": self.squared, "correction": self.correction}
-            scorer = LatentScorer(
-                unet, calibration, tensors, **settings, rows=self.rows, copies=self.copies, advance=bar.advance
-            )
+            scorer = LatentScorer(unet, calibration, tensors, **settings, rows=self.rows, advance=bar.advance)
             if removed:
-                scorer.keep_originals()
+                scorer.original_latents()
                 stack.enter_context(edited(unet, removed, tensors))
             lowest = k
             while True:

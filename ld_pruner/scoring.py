@@ -2,12 +2,13 @@
 
 exact:    every operator is scored under every condition.
 screened: a cheap score ranks the operators first: each is edited in one forward pass on noisy latents of the teacher's own
-          trajectory. Then they are scored exactly in that order. The score is a sum over conditions of numbers that are
-          never negative, so an operator whose partial sum exceeds the k-th lowest full score so far cannot be among the k
-          lowest, and is dropped: the k lowest are the exact ones, whatever the screen says; a good screen only saves time.
+          trajectory. The first k of that ranking are scored in full; all others one condition at a time. The score is a
+          sum over conditions of numbers that are never negative, so an operator whose partial sum exceeds the k-th lowest
+          full score so far cannot be among the k lowest, and is dropped: the k lowest are the exact ones, whatever the
+          screen says; a good screen only saves time.
 
 In both, several modified networks share one forward pass (common/branches.py). Every finished piece is written to the score
-file at once; a killed run goes on where it was.
+file at once. What is computed next depends on that file alone, so a killed run goes on where it was, with the same numbers.
 """
 
 import json
@@ -46,6 +47,10 @@ class ScoreFile:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError(f"The score file {path} is damaged; delete it and the scores are computed anew.") from error
 
+    def known(self, operator: Operator) -> list[float]:
+        """The operator's scores under the first conditions, as far as they are computed."""
+        return self.conditions.get(operator.site, [])
+
     def save(self) -> None:
         if self.path is not None:
             write_json(self.path, {"conditions": self.conditions, "screen": self.screen})
@@ -54,8 +59,9 @@ class ScoreFile:
 class LatentScorer:
     """Scores operators of `unet`, which is edited during a forward pass and restored after it.
 
-    rows: how many latents one forward pass may hold, guidance not counted; copies: how many modified networks share one.
-    settings of the score: formula, squared, correction (ld_pruner.latent_score).
+    rows: how many latents one forward pass may hold, guidance not counted. formula, squared, correction: how they are
+    compared (ld_pruner.latent_score). advance: called with the number of (operator, condition) pairs that are finished,
+    scored or not needed any more.
     """
 
     def __init__(
@@ -68,15 +74,14 @@ class LatentScorer:
         squared: bool = False,
         correction: int = 0,
         rows: int = 128,
-        copies: int = 8,
         advance: Callable[[int], None] = lambda count: None,
     ):
         self.unet, self.calibration, self.tensors = unet, calibration, tensors
         self.formula, self.squared, self.correction = formula, squared, correction
-        self.copies, self.advance = copies, advance
-        self.chunk = max(1, rows // (copies * calibration.shape[1]))  # conditions a forward pass holds for each copy
-        self.originals: dict[int, torch.Tensor] = {}
-        self.trajectory: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.advance = advance
+        self.pairs = max(1, rows // calibration.shape[1])  # (operator, condition) pairs in one forward pass
+        self.originals: torch.Tensor | None = None
+        self.reported = 0
 
     def _roll_out(self, chosen: slice, operators: list[Operator]) -> torch.Tensor:
         """Final latents (copies, conditions, samples, *latent) of the networks with one of the operators modified each."""
@@ -96,16 +101,21 @@ class LatentScorer:
             )
         return latents.unflatten(0, (copies, -1, self.calibration.shape[1]))
 
-    def _original(self, start: int) -> torch.Tensor:
-        """Final latents of the intact network for the conditions from `start`, computed once."""
-        if start not in self.originals:
-            self.originals[start] = self._roll_out(slice(start, start + self.chunk), [])[0]
-        return self.originals[start]
+    @torch.no_grad()
+    def original_latents(self) -> torch.Tensor:
+        """Final latents (conditions, samples, *latent) of the network without any operator modified, computed once.
 
-    def score_chunk(self, operators: list[Operator], start: int) -> torch.Tensor:
-        """Scores (operators, conditions) for the conditions from `start` to `start` + chunk."""
-        original = self._original(start)
-        modified = self._roll_out(slice(start, start + self.chunk), operators)
+        To be called first where edits are to be made to the network between that and scoring.
+        """
+        if self.originals is None:
+            starts = range(0, self.calibration.shape[0], self.pairs)
+            self.originals = torch.cat([self._roll_out(slice(s, s + self.pairs), [])[0] for s in starts])
+        return self.originals
+
+    def score_pairs(self, operators: list[Operator], chosen: slice) -> torch.Tensor:
+        """Scores (operators, conditions) under the chosen conditions."""
+        original = self.original_latents()[chosen]
+        modified = self._roll_out(chosen, operators)
         scores = [latent_score(original, latents, self.formula, self.squared, self.correction) for latents in modified]
         return torch.stack(scores)
 
@@ -120,8 +130,9 @@ class LatentScorer:
         intact = cache.record(latents, timesteps, **conditions)
         ordered = sorted(operators, key=lambda operator: cache.position(operator.site))
         scores = {}
-        for first in range(0, len(ordered), self.copies):
-            group = ordered[first : first + self.copies]
+        copies = max(1, self.pairs * self.calibration.shape[1] // rows)
+        for first in range(0, len(ordered), copies):
+            group = ordered[first : first + copies]
             blocks = min(cache.position(operator.site) for operator in group)
             repeated = {name: value.repeat(len(group), *[1] * (value.dim() - 1)) for name, value in conditions.items()}
             with (
@@ -147,11 +158,6 @@ class LatentScorer:
         noisy = scheduler.add_noise(latents, noise, timesteps)
         return noisy, timesteps, {name: value[: len(latents)] for name, value in conditions.items()}
 
-    def keep_originals(self) -> None:
-        """Computes the intact network's latents for all conditions now, before edits are made to it."""
-        for start in range(0, self.calibration.shape[0], self.chunk):
-            self._original(start)
-
     @torch.no_grad()
     def score(
         self,
@@ -169,32 +175,37 @@ class LatentScorer:
         """
         if scoring not in ("exact", "screened"):
             raise InputError(f"scoring={scoring!r} is neither 'exact' nor 'screened'.")
-        total = self.calibration.shape[0]
-        sites = {operator.site for operator in operators}
         if scoring == "screened":
             missing = [operator for operator in operators if operator.site not in file.screen]
             if missing:
                 file.screen |= self.screen(missing, screen_rows, seed)
                 file.save()
             operators = sorted(operators, key=lambda operator: file.screen[operator.site] / costs[operator.site])
+        else:
+            lowest = 0
+        total = self.calibration.shape[0]
+        while True:
+            waiting = self._waiting(operators, lowest, file, costs)
+            finished = len(operators) * total - sum(total - len(file.known(operator)) for operator in waiting)
+            self.advance(finished - self.reported)
+            self.reported = finished
+            if not waiting:
+                break
+            first = [operator for operator in operators[:lowest] if operator in waiting] or waiting
+            start = min(len(file.known(operator)) for operator in first)
+            group = [operator for operator in first if len(file.known(operator)) == start][: self.pairs]
+            stop = min(total, start + max(1, self.pairs // len(group)))
+            for operator, values in zip(group, self.score_pairs(group, slice(start, stop)).tolist(), strict=True):
+                file.conditions[operator.site] = file.known(operator) + values
+            file.save()
+        return {o.site: sum(file.known(o)) for o in operators if len(file.known(o)) == total}
 
-        def partial(site: str) -> float:
-            return sum(file.conditions.get(site, [])) / costs[site]
-
-        def bound() -> float:
-            complete = sorted(partial(site) for site in sites if len(file.conditions.get(site, [])) == total)
-            return complete[lowest - 1] if scoring == "screened" and 0 < lowest <= len(complete) else float("inf")
-
-        for first in range(0, len(operators), self.copies):
-            group = operators[first : first + self.copies]
-            for start in range(0, total, self.chunk):
-                limit = bound()
-                group = [operator for operator in group if partial(operator.site) <= limit]
-                end = min(start + self.chunk, total)
-                waiting = [operator for operator in group if len(file.conditions.get(operator.site, [])) < end]
-                if waiting:
-                    for operator, values in zip(waiting, self.score_chunk(waiting, start).tolist(), strict=True):
-                        file.conditions[operator.site] = file.conditions.get(operator.site, [])[:start] + values
-                    file.save()
-            self.advance(len(operators[first : first + self.copies]))
-        return {site: sum(file.conditions[site]) for site in sites if len(file.conditions.get(site, [])) == total}
+    def _waiting(self, operators: list[Operator], lowest: int, file: ScoreFile, costs: dict[str, float]) -> list[Operator]:
+        """Those without a complete score that can still be among the `lowest`; with lowest=0, all without one."""
+        total = self.calibration.shape[0]
+        partial = {operator.site: sum(file.known(operator)) / costs[operator.site] for operator in operators}
+        incomplete = [operator for operator in operators if len(file.known(operator)) < total]
+        complete = sorted(partial[o.site] for o in operators if len(file.known(o)) == total)
+        if not 0 < lowest <= len(complete):
+            return incomplete
+        return [operator for operator in incomplete if partial[operator.site] <= complete[lowest - 1]]

@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
     "method.k=4",
     "method.kinds=[resnet,transformer,downsampler,upsampler]",
-    "method.copies=4",
     "calibration.num_conditions=4",
     "calibration.samples=2",
     "calibration.steps=2",

@@ -23,7 +23,6 @@ METHOD = LDPruner(
     scoring="screened",
     screen_rows=4,
     rows=16,
-    copies=8,
     selection="oneshot",
     every=2,
     score_per="none",

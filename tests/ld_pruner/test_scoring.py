@@ -21,7 +21,7 @@ def setting(tiny_teacher, tiny_calibration):
 
 def scorer(setting, **options):
     unet, calibration, _, tensors = setting
-    return LatentScorer(unet, calibration, tensors, rows=8, copies=4, **options)
+    return LatentScorer(unet, calibration, tensors, rows=8, **options)
 
 
 def free(operators):
@@ -76,8 +76,8 @@ def test_killed_scoring_goes_on(setting, tmp_path):
     assert len(known["conditions"]) >= 3 and len(known["screen"]) == len(operators)
     second = scorer(setting)
     computed = []
-    original = second.score_chunk
-    second.score_chunk = lambda group, start: computed.extend(o.site for o in group) or original(group, start)
+    original = second.score_pairs
+    second.score_pairs = lambda group, chosen: computed.extend(o.site for o in group) or original(group, chosen)
     resumed = second.score(operators, 5, "screened", ScoreFile.open(path), free(operators), 4, 0)
     complete = {site for site, values in known["conditions"].items() if len(values) == 3}
     assert complete and not complete & set(computed)
