@@ -124,9 +124,11 @@ def card_text(teacher: Any, cfg: DictConfig, figures: dict[str, Any], history: d
         "|---|---|",
         *(f"| {name} | {count_parameters(part):,} |" for name, part in sizes.items() if part is not None),
         "",
-        f"Latents: {' x '.join(map(str, teacher.latent_shape))}. Training: "
-        + "; ".join(f"{name} {value}" for name, value in history.items())
-        + ".",
+        f"Latents: {' x '.join(map(str, teacher.latent_shape))}.",
+        "",
+        "Training, each run going on from the one before (`python -m experiments.train_teacher`):",
+        "",
+        *("1. " + "; ".join(f"{name} {value}" for name, value in run.items()) for run in history),
         "",
         f"## Measured (`python -m experiments.teacher_card task={cfg.task.name} evaluation.images={cfg.evaluation.images}`)",
         "",

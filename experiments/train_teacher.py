@@ -1,11 +1,13 @@
 """Trains a small teacher on real data: autoencoder, then text encoder and denoiser together.
 
     python -m experiments.train_teacher task=t2i
+    python -m experiments.train_teacher task=t2i start=teachers/emoji_t2i     train on from a finished teacher's weights
 
 Each stage leaves its result in `work`; a killed run, started again, goes on from its last checkpoint and ends with
 the weights of an uninterrupted one.
 """
 
+import json
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,10 @@ def train_autoencoder(cfg: DictConfig, images: Any, work: Path) -> Any:
     if not (finished / "config.json").is_file():
         settings = cfg.teacher_training.autoencoder
         torch.manual_seed(cfg.seed)
-        autoencoder = hydra.utils.instantiate(settings.network, _convert_="all").train()
+        if cfg.start is None:
+            autoencoder = hydra.utils.instantiate(settings.network, _convert_="all").train()
+        else:
+            autoencoder = AutoencoderKL.from_pretrained(Path(cfg.start) / "vae", torch_dtype=torch.float32).train()
         module = AutoencoderTraining(
             autoencoder,
             hydra.utils.instantiate(settings.optimizer),
@@ -59,7 +64,8 @@ def train_denoiser(
     """The trained denoiser and text encoder (averaged weights), tokenizer, scheduler and mean loss of the last 200 steps."""
     import lightning as L
     import torch
-    from transformers import CLIPTokenizer
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
 
     from common.batches import TensorRows
     from common.distillation import DenoiserTraining
@@ -68,12 +74,19 @@ def train_denoiser(
     from experiments.text_encoder import build_text_encoder, train_tokenizer
 
     settings, text = cfg.teacher_training.denoiser, cfg.teacher_training.text_encoder
-    if not (work / "tokenizer" / "tokenizer.json").is_file():
-        train_tokenizer(captions, text.vocabulary_size, text.max_length).save_pretrained(work / "tokenizer")
-    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     torch.manual_seed(cfg.seed)
-    text_encoder = build_text_encoder(tokenizer, text.width, text.layers, text.heads).train()
-    denoiser = hydra.utils.instantiate(settings.network, _convert_="all").train()
+    if cfg.start is None:
+        if not (work / "tokenizer" / "tokenizer.json").is_file():
+            train_tokenizer(captions, text.vocabulary_size, text.max_length).save_pretrained(work / "tokenizer")
+        tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+        text_encoder = build_text_encoder(tokenizer, text.width, text.layers, text.heads)
+        denoiser = hydra.utils.instantiate(settings.network, _convert_="all")
+    else:
+        tokenizer = CLIPTokenizer.from_pretrained(Path(cfg.start) / "tokenizer")
+        text_encoder = CLIPTextModel.from_pretrained(Path(cfg.start) / "text_encoder", torch_dtype=torch.float32)
+        denoiser = UNet2DConditionModel.from_pretrained(Path(cfg.start) / "unet", torch_dtype=torch.float32)
+    text_encoder.train()
+    denoiser.train()
     scheduler = hydra.utils.instantiate(settings.scheduler)
 
     def tokenize(texts: list[str]) -> torch.Tensor:
@@ -196,7 +209,8 @@ def main(cfg: DictConfig) -> None:
         "denoiser batch": settings.denoiser.batch_size,
         "last denoiser loss": round(last_loss, 4),
     }
-    write_json(out / "training.json", history)
+    earlier = [] if cfg.start is None else json.loads((Path(cfg.start) / "training.json").read_text())
+    write_json(out / "training.json", [*earlier, history])
     print(f"teacher: {out}")
 
 
