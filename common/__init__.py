@@ -1,0 +1,24 @@
+"""What every method shares: teachers, plans, sampling, distillation, measuring.
+
+The names that other projects import are here too: common.load_teacher, common.load_denoiser, common.apply_plan,
+common.Plan, common.Edit. They are loaded when first asked for, so that `import common` stays cheap.
+"""
+
+from typing import Any
+
+PUBLIC = {
+    "load_teacher": "common.teachers",
+    "load_denoiser": "common.teachers",
+    "apply_plan": "common.plans",
+    "Plan": "common.plans",
+    "Edit": "common.plans",
+}
+__all__ = list(PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'common' has no attribute {name!r}")
+    return getattr(import_module(PUBLIC[name]), name)

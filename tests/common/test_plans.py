@@ -150,3 +150,13 @@ def test_bad_plans_name_what_is_wrong(tiny_teacher):
     with pytest.raises(ValueError, match="no weights for down_blocks.1.resnets.0"):
         apply_plan(tiny_teacher.denoiser, Plan.from_json(plan.to_json()))
     assert isinstance(tiny_teacher.denoiser, UNet2DConditionModel)
+
+
+def test_public_names_are_importable_from_common():
+    import common
+    from common import Plan, apply_plan, load_denoiser, load_teacher
+
+    assert set(common.__all__) == {"Edit", "Plan", "apply_plan", "load_denoiser", "load_teacher"}
+    assert all(callable(name) for name in (Plan, apply_plan, load_denoiser, load_teacher))
+    with pytest.raises(AttributeError, match="load_techer"):
+        common.load_techer  # noqa: B018
