@@ -102,8 +102,9 @@ def draw_scores(unet: nn.Module, plan: Plan, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    stages = ("down_blocks", "mid_block", "up_blocks")  # the order of computation; modules are registered in another
     order = {name: position for position, (name, _) in enumerate(unet.named_modules())}
-    sites = sorted(plan.scores, key=order.__getitem__)
+    sites = sorted(plan.scores, key=lambda site: (stages.index(site.split(".")[0]), order[site]))
     if not sites:
         return
     kinds = [type(unet.get_submodule(site)).__name__ for site in sites]
@@ -115,13 +116,18 @@ def draw_scores(unet: nn.Module, plan: Plan, path: Path) -> None:
     chosen = [place for place, site in enumerate(sites) if site in edited]
     axis.plot(chosen, [plan.scores[sites[place]] for place in chosen], "k.", label="edited")
     axis.set_yscale("log")
-    short = [site.replace("transformer_blocks", "tb").replace("attentions", "attn").replace("_blocks", "") for site in sites]
+    short = [
+        site.replace("transformer_blocks", "tb").replace("attentions", "attn").replace("_blocks", "").replace("_block", "")
+        for site in sites
+    ]
     axis.set_xticks(list(places), short, rotation=90, fontsize=6)
     axis.set_xlim(-0.7, len(sites) - 0.3)
     axis.set_ylabel("score (low: cheap to remove)")
-    axis.set_title(f"{plan.method}: {len(sites)} scored sites, {len(edited)} edited", fontsize=10)
+    axis.set_title(f"{plan.method}: {len(sites)} scored sites, {len(edited)} edited", fontsize=10, loc="left")
     patches = [pyplot.Rectangle((0, 0), 1, 1, color=color) for color in palette.values()]
     marks = pyplot.Line2D([], [], color="k", marker=".", linestyle="")
-    axis.legend([*patches, marks], [*palette, "edited"], fontsize=7, ncols=2)
+    axis.legend(
+        [*patches, marks], [*palette, "edited"], fontsize=7, ncols=8, loc="lower right", bbox_to_anchor=(1, 1), frameon=False
+    )
     figure.tight_layout()
     save_figure(figure, path)
