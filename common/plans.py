@@ -42,6 +42,9 @@ class Plan:
     """The ordered edits of a method, with their origin. `tensors` holds the first weights of new 1x1 convolutions.
 
     scores: one number per candidate site, chosen or not; settings: the method's configuration as plain values.
+    config_changes: where diffusers' own configuration can express the student (BK-SDM), the entries that differ from the
+    teacher's; the edits then only name what is gone ("drop"). sources: prefixes of such a student's paths and the teacher's
+    prefixes their weights come from, where the two differ; the longest prefix counts.
     """
 
     method: str
@@ -50,15 +53,20 @@ class Plan:
     scores: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict, compare=False)
+    config_changes: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
+        values = {
             "method": self.method,
             "teacher": self.teacher,
             "edits": [edit.to_dict() for edit in self.edits],
             "scores": self.scores,
             "settings": self.settings,
         }
+        if self.config_changes:
+            values |= {"config_changes": self.config_changes, "sources": self.sources}
+        return values
 
     def to_json(self) -> str:
         """The plan without its tensors."""
@@ -67,7 +75,8 @@ class Plan:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Plan":
         edits = tuple(Edit.from_dict(edit) for edit in values["edits"])
-        known = {name: values[name] for name in ("teacher", "scores", "settings") if name in values}
+        names = ("teacher", "scores", "settings", "config_changes", "sources")
+        known = {name: values[name] for name in names if name in values}
         return cls(method=values.get("method", ""), edits=edits, **known)
 
     @classmethod
@@ -101,8 +110,10 @@ class Plan:
 
 
 def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
-    """A new student: the pruned subclass of `unet`'s class with the weights that remain; `unet` is not touched.
+    """A new student with the weights that remain; `unet` is not touched.
 
+    It is of the pruned subclass of `unet`'s class (common/pruned_unet.py), or of that class itself where the plan can be
+    said in diffusers' own configuration.
     Raises InputError naming the site when an edit names a site that the U-Net does not have, or when the plan lacks the
     weights of a new module.
     """
@@ -114,16 +125,30 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
         raise InputError(f"A plan applies to UNet2DConditionModel and UNet2DModel, not to {type(unet).__name__}.")
     weight = next(unet.parameters())
     settings = {name: value for name, value in unet.config.items() if not name.startswith("_")}
-    settings["plan"] = plan.to_dict()
+    if plan.config_changes:
+        student_class, settings = base, settings | plan.config_changes
+    else:
+        student_class, settings = getattr(pruned_unet, f"Pruned{base.__name__}"), settings | {"plan": plan.to_dict()}
     with torch.device("meta"):
-        student = getattr(pruned_unet, f"Pruned{base.__name__}").from_config(settings)
+        student = student_class.from_config(settings)
     weights = {**unet.state_dict(), **{name: value.to(weight) for name, value in plan.tensors.items()}}
     wanted = student.state_dict()
+    if plan.sources:
+        weights = {name: weights[source] for name in wanted if (source := source_name(name, plan.sources)) in weights}
     missing = sorted(name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape)
     if missing:
         raise InputError(f"The plan brings no weights for {missing[0]} ({len(missing)} in all); load it with Plan.load.")
     student.load_state_dict({name: weights[name].clone() for name in wanted}, assign=True)
     return student.train(unet.training)
+
+
+def source_name(name: str, sources: dict[str, str]) -> str:
+    """The teacher's name of a student's parameter: its longest prefix among `sources` is replaced."""
+    prefixes = [prefix for prefix in sources if name.startswith(f"{prefix}.")]
+    if not prefixes:
+        return name
+    longest = max(prefixes, key=len)
+    return sources[longest] + name[len(longest) :]
 
 
 def check_sites(unet: nn.Module, plan: Plan) -> None:

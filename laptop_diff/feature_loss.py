@@ -1,0 +1,87 @@
+"""Feature losses of which none dominates the others (LAPTOP-Diff, arXiv 2404.11098, normalised feature distillation).
+
+The terms of plain feature distillation differ by orders of magnitude; the paper scales each by the norm of the teacher's
+feature. The exact factor is not known, so the candidates are named options. With f_T the teacher's feature and ||.||
+the L2 norm of one sample's feature, averaged over the batch:
+
+    inv_l2       1 / ||f_T||
+    inv_l2_sq    1 / ||f_T||^2, made per element: the term becomes the relative squared error
+    rel_to_max   (max_j m_j) / m_i, with m_i the mean square of the i-th teacher feature
+    rel_to_mean  (mean_j m_j) / m_i
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from common.errors import InputError
+
+VARIANTS = ("inv_l2", "inv_l2_sq", "rel_to_max", "rel_to_mean")
+Features = Sequence[torch.Tensor]
+
+
+def teacher_scales(teacher_features: Features) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean square, L2 norm per sample averaged over the batch) of each teacher feature, without gradient."""
+    with torch.no_grad():
+        flat = [feature.detach().float().flatten(1) for feature in teacher_features]
+        return torch.stack([f.square().mean() for f in flat]), torch.stack([f.norm(dim=1).mean() for f in flat])
+
+
+def feature_factors(mean_square: torch.Tensor, norm: torch.Tensor, variant: str) -> torch.Tensor:
+    """The factor alpha_i of each term, from the teacher's scales (terms,)."""
+    tiny = torch.finfo(torch.float32).tiny
+    if variant == "inv_l2":
+        return 1 / norm.clamp_min(tiny)
+    if variant == "inv_l2_sq":
+        return 1 / mean_square.clamp_min(tiny)
+    if variant == "rel_to_max":
+        return mean_square.max() / mean_square.clamp_min(tiny)
+    if variant == "rel_to_mean":
+        return mean_square.mean() / mean_square.clamp_min(tiny)
+    raise InputError(f"feature loss variant {variant!r} is none of {', '.join(VARIANTS)}.")
+
+
+def normalized_feature_loss(student_features: Features, teacher_features: Features, variant: str = "inv_l2_sq") -> torch.Tensor:
+    """sum_i alpha_i * mean squared error of the i-th pair; a scalar, with gradient to the student's features alone.
+
+    Features are (batch, ...) tensors, equal shapes within a pair.
+    """
+    factors = feature_factors(*teacher_scales(teacher_features), variant)
+    return torch.stack(NormalizedFeatureLosses.errors(student_features, teacher_features)).mul(factors).sum()
+
+
+class NormalizedFeatureLosses(nn.Module):
+    """The terms alpha_i * mean squared error as a list; a `feature_losses` of common.distillation.DenoiserTraining.
+
+    momentum: None takes the scales of each batch by itself; a number such as 0.99 averages them over batches (running),
+    kept in buffers so that a resumed run goes on with the same factors.
+    """
+
+    def __init__(self, variant: str = "inv_l2_sq", momentum: float | None = None):
+        super().__init__()
+        if variant not in VARIANTS:
+            raise InputError(f"feature loss variant {variant!r} is none of {', '.join(VARIANTS)}.")
+        self.variant, self.momentum = variant, momentum
+        self.register_buffer("running", torch.zeros(2, 0))
+
+    @staticmethod
+    def errors(student_features: Features, teacher_features: Features) -> list[torch.Tensor]:
+        pairs = zip(student_features, teacher_features, strict=True)
+        return [F.mse_loss(s.float(), t.detach().float()) for s, t in pairs]
+
+    def forward(self, student_features: Features, teacher_features: Features) -> list[torch.Tensor]:
+        scales = torch.stack(teacher_scales(teacher_features))
+        if self.momentum is not None:
+            if self.running.shape == scales.shape:
+                scales = torch.lerp(scales, self.running, self.momentum)
+            self.running = scales
+        factors = feature_factors(*scales, self.variant)
+        return [a * e for a, e in zip(factors, self.errors(student_features, teacher_features), strict=True)]
+
+    def _load_from_state_dict(self, state: dict, prefix: str, *rest: object) -> None:
+        saved = state.get(f"{prefix}running")
+        if saved is not None and saved.shape != self.running.shape:
+            self.running = torch.zeros_like(saved)
+        super()._load_from_state_dict(state, prefix, *rest)

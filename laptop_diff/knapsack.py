@@ -1,0 +1,67 @@
+"""Which layers to remove: minimal summed loss with at least a wanted size removed (LAPTOP-Diff, arXiv 2404.11098).
+
+A 0-1 knapsack. The paper solves a variant of it by dynamic programming (as far as is known); here HiGHS solves it exactly
+as an integer programme, for sizes of any unit: parameters, MACs, milliseconds.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from common.errors import InputError
+
+
+def select_layers(losses: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:
+    """Indices, ascending, of the layers with the least summed `losses` among all sets whose `sizes` sum to >= budget.
+
+    losses: non-negative and finite, one per layer; sizes: one per layer, in the unit of `budget`.
+    InputError when the lengths differ, a loss is not finite, or even all layers together fall short of the budget.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    cost, size = np.asarray(losses, dtype=float), np.asarray(sizes, dtype=float)
+    if cost.shape != size.shape or cost.ndim != 1:
+        raise InputError(f"select_layers: {cost.size} losses for {size.size} sizes.")
+    if not np.isfinite(cost).all():
+        raise InputError(f"select_layers: the loss of layer {int(np.argmin(np.isfinite(cost)))} is not finite.")
+    largest = size[size > 0].sum()
+    if budget > largest * (1 + 1e-12):
+        raise InputError(f"select_layers: a budget of {budget:g} is out of reach; all layers together have {largest:g}.")
+    if budget <= 0:
+        return []
+    # both rows are scaled to about 1, so that HiGHS' absolute tolerances mean something; the check below is exact
+    scale, unit = cost.max() or 1.0, size.max()
+    wanted = budget / unit
+    for _ in range(8):
+        found = milp(
+            cost / scale,
+            constraints=LinearConstraint(size[None] / unit, lb=wanted),
+            integrality=np.ones_like(cost),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0.0},
+        )
+        chosen = [index for index, value in enumerate(found.x) if value > 0.5]
+        short = budget - size[chosen].sum()
+        if short <= 0:
+            return chosen
+        wanted += max(short / unit, 1e-9)
+    raise RuntimeError("HiGHS kept returning a set below the budget.")
+
+
+def greedy_layers(losses: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:
+    """A comparison: layers in the order of loss per size until the budget is met."""
+    return _until(np.asarray(losses) / np.maximum(np.asarray(sizes, dtype=float), 1e-30), sizes, budget)
+
+
+def lowest_layers(losses: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:
+    """A comparison ("top-n"): layers in the order of loss alone until the budget is met."""
+    return _until(np.asarray(losses), sizes, budget)
+
+
+def _until(keys: np.ndarray, sizes: Sequence[float], budget: float) -> list[int]:
+    chosen: list[int] = []
+    for index in np.argsort(keys, kind="stable").tolist():
+        if sum(sizes[i] for i in chosen) >= budget:
+            break
+        chosen.append(index)
+    return sorted(chosen)
