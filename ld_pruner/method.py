@@ -13,10 +13,11 @@ from common.calibration import Calibration
 from common.errors import InputError
 from common.plans import Edit, Plan, edited
 from common.progress import progress_bar
+from common.score_file import ScoreFile
 from ld_pruner.costs import operator_costs
 from ld_pruner.initial_weights import initial_weights
 from ld_pruner.operators import Operator, list_operators
-from ld_pruner.scoring import LatentScorer, ScoreFile
+from ld_pruner.scoring import LatentScorer
 
 
 def inside(site: str, others: set[str]) -> bool:

@@ -11,49 +11,17 @@ In both, several modified networks share one forward pass (common/branches.py). 
 file at once. What is computed next depends on that file alone, so a killed run goes on where it was, with the same numbers.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from common.branches import PrefixCache, branched
+from common.branches import edited_outputs, roll_out
 from common.calibration import Calibration
 from common.errors import InputError
-from common.files import write_json
-from common.sampling import denoise
+from common.score_file import ScoreFile
 from ld_pruner.latent_score import latent_score
 from ld_pruner.operators import Operator
-
-
-@dataclass
-class ScoreFile:
-    """Scores by site, one number per finished condition; kept in `path` when it is given."""
-
-    path: Path | None = None
-    conditions: dict[str, list[float]] = field(default_factory=dict)
-    screen: dict[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def open(cls, path: Path | None) -> "ScoreFile":
-        """The scores in `path`, or none yet; InputError naming the file when it is damaged."""
-        if path is None or not path.is_file():
-            return cls(path)
-        try:
-            document = json.loads(path.read_text())
-            return cls(path, document["conditions"], document["screen"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(f"The score file {path} is damaged; delete it and the scores are computed anew.") from error
-
-    def known(self, operator: Operator) -> list[float]:
-        """The operator's scores under the first conditions, as far as they are computed."""
-        return self.conditions.get(operator.site, [])
-
-    def save(self) -> None:
-        if self.path is not None:
-            write_json(self.path, {"conditions": self.conditions, "screen": self.screen})
 
 
 class LatentScorer:
@@ -83,24 +51,6 @@ class LatentScorer:
         self.originals: torch.Tensor | None = None
         self.reported = 0
 
-    def _roll_out(self, chosen: slice, operators: list[Operator]) -> torch.Tensor:
-        """Final latents (copies, conditions, samples, *latent) of the networks with one of the operators modified each."""
-        copies = max(1, len(operators))
-        noise, conditions = self.calibration.rows(chosen, copies)
-        guided = self.calibration.guidance_scale > 1 and bool(conditions)
-        edits = [operator.edit for operator in operators]
-        with branched(self.unet, edits, self.tensors, groups=2 if guided else 1):
-            latents = denoise(
-                self.unet,
-                self.calibration.scheduler,
-                noise,
-                conditions,
-                self.calibration.empty,
-                self.calibration.steps,
-                self.calibration.guidance_scale,
-            )
-        return latents.unflatten(0, (copies, -1, self.calibration.shape[1]))
-
     @torch.no_grad()
     def original_latents(self) -> torch.Tensor:
         """Final latents (conditions, samples, *latent) of the network without any operator modified, computed once.
@@ -109,13 +59,14 @@ class LatentScorer:
         """
         if self.originals is None:
             starts = range(0, self.calibration.shape[0], self.pairs)
-            self.originals = torch.cat([self._roll_out(slice(s, s + self.pairs), [])[0] for s in starts])
+            self.originals = torch.cat([roll_out(self.unet, self.calibration, slice(s, s + self.pairs))[0] for s in starts])
         return self.originals
 
     def score_pairs(self, operators: list[Operator], chosen: slice) -> torch.Tensor:
         """Scores (operators, conditions) under the chosen conditions."""
         original = self.original_latents()[chosen]
-        modified = self._roll_out(chosen, operators)
+        edits = [operator.edit for operator in operators]
+        modified = roll_out(self.unet, self.calibration, chosen, edits, self.tensors)
         scores = [latent_score(original, latents, self.formula, self.squared, self.correction) for latents in modified]
         return torch.stack(scores)
 
@@ -126,22 +77,12 @@ class LatentScorer:
         One forward pass an operator at most: what all copies have in common before the first edit is replayed.
         """
         latents, timesteps, conditions = self._noisy_latents(rows, seed)
-        cache = PrefixCache(self.unet)
-        intact = cache.record(latents, timesteps, **conditions)
-        ordered = sorted(operators, key=lambda operator: cache.position(operator.site))
-        scores = {}
         copies = max(1, self.pairs * self.calibration.shape[1] // rows)
-        for first in range(0, len(ordered), copies):
-            group = ordered[first : first + copies]
-            blocks = min(cache.position(operator.site) for operator in group)
-            repeated = {name: value.repeat(len(group), *[1] * (value.dim() - 1)) for name, value in conditions.items()}
-            with (
-                branched(self.unet, [operator.edit for operator in group], self.tensors),
-                cache.replayed(blocks, len(group)),
-            ):
-                output = self.unet(latents.repeat(len(group), 1, 1, 1), timesteps.repeat(len(group)), **repeated).sample
-            distances = (output.unflatten(0, (len(group), -1)) - intact).flatten(2).norm(dim=2).mean(1)
-            scores |= {operator.site: distance.item() for operator, distance in zip(group, distances, strict=True)}
+        edits = [operator.edit for operator in operators]
+        scores = {}
+        outputs = edited_outputs(self.unet, edits, self.tensors, (latents, timesteps), conditions, copies)
+        for edit, intact, output in outputs:
+            scores[edit.site] = (output - intact).flatten(1).norm(dim=1).mean().item()
         return scores
 
     def _noisy_latents(self, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
@@ -149,7 +90,7 @@ class LatentScorer:
         from common.batches import mix_seed, seeded_normal
 
         chosen = slice(0, -(-rows // self.calibration.shape[1]))
-        latents = self._roll_out(chosen, [])[0].flatten(0, 1)[:rows]
+        latents = roll_out(self.unet, self.calibration, chosen)[0].flatten(0, 1)[:rows]
         _, conditions = self.calibration.rows(chosen)
         scheduler = self.calibration.scheduler
         total = scheduler.config.num_train_timesteps
@@ -186,26 +127,26 @@ class LatentScorer:
         total = self.calibration.shape[0]
         while True:
             waiting = self._waiting(operators, lowest, file, costs)
-            finished = len(operators) * total - sum(total - len(file.known(operator)) for operator in waiting)
+            finished = len(operators) * total - sum(total - len(file.known(operator.site)) for operator in waiting)
             self.advance(finished - self.reported)
             self.reported = finished
             if not waiting:
                 break
             first = [operator for operator in operators[:lowest] if operator in waiting] or waiting
-            start = min(len(file.known(operator)) for operator in first)
-            group = [operator for operator in first if len(file.known(operator)) == start][: self.pairs]
+            start = min(len(file.known(operator.site)) for operator in first)
+            group = [operator for operator in first if len(file.known(operator.site)) == start][: self.pairs]
             stop = min(total, start + max(1, self.pairs // len(group)))
             for operator, values in zip(group, self.score_pairs(group, slice(start, stop)).tolist(), strict=True):
-                file.conditions[operator.site] = file.known(operator) + values
+                file.parts[operator.site] = file.known(operator.site) + values
             file.save()
-        return {o.site: sum(file.known(o)) for o in operators if len(file.known(o)) == total}
+        return {o.site: sum(file.known(o.site)) for o in operators if len(file.known(o.site)) == total}
 
     def _waiting(self, operators: list[Operator], lowest: int, file: ScoreFile, costs: dict[str, float]) -> list[Operator]:
         """Those without a complete score that can still be among the `lowest`; with lowest=0, all without one."""
         total = self.calibration.shape[0]
-        partial = {operator.site: sum(file.known(operator)) / costs[operator.site] for operator in operators}
-        incomplete = [operator for operator in operators if len(file.known(operator)) < total]
-        complete = sorted(partial[o.site] for o in operators if len(file.known(o)) == total)
+        partial = {operator.site: sum(file.known(operator.site)) / costs[operator.site] for operator in operators}
+        incomplete = [operator for operator in operators if len(file.known(operator.site)) < total]
+        complete = sorted(partial[o.site] for o in operators if len(file.known(o.site)) == total)
         if not 0 < lowest <= len(complete):
             return incomplete
         return [operator for operator in incomplete if partial[operator.site] <= complete[lowest - 1]]

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from benchmarks.scoring import plain_scores
+from common.score_file import ScoreFile
 from ld_pruner import list_operators
 from ld_pruner.initial_weights import initial_weights
-from ld_pruner.scoring import LatentScorer, ScoreFile
+from ld_pruner.scoring import LatentScorer
 
 SMALL = ("resnet", "transformer", "downsampler", "upsampler")
 
@@ -44,7 +45,7 @@ def test_screened_finds_the_same_lowest_with_less_work(setting, k):
     file = ScoreFile()
     found = scorer(setting).score(operators, k, "screened", file, free(operators), 4, 0)
     assert sorted(found, key=found.get)[:k] == sorted(exact, key=exact.get)[:k]
-    assert sum(len(values) for values in file.conditions.values()) < 3 * len(operators) or k == 15
+    assert sum(len(values) for values in file.parts.values()) < 3 * len(operators) or k == 15
 
 
 def test_a_misleading_screen_costs_time_but_changes_nothing(setting):
@@ -73,13 +74,13 @@ def test_killed_scoring_goes_on(setting, tmp_path):
     with pytest.raises(Killed):
         scorer(setting, advance=die).score(operators, 5, "screened", ScoreFile.open(path), free(operators), 4, 0)
     known = json.loads(path.read_text())
-    assert len(known["conditions"]) >= 3 and len(known["screen"]) == len(operators)
+    assert len(known["parts"]) >= 3 and len(known["screen"]) == len(operators)
     second = scorer(setting)
     computed = []
     original = second.score_pairs
     second.score_pairs = lambda group, chosen: computed.extend(o.site for o in group) or original(group, chosen)
     resumed = second.score(operators, 5, "screened", ScoreFile.open(path), free(operators), 4, 0)
-    complete = {site for site, values in known["conditions"].items() if len(values) == 3}
+    complete = {site for site, values in known["parts"].items() if len(values) == 3}
     assert complete and not complete & set(computed)
     assert sorted(resumed, key=resumed.get)[:5] == sorted(whole, key=whole.get)[:5]
     for site in sorted(whole, key=whole.get)[:5]:
@@ -88,6 +89,6 @@ def test_killed_scoring_goes_on(setting, tmp_path):
 
 def test_damaged_score_file_is_named(tmp_path):
     path = tmp_path / "scores.json"
-    path.write_text('{"conditions": {')
+    path.write_text('{"parts": {')
     with pytest.raises(ValueError, match=r"scores\.json is damaged"):
         ScoreFile.open(path)
