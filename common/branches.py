@@ -17,10 +17,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from common.calibration import Calibration
 from common.plans import Edit, load_replacement
 from common.pruned_unet import set_module
-from common.sampling import denoise
 
 
 class Branch(nn.Module):
@@ -159,33 +157,6 @@ def edited_outputs(
             output = network(latents.repeat(count, 1, 1, 1), timesteps.repeat(count), **repeated).sample
         for edit, changed in zip(group, output.unflatten(0, (count, -1)), strict=True):
             yield edit, intact, changed
-
-
-def roll_out(
-    network: nn.Module,
-    calibration: Calibration,
-    chosen: slice,
-    edits: Sequence[Edit] = (),
-    tensors: dict[str, torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """Final latents (copies, conditions, samples, *latent) under the chosen conditions: copy i with edits[i] alone.
-
-    Without edits there is one copy, the network as it is.
-    """
-    copies = max(1, len(edits))
-    noise, conditions = calibration.rows(chosen, copies)
-    guided = calibration.guidance_scale > 1 and bool(conditions)
-    with branched(network, edits, tensors or {}, groups=2 if guided else 1):
-        latents = denoise(
-            network,
-            calibration.scheduler,
-            noise,
-            conditions,
-            calibration.empty,
-            calibration.steps,
-            calibration.guidance_scale,
-        )
-    return latents.unflatten(0, (copies, -1, calibration.shape[1]))
 
 
 class _Replay(nn.Module):

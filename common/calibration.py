@@ -8,7 +8,7 @@ import torch
 
 from common.batches import mix_seed, seeded_normal
 from common.errors import InputError
-from common.sampling import Conditions, repeat_conditions, select_conditions
+from common.sampling import Conditions, describe_scheduler, repeat_conditions, select_conditions
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Calibration:
 
     def fingerprint(self) -> str:
         """Changes with anything that changes a score."""
-        digest = hashlib.sha256(repr((self.steps, self.guidance_scale, sorted(self.scheduler.config.items()))).encode())
+        digest = hashlib.sha256(repr((self.steps, self.guidance_scale, describe_scheduler(self.scheduler))).encode())
         for tensor in (self.noise, *self.conditions.values(), *self.empty.values()):
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -73,6 +73,9 @@ def build_calibration(
     for name, value in (("num_conditions", num_conditions), ("samples", samples), ("steps", steps)):
         if value < 1:
             raise InputError(f"calibration.{name}={value}: at least 1 is needed.")
+    for name, value in conditions.items():
+        if len(value) != num_conditions:
+            raise InputError(f"calibration: {len(value)} rows of {name} for num_conditions={num_conditions}.")
     seeds = [mix_seed(seed, c, s) for c in range(num_conditions) for s in range(samples)]
     noise = seeded_normal(seeds, latent_shape).unflatten(0, (num_conditions, samples))
     return Calibration(noise, conditions, empty, scheduler, steps, guidance_scale)

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.batches import generator_for
+from common.errors import InputError
 
 Features = Sequence[torch.Tensor]
 
@@ -63,6 +64,16 @@ def noise_and_timesteps(
     return tuple(torch.stack(values).to(latents.device) for values in (noise, timesteps, uniform))
 
 
+def noising_scheduler(scheduler: Any) -> Any:
+    """The forward process of `scheduler`'s configuration: x_t = sqrt(alpha_bar) x + sqrt(1 - alpha_bar) noise, and velocity.
+
+    Samplers scale noisy latents each in their own way (Euler's are not of unit variance); training never does.
+    """
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler.from_config(scheduler.config)
+
+
 def training_target(scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
     """What the denoiser should predict, by the scheduler's prediction_type."""
     kind = scheduler.config.prediction_type
@@ -72,7 +83,7 @@ def training_target(scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, 
         return scheduler.get_velocity(latents, noise, timesteps)
     if kind == "sample":
         return latents
-    raise ValueError(f"prediction_type={kind!r} of the scheduler is none of epsilon, v_prediction, sample.")
+    raise InputError(f"prediction_type={kind!r} of the scheduler is none of epsilon, v_prediction, sample.")
 
 
 class DenoiserTraining(L.LightningModule):
@@ -103,7 +114,7 @@ class DenoiserTraining(L.LightningModule):
         super().__init__()
         if teacher is None and (output_weight or feature_weight):
             raise ValueError("output_weight and feature_weight need a teacher.")
-        self.student, self.text_encoder, self.scheduler = student, text_encoder, scheduler
+        self.student, self.text_encoder, self.scheduler = student, text_encoder, noising_scheduler(scheduler)
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.seed, self.condition_dropout, self.empty_condition = seed, condition_dropout, empty_condition
         self.task_weight, self.output_weight, self.feature_weight = task_weight, output_weight, feature_weight
@@ -154,6 +165,12 @@ class DenoiserTraining(L.LightningModule):
                 self.log(f"feature/{path}", value.detach())
             terms["feature"] = torch.stack(by_pair).sum()
             loss = loss + self.feature_weight * terms["feature"]
+        broken = next((name for name, value in terms.items() if not torch.isfinite(value)), None)
+        if broken is not None:
+            raise InputError(
+                f"The {broken} loss is {terms[broken].item()} at step {self.global_step}; the last checkpoint stays. "
+                "Lower the learning rate, or clip gradients harder."
+            )
         self.log("loss", loss.detach(), prog_bar=True)
         self.log_dict({f"loss/{name}": value.detach() for name, value in terms.items()})
         return loss

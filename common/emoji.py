@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from common.errors import InputError
+from common.files import ROOT
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,19 @@ class CaptionedImages:
 
 
 def load_emoji(folder: str | Path, split: str, without: tuple[str, ...] = (), limit: int | None = None) -> CaptionedImages:
-    """The drawings of one split ("train" or "test"), without some categories, of at most `limit` evenly spaced names."""
-    folder = Path(folder)
+    """The drawings of one split ("train" or "test"), without some categories, of at most `limit` evenly spaced names.
+
+    `folder`: absolute, or relative to the working directory or the project.
+    """
+    folder = Path(folder) if Path(folder).is_dir() else ROOT / folder
+    if limit is not None and limit < 1:
+        raise InputError(f"task.data.limit={limit}: at least 1 name is needed.")
     if not (folder / "index.json").is_file():
         raise InputError(f"{folder} has no index.json; build the emoji data with experiments/build_emoji.py.")
-    document = json.loads((folder / "index.json").read_text())
+    try:
+        document = json.loads((folder / "index.json").read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{folder / 'index.json'} is damaged ({error}); build it anew.") from error
     size, columns = document["tile"], document["columns"]
     chosen = [
         (position, entry)

@@ -42,7 +42,8 @@ def extract_features(
 ) -> torch.Tensor:
     """Features (count, num_features) of uint8 images, on the CPU, in batches."""
     finished = []
+    device = next(extractor.parameters()).device
     for chunk in images.split(batch_size):
-        finished.append(extractor(chunk).cpu())
+        finished.append(extractor(chunk.to(device)).cpu())
         advance(len(chunk))
     return torch.cat(finished)

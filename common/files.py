@@ -1,9 +1,12 @@
-"""Files that are written whole or not at all."""
+"""Where the project's own files are, and files that are written whole or not at all."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = ROOT / "teachers"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -102,10 +102,14 @@ class Plan:
         """The inverse of save."""
         from dataclasses import replace
 
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         plan = cls.from_json((folder / PLAN_FILE).read_text())
-        tensors = load_file(folder / PLAN_TENSORS) if (folder / PLAN_TENSORS).is_file() else {}
+        try:
+            tensors = load_file(folder / PLAN_TENSORS) if (folder / PLAN_TENSORS).is_file() else {}
+        except SafetensorError as error:
+            raise InputError(f"{folder / PLAN_TENSORS} is damaged ({error}); delete {folder} to plan anew.") from error
         return replace(plan, tensors=tensors)
 
 
@@ -120,6 +124,8 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     from common import pruned_unet
 
     check_sites(unet, plan)
+    if unet.config.get("plan"):
+        raise InputError("This U-Net carries a plan already; a plan applies to the unpruned teacher.")
     base = next((base for base in (pruned_unet.UNet2DConditionModel, pruned_unet.UNet2DModel) if isinstance(unet, base)), None)
     if base is None:
         raise InputError(f"A plan applies to UNet2DConditionModel and UNet2DModel, not to {type(unet).__name__}.")

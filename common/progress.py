@@ -17,6 +17,10 @@ class ProgressCounter:
         fields = {} if note is None else {"note": note}
         self.progress.update(self.task, advance=units, **fields)
 
+    def reach(self, units: int) -> None:
+        """`units` in all are finished."""
+        self.progress.update(self.task, completed=units)
+
 
 @contextmanager
 def progress_bar(description: str, total: int, done: int = 0) -> Iterator[ProgressCounter]:

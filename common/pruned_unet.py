@@ -97,6 +97,9 @@ class NearestUpsample(nn.Module):
         return F.interpolate(hidden_states, scale_factor=float(self.scale), mode="nearest")
 
 
+REPLACEMENTS = (Identity, Zero, Shortcut, Conv1x1, AveragePool, NearestUpsample)
+
+
 def build_replacement(module: nn.Module, edit: dict[str, Any]) -> nn.Module:
     """The module that stands at edit["site"] after the edit, on the device and in the type of `module`'s weights."""
     operation = edit["operation"]

@@ -1,5 +1,8 @@
 """Denoising from seeded noise with any diffusers scheduler, with or without classifier-free guidance."""
 
+import hashlib
+import inspect
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +24,18 @@ def select_conditions(conditions: Conditions, rows: slice | torch.Tensor) -> Con
     return {name: value[rows] for name, value in conditions.items()}
 
 
+def describe_scheduler(scheduler: Any) -> str:
+    """Class and configuration of a scheduler as text, the same in every process."""
+    settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    return json.dumps([type(scheduler).__name__, settings], sort_keys=True, default=str)
+
+
+def row_generators(noise: torch.Tensor) -> list[torch.Generator]:
+    """A generator for each row, seeded by the row's own noise: what a stochastic scheduler draws depends on the row alone."""
+    digests = [hashlib.sha256(row.numpy().tobytes()).digest() for row in noise.detach().cpu().contiguous()]
+    return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")) for digest in digests]
+
+
 @torch.no_grad()
 def denoise(
     denoiser: Callable[..., Any],
@@ -34,13 +49,16 @@ def denoise(
     """From unit noise (batch, channels, height, width) to final latents of the same shape.
 
     `empty` holds the condition without a caption, one row; it is used where guidance_scale > 1 (Ho and Salimans 2022:
-    empty + guidance_scale * (conditioned - empty)). `scheduler` is copied, so that its state is not shared.
+    empty + guidance_scale * (conditioned - empty)). `scheduler` is copied, so that its state is not shared; one that draws
+    noise of its own draws it row by row.
     """
     scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(steps, device=noise.device)
     guided = guidance_scale > 1 and bool(conditions)
     if guided:
         conditions = {name: torch.cat([empty[name].expand_as(value), value]) for name, value in conditions.items()}
+    stochastic = "generator" in inspect.signature(scheduler.step).parameters
+    options = {"generator": row_generators(noise)} if stochastic else {}
     latents = noise * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
@@ -48,7 +66,7 @@ def denoise(
         if guided:
             without, conditioned = output.chunk(2)
             output = without + guidance_scale * (conditioned - without)
-        latents = scheduler.step(output, timestep, latents).prev_sample
+        latents = scheduler.step(output, timestep, latents, **options).prev_sample
     return latents
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.sampling import Conditions
+from common.files import SHIPPED
+from common.sampling import Conditions, describe_scheduler
 
-SHIPPED = Path(__file__).resolve().parent.parent / "teachers"
-PARTS = ("unet", "vae", "vqvae", "scheduler", "text_encoder", "tokenizer")
+NETWORKS = ("unet", "vae", "vqvae", "text_encoder")
+PARTS = (*NETWORKS, "scheduler", "tokenizer")
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Teacher:
     scheduler: Any
     tokenizer: Any = None
     text_encoder: nn.Module | None = None
-    _conditions: dict[str, Conditions] = field(default_factory=dict)
+    _fingerprint: str = ""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -86,13 +87,16 @@ class Teacher:
         return torch.cat([to_uint8(self.autoencoder.decode(chunk.to(self.device) / scale).sample).cpu() for chunk in chunks])
 
     def fingerprint(self) -> str:
-        """Changes with any weight of the denoiser, autoencoder or text encoder."""
-        digest = hashlib.sha256()
+        """Changes with any weight of the denoiser, autoencoder or text encoder, and with the scheduler."""
+        if self._fingerprint:
+            return self._fingerprint
+        digest = hashlib.sha256(describe_scheduler(self.scheduler).encode())
         for network in (self.denoiser, self.autoencoder, self.text_encoder):
             for name, tensor in network.state_dict().items() if network is not None else ():
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
 
 
 def shipped_teachers() -> list[str]:
@@ -116,9 +120,10 @@ def find_folder(name_or_path: str, revision: str | None = None) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", *(f"{part}/*" for part in PARTS)]
+    wanted = ["*.json", "*.txt", *(f"{part}/{kind}" for part in PARTS for kind in ("*.json", "*.txt", "*.safetensors"))]
+    unwanted = ["*.fp16.*", "*.non_ema.*", "safety_checker/*", "feature_extractor/*"]
     try:
-        return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
     except Exception as error:  # the hub's client raises many kinds: offline, gated, absent, refused
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
@@ -141,8 +146,9 @@ def load_part(folder: Path, name: str, library: str, class_name: str) -> Any:
         raise InputError(f"{folder / name}: {library}.{class_name} is not a class this project can load.")
     if not (folder / name).is_dir():
         raise InputError(f"{folder} lacks its part {name!r} ({class_name}), which model_index.json names.")
-    options = {"torch_dtype": torch.float32} if name in ("unet", "vae", "vqvae", "text_encoder") else {}
-    if library != "transformers" and options:
+    network = name in NETWORKS
+    options = {"torch_dtype": torch.float32, "output_loading_info": True} if network else {}
+    if library != "transformers" and network:
         options["low_cpu_mem_usage"] = False
     try:
         part = getattr(module, class_name).from_pretrained(folder / name, local_files_only=True, **options)
@@ -151,6 +157,11 @@ def load_part(folder: Path, name: str, library: str, class_name: str) -> Any:
     except Exception as error:  # safetensors, JSON and torch each raise their own kind for a damaged file
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{folder / name} cannot be loaded as {class_name}: {reason}") from error
+    if network:
+        part, report = part
+        absent = sorted(report["missing_keys"])
+        if absent:
+            raise InputError(f"{folder / name} lacks {len(absent)} of the weights of {class_name}, {absent[0]} among them.")
     return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
 
 

@@ -1,6 +1,7 @@
 """Runs a LightningModule over a seeded stream of batches, resuming where a killed run stopped."""
 
 import logging
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -11,12 +12,28 @@ import lightning as L
 import torch
 from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from common.batches import TensorRows, training_loader
 from common.progress import progress_bar
 
 # batches come from memory and are numbered (common/batches.py): no workers are needed, and resuming mid-epoch is exact
 IRRELEVANT = ".*(num_workers|treespec|many workers|not resumable|exists and is not empty).*"
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are written whole or not at all: to a temporary name in the same folder, then renamed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f".{path.name}.partial")
+        with open(scratch, "wb") as handle:
+            torch.save(checkpoint, handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(scratch, path)
 
 
 class ExponentialAverage(L.Callback):
@@ -93,13 +110,13 @@ def fit(
     checkpoint_every: int = 500,
     trainer: dict[str, Any],
     callbacks: Sequence[L.Callback] = (),
-    loggers: Sequence[Any] = (),
 ) -> None:
     """Trains for `steps` optimiser steps of accumulate * batch_size samples.
 
     Checkpoints go to `folder` every `checkpoint_every` steps and at the end; an interrupted call, made again, goes on
-    from the last one and ends with the weights of an uninterrupted run. `trainer` holds further arguments of
-    lightning.Trainer (precision, devices, gradient_clip_val, ...).
+    from the last one and ends with the weights of an uninterrupted run. What the module logs is in
+    <folder>/log/from_<step>/metrics.csv, one folder a start. `trainer` holds further arguments of lightning.Trainer
+    (precision, devices, gradient_clip_val, ...).
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, done = latest_checkpoint(folder)
@@ -116,7 +133,9 @@ def fit(
         runner = L.Trainer(
             max_steps=steps,
             accumulate_grad_batches=accumulate,
-            logger=list(loggers),
+            logger=CSVLogger(folder, name="log", version=f"from_{done}"),
+            log_every_n_steps=10,
+            plugins=[WholeCheckpoints()],
             callbacks=[*callbacks, TrainingProgress(description), saver],
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -19,11 +19,18 @@ def content_name(*parts: Any) -> str:
 
 def cached_tensors(path: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The tensors in `path`, computed and written when it is not there; InputError naming a damaged file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save
+    from safetensors.torch import save
 
     if not path.is_file():
         write_atomically(path, save({name: value.contiguous().cpu() for name, value in compute().items()}))
+    return load_tensors(path)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors in `path`; InputError naming a damaged file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -1,6 +1,8 @@
 """The distillation stage of a job."""
 
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -8,15 +10,48 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from common.batches import TensorRows
+from common.errors import InputError
+from common.pruned_unet import REPLACEMENTS
 from common.teachers import Teacher
 from experiments.caches import cached_tensors, content_name
 
 
-def block_paths(denoiser: nn.Module) -> list[str]:
-    """The blocks whose outputs BK-SDM compares: every down block, the mid block, every up block."""
-    paths = [f"down_blocks.{index}" for index in range(len(denoiser.down_blocks))]
-    paths += ["mid_block"] if denoiser.mid_block is not None else []
-    return paths + [f"up_blocks.{index}" for index in range(len(denoiser.up_blocks))]
+def feature_pairs(features: list[str] | dict[str, str], student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
+    """(student path, teacher path) of the outputs that are compared.
+
+    `features` is a list of shell patterns over the teacher's module paths, equal in both networks (a * stays within one
+    part of a path), or a mapping from student paths to teacher paths. Where a place is gone in the student, the pair moves
+    to the enclosing block's output in both. InputError for what the teacher does not have.
+    """
+    known = [name for name, _ in teacher.named_modules() if name]
+    if isinstance(features, dict):
+        wanted = list(features.items())
+    else:
+        wanted = []
+        for pattern in features:
+            depth = pattern.count(".")
+            found = [name for name in known if name.count(".") == depth and fnmatchcase(name, pattern)]
+            if not found:
+                raise InputError(f"distill.features: {pattern!r} matches no module of the teacher; {known[0]!r} is one.")
+            wanted += [(name, name) for name in found]
+    gone = (*REPLACEMENTS, nn.ModuleList)  # a list of modules has no output of its own
+    present = {name for name, module in student.named_modules() if name and not isinstance(module, gone)}
+    pairs: dict[tuple[str, str], None] = {}
+    for student_path, teacher_path in wanted:
+        if teacher_path not in known:
+            raise InputError(f"distill.features: the teacher has no module {teacher_path!r}; {known[0]!r} is one.")
+        while student_path and student_path not in present:
+            student_path, teacher_path = student_path.rpartition(".")[0], teacher_path.rpartition(".")[0]
+        if student_path:
+            pairs[student_path, teacher_path] = None
+    return list(pairs)
+
+
+def trainer_device(device: torch.device) -> dict[str, Any]:
+    """Lightning's arguments for the device that the teacher is on."""
+    if device.type == "cuda":
+        return {"accelerator": "cuda", "devices": [device.index or 0]}
+    return {"accelerator": device.type, "devices": 1}
 
 
 def training_rows(cfg: DictConfig, teacher: Teacher, cache: Path) -> TensorRows:
@@ -30,7 +65,11 @@ def training_rows(cfg: DictConfig, teacher: Teacher, cache: Path) -> TensorRows:
         return {"latents": latents, **teacher.encode_captions(data.captions)}
 
     name = content_name("training rows", teacher.fingerprint(), OmegaConf.to_container(cfg.task.data))
-    return TensorRows(**cached_tensors(cache / f"{name}.safetensors", compute))
+    columns = cached_tensors(cache / f"{name}.safetensors", compute)
+    if tuple(columns["latents"].shape[1:]) != teacher.latent_shape:
+        made, wanted = (" x ".join(map(str, shape)) for shape in (columns["latents"].shape[1:], teacher.latent_shape))
+        raise InputError(f"The data set's images become {made} latents, the teacher's are {wanted}: give larger images.")
+    return TensorRows(**columns)
 
 
 def distill(cfg: DictConfig, teacher: Teacher, student: nn.Module, folder: Path, cache: Path) -> nn.Module:
@@ -40,6 +79,9 @@ def distill(cfg: DictConfig, teacher: Teacher, student: nn.Module, folder: Path,
     from common.training import ExponentialAverage, fit
 
     settings = cfg.distill
+    for name in ("steps", "batch_size", "accumulate", "checkpoint_every"):
+        if settings[name] < 1:
+            raise InputError(f"distill.{name}={settings[name]}: at least 1 is needed (distill=none goes without).")
     student.train().requires_grad_(True)
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
@@ -55,7 +97,7 @@ def distill(cfg: DictConfig, teacher: Teacher, student: nn.Module, folder: Path,
         task_weight=settings.task_weight,
         output_weight=settings.output_weight,
         feature_weight=settings.feature_weight,
-        feature_pairs=[(path, path) for path in block_paths(teacher.denoiser)],
+        feature_pairs=feature_pairs(OmegaConf.to_container(settings.features), student, teacher.denoiser),
         teacher=teacher.denoiser,
     )
     average = ExponentialAverage(student, settings.ema_decay) if settings.ema_decay else None
@@ -69,7 +111,7 @@ def distill(cfg: DictConfig, teacher: Teacher, student: nn.Module, folder: Path,
         folder=folder,
         description="distilling",
         checkpoint_every=settings.checkpoint_every,
-        trainer=OmegaConf.to_container(settings.trainer, resolve=True),
+        trainer=trainer_device(teacher.device) | OmegaConf.to_container(settings.trainer, resolve=True),
         callbacks=[average] if average else [],
     )
     module.remove_taps()

@@ -1,5 +1,7 @@
 """The measuring stage of a job: samples from equal seeds, their distances, sizes and speeds."""
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,20 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from common.batches import generator_for, mix_seed
+from common.errors import InputError
 from common.progress import progress_bar
 from common.sampling import sample_latents
 from common.teachers import Teacher
-from experiments.caches import cached_tensors, content_name
+from experiments.caches import cached_tensors, content_name, load_tensors
 
 
 def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str]]:
     """Captions and names of the images to sample: a seeded draw without repetition while there are enough."""
     data = hydra.utils.instantiate(cfg.task.data, split=cfg.evaluation.split)
     count = cfg.evaluation.images
+    for name in ("images", "batch_size", "steps"):
+        if cfg.evaluation[name] < (2 if name == "images" else 1):
+            raise InputError(f"evaluation.{name}={cfg.evaluation[name]} is too small.")
     order = torch.randperm(len(data), generator=generator_for(cfg.evaluation.seed, 1)).tolist()
     chosen = [order[position % len(order)] for position in range(count)]
     return [data.captions[i] for i in chosen], [data.names[i] for i in chosen]
@@ -27,10 +33,10 @@ def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str]]:
 class Reference:
     """Features of real images: `features` to compare with, and as many others as are sampled, for the floor."""
 
-    def __init__(self, cfg: DictConfig, cache: Path):
+    def __init__(self, cfg: DictConfig, cache: Path, device: torch.device):
         from common.features import ImageFeatures, extract_features
 
-        self.extractor = ImageFeatures()
+        self.extractor = ImageFeatures().to(device)
         data = hydra.utils.instantiate(cfg.task.data, split=cfg.evaluation.split)
 
         def compute() -> dict[str, torch.Tensor]:
@@ -44,40 +50,55 @@ class Reference:
         self.held_back, rest = order[:split], order[split:][: cfg.evaluation.reference_images]
         self.floor_features, self.features = features[self.held_back], features[rest]
         self.all_features, self.all_names = features, data.names
+        self.image_size = tuple(data.images.shape[2:])
 
 
-def sample(cfg: DictConfig, teacher: Teacher, denoiser: nn.Module, captions: list[str], who: str) -> torch.Tensor:
-    """Final latents of the captions, sample i from the seed of (evaluation.seed, i)."""
+def sampled_batches(
+    cfg: DictConfig, teacher: Teacher, denoiser: nn.Module, captions: list[str], extractor: nn.Module, who: str, folder: Path
+) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """File name and `latents`, `images` (uint8) and `features` of each batch, sample i from the seed of (evaluation.seed, i).
+
+    Each batch is kept in `folder`: an interrupted evaluation goes on with the next one.
+    """
+    from common.features import extract_features
+
     settings = cfg.evaluation
-    seeds = [mix_seed(settings.seed, 3, index) for index in range(len(captions))]
-    with progress_bar(f"sampling: {who}", len(captions)) as bar:
-        return sample_latents(
+
+    def compute(rows: range) -> dict[str, torch.Tensor]:
+        latents = sample_latents(
             denoiser,
             teacher.scheduler,
             teacher.latent_shape,
-            seeds,
-            teacher.encode_captions(captions),
+            [mix_seed(settings.seed, 3, index) for index in rows],
+            teacher.encode_captions(captions[rows.start : rows.stop]),
             teacher.empty_condition(),
             settings.steps,
             settings.guidance_scale,
             settings.batch_size,
-            bar.advance,
         )
+        images = teacher.decode_latents(latents, settings.batch_size)
+        return {"latents": latents, "images": images, "features": extract_features(extractor, images)}
+
+    with progress_bar(f"sampling: {who}", len(captions)) as bar:
+        for start in range(0, len(captions), settings.batch_size):
+            rows = range(start, min(start + settings.batch_size, len(captions)))
+            name = f"{start:06d}.safetensors"
+            yield name, cached_tensors(folder / name, partial(compute, rows))
+            bar.advance(len(rows))
 
 
 def evaluate(
     cfg: DictConfig, teacher: Teacher, denoisers: dict[str, nn.Module], folder: Path, cache: Path
 ) -> tuple[dict[str, dict[str, Any]], dict[str, torch.Tensor]]:
-    """Figures for "teacher" and each student, and "real" for the floor of the distances; and the images (uint8).
+    """Figures for "teacher" and each student, and "real" for the floor of the distances; and the first images (uint8).
 
-    The samples of each are kept in <folder>/<who>.safetensors; the teacher's are shared by all jobs.
+    The samples of each are kept in <folder>/<who>/; the teacher's, which comes first, are shared by all jobs.
     """
     from common.distances import caption_retrieval, frechet_distance, kernel_distance
-    from common.features import extract_features
     from common.similarity import latent_mse, structural_similarity
 
     captions, names = evaluation_prompts(cfg)
-    reference = Reference(cfg, cache)
+    reference = Reference(cfg, cache, teacher.device)
     subset = min(100, len(captions))
     pool = min(64, len(set(reference.all_names)))
     label = reference.extractor.name
@@ -88,6 +109,8 @@ def evaluate(
             f"fd_{label}": frechet_distance(reference.features, features),
             f"kd_{label}": 1000 * kernel,
             f"kd_{label}_spread": 1000 * spread,
+            "reference_images": len(reference.features),
+            "images": len(features),
         }
 
     rows: dict[str, dict[str, Any]] = {"real": distances(reference.floor_features)}
@@ -97,28 +120,36 @@ def evaluate(
         OmegaConf.to_container(cfg.task.data),
         OmegaConf.to_container(cfg.evaluation, resolve=True),
     )
-    teacher_samples: dict[str, torch.Tensor] = {}
-    images: dict[str, torch.Tensor] = {}
+    folders = {who: cache / f"samples-{shared}" if who == "teacher" else folder / who for who in denoisers}
+    first_images: dict[str, torch.Tensor] = {}
     for who, denoiser in denoisers.items():
-
-        def compute(who: str = who, denoiser: nn.Module = denoiser) -> dict[str, torch.Tensor]:
-            latents = sample(cfg, teacher, denoiser, captions, who)
-            drawn = teacher.decode_latents(latents)
-            return {"latents": latents, "images": drawn, "features": extract_features(reference.extractor, drawn)}
-
-        path = cache / f"{shared}.safetensors" if who == "teacher" else folder / f"{who}.safetensors"
-        samples = cached_tensors(path, compute)
-        teacher_samples = teacher_samples or samples
-        images[who] = samples["images"]
+        features, squared, similar = [], 0.0, 0.0
+        batches = sampled_batches(cfg, teacher, denoiser, captions, reference.extractor, who, folders[who])
+        for name, samples in batches:
+            original = samples if who == "teacher" else load_tensors(folders["teacher"] / name)
+            check_size(samples["images"], reference.image_size)
+            first_images.setdefault(who, samples["images"])
+            features.append(samples["features"])
+            share = len(samples["latents"]) / len(captions)
+            squared += share * latent_mse(samples["latents"], original["latents"])
+            similar += share * structural_similarity(samples["images"], original["images"])
+        found = torch.cat(features)
         rows[who] = {
-            **distances(samples["features"]),
+            **distances(found),
             "caption_retrieval": caption_retrieval(
-                samples["features"], names, reference.all_features, reference.all_names, pool, cfg.evaluation.seed
+                found, names, reference.all_features, reference.all_names, pool, cfg.evaluation.seed
             ),
-            "latent_mse": latent_mse(samples["latents"], teacher_samples["latents"]),
-            "ssim": structural_similarity(samples["images"], teacher_samples["images"]),
+            "latent_mse": squared,
+            "ssim": similar,
         }
-    return rows, images
+    return rows, first_images
+
+
+def check_size(images: torch.Tensor, size: tuple[int, int]) -> None:
+    """InputError when samples and real images differ in height or width: their features would not be comparable."""
+    if tuple(images.shape[2:]) != size:
+        drawn, real = ("x".join(map(str, shape)) for shape in (images.shape[2:], size))
+        raise InputError(f"The teacher draws {drawn} images, the data set has {real}: give task.data of the teacher's size.")
 
 
 def measure_cost(cfg: DictConfig, teacher: Teacher, denoisers: dict[str, nn.Module]) -> dict[str, dict[str, Any]]:

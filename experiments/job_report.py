@@ -44,7 +44,7 @@ def print_table(row: dict[str, Any]) -> None:
     protocol = row["protocol"]
     console.print(
         f"\nFD and KD (x1000): Fréchet and kernel distance of {protocol['images']} samples to "
-        f"{protocol['reference_images']} real images over {protocol['extractor'].split(':')[0]} features; "
+        f"{row['models']['real']['reference_images']} real images over {protocol['extractor'].split(':')[0]} features; "
         "'real': as many real images against the same. t.: the teacher, from equal seeds. "
         f"time: one forward pass of {protocol['latency_batch']}, against the teacher in the same run. "
         f"{protocol['steps']} steps, guidance {protocol['guidance_scale']}. "

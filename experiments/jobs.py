@@ -2,11 +2,28 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from common.files import SHIPPED
+
 NOT_PART_OF_A_JOB = ("hydra", "outputs", "device")
+
+
+def teacher_content(path: str) -> str:
+    """What tells a local teacher's weights from others: names, sizes, first and last megabyte of its files; else ""."""
+    folder = next((f for f in (SHIPPED / path, Path(path)) if (f / "model_index.json").is_file()), None)
+    if folder is None:
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted((*folder.glob("*/*.safetensors"), *folder.glob("*/*.bin"), *folder.glob("*/*.json"))):
+        with open(file, "rb") as handle:
+            digest.update(f"{file.relative_to(folder)} {file.stat().st_size}".encode() + handle.read(2**20))
+            handle.seek(max(0, file.stat().st_size - 2**20))
+            digest.update(handle.read())
+    return digest.hexdigest()[:16]
 
 
 def job_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -17,8 +34,9 @@ def job_settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def job_folder(cfg: DictConfig) -> str:
-    """<task>/<method>/<eight characters of the settings' hash>"""
-    digest = hashlib.sha256(json.dumps(job_settings(cfg), sort_keys=True).encode()).hexdigest()[:8]
+    """<task>/<method>/<eight characters of the hash of settings and teacher>"""
+    parts = [job_settings(cfg), teacher_content(cfg.teacher.path)]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
     method = cfg.method._target_.rpartition(".")[0].removesuffix(".method").replace(".", "_")
     return f"{cfg.task.name}/{method}/{digest}"
 

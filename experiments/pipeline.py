@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from common.errors import InputError
 from experiments.jobs import job_settings
 
 
@@ -17,6 +18,10 @@ def pick_device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return name
 
 
@@ -41,7 +46,9 @@ def calibrate(cfg: DictConfig, teacher: Any) -> Any:
     if teacher.text_encoder is not None:
         data = hydra.utils.instantiate(cfg.task.data, split="train")
         order = torch.randperm(len(data), generator=generator_for(settings["seed"], 4)).tolist()
-        captions = [data.captions[index] for index in order[: settings["num_conditions"]]]
+        captions = [data.captions[index] for index in order[: max(0, settings["num_conditions"])]]
+        if not captions:
+            raise InputError(f"calibration.num_conditions={settings['num_conditions']}: at least 1 is needed.")
         settings["num_conditions"] = len(captions)
     else:
         settings["num_conditions"] = 1  # a single implicit condition (LD-Pruner, section 2.4)
@@ -67,7 +74,10 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
     settings = job_settings(cfg)
     path = folder / "result.json"
     if path.is_file():
-        row = json.loads(path.read_text())
+        try:
+            row = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path} is damaged ({error}); delete it and the job ends anew.") from error
         print(f"This job is done: {path} (delete the folder to run it again).")
         print_table(row)
         return row
@@ -83,7 +93,6 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     import hydra
     import torch
 
-    from common.errors import InputError
     from common.plans import PLAN_FILE, Plan, apply_plan
     from common.teachers import load_denoiser, load_teacher, save_student
     from experiments.distill_student import distill
@@ -92,6 +101,7 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 
     if cfg.init not in ("preserved", "scratch"):
         raise InputError(f"init={cfg.init!r} is neither 'preserved' nor 'scratch'.")
+    captions = evaluation_prompts(cfg)[0]  # before the long work: its settings may be wrong
     seconds: dict[str, float] = {}
     cache = Path(cfg.outputs) / "cache"
     method = hydra.utils.instantiate(cfg.method, _convert_="all")
@@ -102,6 +112,8 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         if not (folder / "plan" / PLAN_FILE).is_file():
             method.plan(teacher.denoiser, calibration, teacher.fingerprint(), cache / "scores").save(folder / "plan")
         plan = Plan.load(folder / "plan")
+        if plan.teacher != teacher.fingerprint():
+            raise InputError(f"{folder} was begun with another teacher in {teacher.folder}; delete it to start anew.")
     pruned = apply_plan(teacher.denoiser, plan)
     if cfg.init == "scratch":
         torch.manual_seed(cfg.seed)
@@ -121,13 +133,13 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         metrics, images = evaluate(cfg, teacher, denoisers, folder / "samples", cache)
         costs = measure_cost(cfg, teacher, denoisers)
     with stage("drawing", seconds):
-        draw_samples(folder, images, evaluation_prompts(cfg)[0])
+        draw_samples(folder, images, captions)
         draw_scores(teacher.denoiser, plan, folder / "scores.png")
     return {
         "models": {who: {**metrics.get(who, {}), **costs.get(who, {})} for who in ("real", *denoisers)},
         "plan": [edit.to_dict() for edit in plan.edits],
         "protocol": {
-            "extractor": "effnet: EfficientNet-lite0, 1280 pooled features, 64 px",
+            "extractor": "effnet: EfficientNet-lite0, 1280 pooled features, at the images' own size",
             **OmegaConf.to_container(cfg.evaluation, resolve=True),
             "seeds": "one per sample, from (seed, index)",
         },

@@ -9,6 +9,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from experiments.command_line import one_line_errors
 from experiments.jobs import register_job_folder
 
 register_job_folder()
@@ -35,20 +36,25 @@ def common_captions(known: set[str], styles: list[str], count: int) -> list[str]
 
 def measure(cfg: DictConfig, teacher: Any, split: str, without: list[str]) -> dict[str, float]:
     """Distances and retrieval of samples, of reconstructions and of other real images, for one split of the captions."""
+    import torch
     from omegaconf import OmegaConf
 
     from common.distances import caption_retrieval, frechet_distance, kernel_distance
     from common.features import extract_features
-    from experiments.evaluate import Reference, evaluation_prompts, sample
+    from experiments.caches import content_name
+    from experiments.evaluate import Reference, evaluation_prompts, sampled_batches
 
     cfg = OmegaConf.merge(cfg, {"evaluation": {"split": split}, "task": {"data": {"without": without}}})
     captions, names = evaluation_prompts(cfg)
-    reference = Reference(cfg, Path(cfg.outputs) / "cache")
+    cache = Path(cfg.outputs) / "cache"
+    reference = Reference(cfg, cache, teacher.device)
     data = hydra.utils.instantiate(cfg.task.data, split=split)
     pool = min(64, len(set(reference.all_names)))
-    drawn = teacher.decode_latents(sample(cfg, teacher, teacher.denoiser, captions, split))
+    name = content_name("card", teacher.fingerprint(), OmegaConf.to_container(cfg.evaluation), split, list(without))
+    batches = sampled_batches(cfg, teacher, teacher.denoiser, captions, reference.extractor, split, cache / name)
+    sampled = torch.cat([samples["features"] for _, samples in batches])
     again = teacher.decode_latents(teacher.encode_images(data.images[reference.held_back]))
-    sets = {"samples": extract_features(reference.extractor, drawn)}
+    sets = {"samples": sampled}
     sets |= {"reconstructions": extract_features(reference.extractor, again), "real": reference.floor_features}
     figures: dict[str, float] = {"images": len(captions)}
     for who, features in sets.items():
@@ -61,6 +67,7 @@ def measure(cfg: DictConfig, teacher: Any, split: str, without: list[str]) -> di
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+@one_line_errors
 def main(cfg: DictConfig) -> None:
     import json
 
@@ -71,9 +78,10 @@ def main(cfg: DictConfig) -> None:
     from common.sampling import sample_latents
     from common.teachers import load_teacher
     from experiments.autoencoder_training import peak_signal_to_noise
+    from experiments.pipeline import pick_device
 
     torch.set_grad_enabled(False)
-    teacher = load_teacher(cfg.teacher.path)
+    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))
     test = hydra.utils.instantiate(cfg.task.data, split="test")
     train = hydra.utils.instantiate(cfg.task.data, split="train")
     figures: dict[str, Any] = {"psnr held out (dB)": peak_signal_to_noise(teacher.autoencoder, test.images)}

@@ -8,12 +8,15 @@ the weights of an uninterrupted one.
 """
 
 import json
+import shutil
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+
+from experiments.command_line import one_line_errors
 
 
 def train_autoencoder(cfg: DictConfig, images: Any, work: Path) -> Any:
@@ -54,13 +57,40 @@ def train_autoencoder(cfg: DictConfig, images: Any, work: Path) -> Any:
         )
         autoencoder = autoencoder.cpu().eval()
         normalize_latents(autoencoder, encode_images(autoencoder, images))
-        autoencoder.save_pretrained(finished)
+        save_whole(autoencoder, finished)
     return AutoencoderKL.from_pretrained(finished, low_cpu_mem_usage=False).eval()
+
+
+def save_whole(part: Any, folder: Path) -> None:
+    """part.save_pretrained(folder), whole or not at all."""
+    scratch = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    part.save_pretrained(scratch)
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+
+
+def check_work(cfg: DictConfig, work: Path) -> None:
+    """InputError when `work` was begun with other settings; the number of steps and how often to save may change."""
+    from common.errors import InputError
+    from common.files import write_json
+
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    begun = {"seed": settings["seed"], "start": settings["start"], **settings["teacher_training"]}
+    for name in ("checkpoint_every", "sample_every", "trainer"):
+        begun.pop(name)
+    for part in ("autoencoder", "denoiser"):
+        begun[part].pop("steps")
+    path = work / "settings.json"
+    if not path.is_file():
+        write_json(path, begun)
+    elif json.loads(path.read_text()) != begun:
+        raise InputError(f"{work} was begun with other settings ({path}); delete it, or give work=<another folder>.")
 
 
 def train_denoiser(
     cfg: DictConfig, latents: Any, captions: list[str], autoencoder: Any, work: Path
-) -> tuple[Any, Any, Any, Any, float]:
+) -> tuple[Any, Any, Any, Any, float | None]:
     """The trained denoiser and text encoder (averaged weights), tokenizer, scheduler and mean loss of the last 200 steps."""
     import lightning as L
     import torch
@@ -139,7 +169,7 @@ def train_denoiser(
         callbacks=[average, SampleSheets()],
     )
     average.copy_to_network()
-    return denoiser.eval(), text_encoder.eval(), tokenizer, scheduler, sum(losses) / max(1, len(losses))
+    return denoiser.eval(), text_encoder.eval(), tokenizer, scheduler, sum(losses) / len(losses) if losses else None
 
 
 def write_sample_sheet(
@@ -161,7 +191,8 @@ def write_sample_sheet(
     chosen = captions[:: max(1, len(captions) // 64)][:64]
     settings = cfg.teacher_training
     with torch.no_grad():
-        states = text_encoder(tokenize([*chosen, ""])).last_hidden_state
+        device = next(text_encoder.parameters()).device
+        states = text_encoder(tokenize([*chosen, ""]).to(device)).last_hidden_state.cpu()
         latents = sample_latents(
             denoiser,
             scheduler,
@@ -178,6 +209,7 @@ def write_sample_sheet(
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train_teacher")
+@one_line_errors
 def main(cfg: DictConfig) -> None:
     import torch
 
@@ -186,6 +218,7 @@ def main(cfg: DictConfig) -> None:
     from experiments.caches import cached_tensors
 
     work, out = Path(cfg.work), Path(cfg.out)
+    check_work(cfg, work)
     settings = cfg.teacher_training
     training = hydra.utils.instantiate(settings.data, split="train")
     held_out = hydra.utils.instantiate(settings.data, split="test")
@@ -200,16 +233,16 @@ def main(cfg: DictConfig) -> None:
     pipeline = StableDiffusionPipeline(
         autoencoder, text_encoder, tokenizer, denoiser, scheduler, None, None, requires_safety_checker=False
     )
-    pipeline.to(dtype=torch.float16).save_pretrained(out)
+    earlier = [] if cfg.start is None else json.loads((Path(cfg.start) / "training.json").read_text())
+    save_whole(pipeline.to(dtype=torch.float16), out)
     history = {
         "images": len(training),
         "autoencoder steps": settings.autoencoder.steps,
         "autoencoder batch": settings.autoencoder.batch_size,
         "denoiser steps": settings.denoiser.steps,
         "denoiser batch": settings.denoiser.batch_size,
-        "last denoiser loss": round(last_loss, 4),
+        **({} if last_loss is None else {"last denoiser loss": round(last_loss, 4)}),
     }
-    earlier = [] if cfg.start is None else json.loads((Path(cfg.start) / "training.json").read_text())
     write_json(out / "training.json", [*earlier, history])
     print(f"teacher: {out}")
 

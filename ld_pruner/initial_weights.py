@@ -1,6 +1,8 @@
 """First weights of the 1x1 convolutions that take the place of wider operators; the paper leaves them open."""
 
+from collections.abc import Callable
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import nn
@@ -9,32 +11,36 @@ from common.batches import generator_for
 from common.errors import InputError
 from ld_pruner.operators import Operator
 
+Batch = tuple[tuple, dict[str, Any]]
 CHOICES = ("random", "identity", "slice", "least_squares")
 
 
 def initial_weights(
-    unet: nn.Module, operators: list[Operator], choice: str, batch: tuple[tuple, dict[str, Any]], seed: int
+    unet: nn.Module, operators: list[Operator], choice: str, batch: Callable[[], Batch], seed: int
 ) -> dict[str, torch.Tensor]:
     """Tensors named "<site>.weight" (out, in, 1, 1) and "<site>.bias" (out,) for every operator replaced by a 1x1.
 
     random: uniform in +-1/sqrt(in) (PyTorch's default for convolutions). identity: output channel i copies input channel
     i modulo in. slice: the centre tap of the old kernel (a ResNet block: its own 1x1 shortcut). least_squares: the linear
-    map that fits the operator's outputs best on `batch`, the arguments of one forward pass of the U-Net.
+    map that fits the operator's outputs best on batch(), the positional and named arguments of one forward pass.
     """
     if choice not in CHOICES:
         raise InputError(f"initial_weights={choice!r} is none of {', '.join(CHOICES)}.")
     wanted = [operator for operator in operators if operator.edit.operation == "conv1x1"]
     if choice == "least_squares":
-        return _least_squares(unet, wanted, batch)
+        return _least_squares(unet, wanted, batch())
     tensors = {}
-    for position, operator in enumerate(wanted):
+    for operator in wanted:
         sizes = operator.edit.sizes
         module = unet.get_submodule(operator.site)
         like = next(module.parameters())
         bias = torch.zeros(sizes["out"], dtype=like.dtype, device=like.device)
         if choice == "random":
             bound = sizes["in"] ** -0.5
-            weight = torch.rand(sizes["out"], sizes["in"], generator=generator_for(seed, position)) * 2 * bound - bound
+            weight = (
+                torch.rand(sizes["out"], sizes["in"], generator=generator_for(seed, crc32(operator.site.encode()))) * 2 * bound
+                - bound
+            )
         elif choice == "identity":
             weight = torch.eye(sizes["in"])[torch.arange(sizes["out"]) % sizes["in"]]
         else:
@@ -47,17 +53,15 @@ def initial_weights(
 
 
 @torch.no_grad()
-def _least_squares(unet: nn.Module, operators: list[Operator], batch: tuple[tuple, dict[str, Any]]) -> dict[str, torch.Tensor]:
+def _least_squares(unet: nn.Module, operators: list[Operator], batch: Batch) -> dict[str, torch.Tensor]:
     """Ridge-stabilised normal equations over all pixels of the batch, in float64."""
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def hook_for(site: str) -> Any:
         def hook(_module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
             source = inputs[0].movedim(1, -1).flatten(0, -2).double()
-            seen[site] = (
-                torch.cat([source, source.new_ones(len(source), 1)], 1),
-                output.movedim(1, -1).flatten(0, -2).double(),
-            )
+            source = torch.cat([source, source.new_ones(len(source), 1)], 1)
+            seen[site] = (source.T @ source, source.T @ output.movedim(1, -1).flatten(0, -2).double())
 
         return hook
 
@@ -69,10 +73,9 @@ def _least_squares(unet: nn.Module, operators: list[Operator], batch: tuple[tupl
             handle.remove()
     tensors = {}
     for operator in operators:
-        source, result = seen.pop(operator.site)
-        gram = source.T @ source
+        gram, product = seen.pop(operator.site)
         ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        solution = torch.linalg.solve(gram + ridge, source.T @ result)
+        solution = torch.linalg.solve(gram + ridge, product)
         like = next(unet.get_submodule(operator.site).parameters())
         tensors[f"{operator.site}.weight"] = solution[:-1].T.to(like)[:, :, None, None].contiguous()
         tensors[f"{operator.site}.bias"] = solution[-1].to(like).contiguous()

@@ -2,20 +2,23 @@
 
 import hashlib
 import json
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from common.calibration import Calibration
 from common.errors import InputError
+from common.files import write_json
 from common.plans import Edit, Plan, edited
 from common.progress import progress_bar
+from common.roll_out import noisy_latents
 from common.score_file import ScoreFile
 from ld_pruner.costs import operator_costs
-from ld_pruner.initial_weights import initial_weights
+from ld_pruner.initial_weights import Batch, initial_weights
+from ld_pruner.latent_score import FORMULAS
 from ld_pruner.operators import Operator, list_operators
 from ld_pruner.scoring import LatentScorer
 
@@ -75,19 +78,29 @@ class LDPruner:
             raise InputError(f"method.nested={self.nested!r} is neither 'count' nor 'skip'.")
         if self.selection not in ("oneshot", "iterative"):
             raise InputError(f"method.selection={self.selection!r} is neither 'oneshot' nor 'iterative'.")
+        if self.formula not in FORMULAS:
+            raise InputError(f"method.formula={self.formula!r} is none of {', '.join(FORMULAS)}.")
+        for name in ("every", "screen_rows", "rows"):
+            if getattr(self, name) < 1:
+                raise InputError(f"method.{name}={getattr(self, name)}: at least 1 is needed.")
         operators = list_operators(unet, self.kinds, self.exclude, self.residual)
         largest = len(choose([o.site for o in sorted(operators, key=lambda o: o.site.count("."))], 10**9, self.nested))
+        if not operators:
+            raise InputError(f"method.kinds={list(self.kinds)} and method.exclude leave no operator to remove.")
         if not 0 <= self.k <= largest:
             raise InputError(f"method.k={self.k}: this U-Net has {largest} removable operators, so k is from 0 to {largest}.")
-        costs = operator_costs(unet, operators, self.score_per)
-        tensors = initial_weights(unet, operators, self.initial_weights, self._batch(calibration), self.seed)
         file = None if scores is None else scores / f"{self._key(calibration, teacher)}.json"
+        costs = self._costs(unet, operators, file)
+        batch = partial(self._batch, unet, calibration)
+        tensors = initial_weights(unet, operators, self.initial_weights, batch, self.seed)
+        settings = {"formula": self.formula, "squared": self.squared, "correction": self.correction}
+        scorer = LatentScorer(unet, calibration, tensors, **settings, rows=self.rows)
         if self.selection == "oneshot":
-            found = self._score(unet, calibration, operators, tensors, costs, file, self.k)
+            found = self._score(scorer, operators, costs, file, self.k)
             ranked = sorted(found, key=lambda site: found[site] / costs[site])
             chosen = choose(ranked, self.k, self.nested)
         else:
-            chosen, found = self._iterate(unet, calibration, operators, tensors, costs, file)
+            chosen, found = self._iterate(scorer, operators, costs, file)
         by_site = {operator.site: operator for operator in operators}
         edits = [
             Edit(site, by_site[site].edit.operation, by_site[site].edit.sizes, score=found[site])
@@ -110,36 +123,40 @@ class LDPruner:
         text = json.dumps([settings, calibration.fingerprint(), teacher], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def _batch(self, calibration: Calibration) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]:
-        """Arguments of one forward pass on the calibration's noise, for the least-squares weights."""
-        noise, conditions = calibration.rows(slice(0, 16))
-        total = calibration.scheduler.config.num_train_timesteps
-        timesteps = (torch.arange(len(noise)) * total // len(noise)).to(noise.device)
-        return (noise, timesteps), conditions
+    def _batch(self, unet: nn.Module, calibration: Calibration) -> Batch:
+        """Arguments of one forward pass on noisy latents, for the least-squares weights."""
+        latents, timesteps, conditions = noisy_latents(unet, calibration, self.screen_rows, self.seed)
+        return (latents, timesteps), conditions
+
+    def _costs(self, unet: nn.Module, operators: list[Operator], file: Path | None) -> dict[str, float]:
+        """What scores are divided by; times are measured once and kept beside the scores, so that a rerun ranks alike."""
+        if self.score_per != "milliseconds" or file is None:
+            return operator_costs(unet, operators, self.score_per)
+        path = file.with_name(f"{file.stem}-milliseconds.json")
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        if not all(operator.site in known for operator in operators):
+            known |= operator_costs(unet, operators, self.score_per)
+            write_json(path, known)
+        return {operator.site: known[operator.site] for operator in operators}
 
     def _score(
         self,
-        unet: nn.Module,
-        calibration: Calibration,
+        scorer: LatentScorer,
         operators: list[Operator],
-        tensors: dict[str, torch.Tensor],
         costs: dict[str, float],
         file: Path | None,
         k: int,
-        removed: list[Edit] | None = None,
+        removed: Sequence[Edit] = (),
     ) -> dict[str, float]:
         """Complete scores of at least the k lowest operators; `removed` are edits already made."""
-        with ExitStack() as stack:
-            known = ScoreFile.open(file)
-            bar = stack.enter_context(progress_bar("scoring operators", len(operators) * calibration.shape[0]))
-            settings = {"formula": self.formula, "squared": self.squared, "correction": self.correction}
-            scorer = LatentScorer(unet, calibration, tensors, **settings, rows=self.rows, advance=bar.advance)
-            if removed:
-                scorer.original_latents()
-                stack.enter_context(edited(unet, removed, tensors))
+        known = ScoreFile.open(file)
+        with (
+            progress_bar("scoring operators", len(operators) * scorer.calibration.shape[0]) as bar,
+            edited(scorer.unet, list(removed), scorer.tensors),
+        ):
             lowest = k
             while True:
-                found = scorer.score(operators, lowest, self.scoring, known, costs, self.screen_rows, self.seed)
+                found = scorer.score(operators, lowest, self.scoring, known, costs, self.screen_rows, self.seed, bar.reach)
                 ranked = sorted(found, key=lambda site: found[site] / costs[site])[:lowest]
                 missing = k - len(choose(ranked, k, self.nested))
                 if missing <= 0 or lowest >= len(operators):
@@ -147,26 +164,23 @@ class LDPruner:
                 lowest += missing
 
     def _iterate(
-        self,
-        unet: nn.Module,
-        calibration: Calibration,
-        operators: list[Operator],
-        tensors: dict[str, torch.Tensor],
-        costs: dict[str, float],
-        file: Path | None,
+        self, scorer: LatentScorer, operators: list[Operator], costs: dict[str, float], file: Path | None
     ) -> tuple[list[str], dict[str, float]]:
         """Chosen sites and the score each had when it was chosen."""
         chosen: list[str] = []
         found: dict[str, float] = {}
+        scorer.original_latents()
         while len(chosen) < self.k:
             removed = [operator.edit for operator in operators if operator.site in chosen]
             rest = [o for o in operators if o.site not in chosen and not inside(o.site, set(chosen))]
             if not rest:
-                raise InputError(f"method.k={self.k}: iterative selection ran out of operators after {len(chosen)}.")
+                raise InputError(
+                    f"method.k={self.k}: iterative selection finds {len(chosen)} operators here; k is at most that."
+                )
             step = min(self.every, self.k - len(chosen))
             name = hashlib.sha256(json.dumps(sorted(chosen)).encode()).hexdigest()[:8]
             path = file.with_name(f"{file.stem}-{name}.json") if file and chosen else file
-            scores = self._score(unet, calibration, rest, tensors, costs, path, step, removed)
+            scores = self._score(scorer, rest, costs, path, step, removed)
             for site in choose(sorted(scores, key=lambda site: scores[site] / costs[site]), step, self.nested):
                 chosen.append(site)
                 found[site] = scores[site]

@@ -94,6 +94,8 @@ def replacement_edit(site: str, module: nn.Module, source: torch.Size, result: t
     if source[1] != result[1]:
         return None
     if source[2] > result[2]:
+        if -(-source[2] // round(source[2] / result[2])) != result[2]:
+            return None  # a convolution on a map that was padded by hand: pooling would give another size
         return Edit(site, "avg_pool", {"stride": round(source[2] / result[2])})
     return Edit(site, "upsample", {"scale": round(result[2] / source[2])})
 
@@ -137,6 +139,6 @@ def list_operators(
             kept = edit.sizes["in"] * edit.sizes["out"] + edit.sizes["out"] if edit.operation == "conv1x1" else 0
             operators.append(Operator(site, kind, edit, sum(p.numel() for p in module.parameters()) - kept))
     for pattern in exclude:
-        if not any(fnmatch.fnmatch(operator.site, pattern) for operator in operators):
+        if operators and not any(fnmatch.fnmatch(operator.site, pattern) for operator in operators):
             raise InputError(f"exclude pattern {pattern!r} matches no operator; paths look like {operators[0].site!r}.")
     return [operator for operator in operators if not any(fnmatch.fnmatch(operator.site, pattern) for pattern in exclude)]

@@ -16,9 +16,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from common.branches import edited_outputs, roll_out
+from common.branches import edited_outputs
 from common.calibration import Calibration
 from common.errors import InputError
+from common.roll_out import noisy_latents, roll_out
 from common.score_file import ScoreFile
 from ld_pruner.latent_score import latent_score
 from ld_pruner.operators import Operator
@@ -28,8 +29,7 @@ class LatentScorer:
     """Scores operators of `unet`, which is edited during a forward pass and restored after it.
 
     rows: how many latents one forward pass may hold, guidance not counted. formula, squared, correction: how they are
-    compared (ld_pruner.latent_score). advance: called with the number of (operator, condition) pairs that are finished,
-    scored or not needed any more.
+    compared (ld_pruner.latent_score).
     """
 
     def __init__(
@@ -42,14 +42,11 @@ class LatentScorer:
         squared: bool = False,
         correction: int = 0,
         rows: int = 128,
-        advance: Callable[[int], None] = lambda count: None,
     ):
         self.unet, self.calibration, self.tensors = unet, calibration, tensors
         self.formula, self.squared, self.correction = formula, squared, correction
-        self.advance = advance
         self.pairs = max(1, rows // calibration.shape[1])  # (operator, condition) pairs in one forward pass
         self.originals: torch.Tensor | None = None
-        self.reported = 0
 
     @torch.no_grad()
     def original_latents(self) -> torch.Tensor:
@@ -68,7 +65,7 @@ class LatentScorer:
         edits = [operator.edit for operator in operators]
         modified = roll_out(self.unet, self.calibration, chosen, edits, self.tensors)
         scores = [latent_score(original, latents, self.formula, self.squared, self.correction) for latents in modified]
-        return torch.stack(scores)
+        return torch.stack(scores).nan_to_num(nan=float("inf"))  # latents that exploded rank last
 
     @torch.no_grad()
     def screen(self, operators: list[Operator], rows: int, seed: int) -> dict[str, float]:
@@ -76,7 +73,7 @@ class LatentScorer:
 
         One forward pass an operator at most: what all copies have in common before the first edit is replayed.
         """
-        latents, timesteps, conditions = self._noisy_latents(rows, seed)
+        latents, timesteps, conditions = noisy_latents(self.unet, self.calibration, rows, seed)
         copies = max(1, self.pairs * self.calibration.shape[1] // rows)
         edits = [operator.edit for operator in operators]
         scores = {}
@@ -84,20 +81,6 @@ class LatentScorer:
         for edit, intact, output in outputs:
             scores[edit.site] = (output - intact).flatten(1).norm(dim=1).mean().item()
         return scores
-
-    def _noisy_latents(self, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Noised final latents of the intact network, spread evenly over the timesteps, with their conditions."""
-        from common.batches import mix_seed, seeded_normal
-
-        chosen = slice(0, -(-rows // self.calibration.shape[1]))
-        latents = roll_out(self.unet, self.calibration, chosen)[0].flatten(0, 1)[:rows]
-        _, conditions = self.calibration.rows(chosen)
-        scheduler = self.calibration.scheduler
-        total = scheduler.config.num_train_timesteps
-        timesteps = (torch.arange(len(latents)) * total // len(latents) + total // (2 * len(latents))).to(latents.device)
-        noise = seeded_normal([mix_seed(seed, row) for row in range(len(latents))], latents.shape[1:]).to(latents)
-        noisy = scheduler.add_noise(latents, noise, timesteps)
-        return noisy, timesteps, {name: value[: len(latents)] for name, value in conditions.items()}
 
     @torch.no_grad()
     def score(
@@ -109,27 +92,28 @@ class LatentScorer:
         costs: dict[str, float],
         screen_rows: int,
         seed: int,
+        report: Callable[[int], None] = lambda finished: None,
     ) -> dict[str, float]:
-        """Full scores (sums over conditions) of all operators, or at least of those `lowest` in score / cost.
+        """Full scores (sums over conditions) of all operators ("exact"), or at least of those `lowest` in score / cost.
 
-        `file` holds what is known already, and grows. Returns the operators whose score is complete.
+        `file` holds what is known already, and grows. `report` is told how many (operator, condition) pairs are finished,
+        scored or not needed any more. Returns the operators whose score is complete.
         """
         if scoring not in ("exact", "screened"):
             raise InputError(f"scoring={scoring!r} is neither 'exact' nor 'screened'.")
-        if scoring == "screened":
+        if scoring == "exact":
+            lowest = len(operators)
+        else:
             missing = [operator for operator in operators if operator.site not in file.screen]
             if missing:
                 file.screen |= self.screen(missing, screen_rows, seed)
                 file.save()
             operators = sorted(operators, key=lambda operator: file.screen[operator.site] / costs[operator.site])
-        else:
-            lowest = 0
         total = self.calibration.shape[0]
         while True:
             waiting = self._waiting(operators, lowest, file, costs)
             finished = len(operators) * total - sum(total - len(file.known(operator.site)) for operator in waiting)
-            self.advance(finished - self.reported)
-            self.reported = finished
+            report(finished)
             if not waiting:
                 break
             first = [operator for operator in operators[:lowest] if operator in waiting] or waiting
@@ -142,11 +126,11 @@ class LatentScorer:
         return {o.site: sum(file.known(o.site)) for o in operators if len(file.known(o.site)) == total}
 
     def _waiting(self, operators: list[Operator], lowest: int, file: ScoreFile, costs: dict[str, float]) -> list[Operator]:
-        """Those without a complete score that can still be among the `lowest`; with lowest=0, all without one."""
+        """Those without a complete score that can still be among the `lowest`."""
         total = self.calibration.shape[0]
         partial = {operator.site: sum(file.known(operator.site)) / costs[operator.site] for operator in operators}
         incomplete = [operator for operator in operators if len(file.known(operator.site)) < total]
         complete = sorted(partial[o.site] for o in operators if len(file.known(o.site)) == total)
-        if not 0 < lowest <= len(complete):
+        if lowest > len(complete):
             return incomplete
-        return [operator for operator in incomplete if partial[operator.site] <= complete[lowest - 1]]
+        return [operator for operator in incomplete if lowest and partial[operator.site] <= complete[lowest - 1]]

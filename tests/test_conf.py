@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
-from experiments.jobs import job_folder, register_job_folder
+from experiments.jobs import job_folder, register_job_folder, teacher_content
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 ROOTS = {"config", "train_teacher"}
@@ -53,6 +53,19 @@ def test_job_folder_follows_what_changes_the_result():
     assert base != job_folder(compose_config("config", "method.k=8"))
     assert base.startswith("t2i/ld_pruner/")
     assert job_folder(compose_config("config", "scale=paper")) != base
+
+
+def test_job_folder_follows_the_teachers_weights(tiny_teacher_folder, tmp_path):
+    import shutil
+
+    folders = [tmp_path / "a" / "tiny", tmp_path / "b" / "tiny"]
+    for folder in folders:
+        shutil.copytree(tiny_teacher_folder, folder)
+    path = folders[1] / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    contents = [teacher_content(str(folder)) for folder in (tiny_teacher_folder, *folders)]
+    assert contents[0] == contents[1] != contents[2]
+    assert teacher_content("owner/name") == ""
 
 
 def test_paper_scale_swaps_teacher_and_budget():

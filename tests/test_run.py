@@ -25,6 +25,7 @@ SMALL = [
     "distill.batch_size=4",
     "distill.checkpoint_every=2",
     "evaluation.images=16",
+    "evaluation.batch_size=8",
     "evaluation.steps=2",
     "evaluation.latency_rounds=2",
 ]
@@ -121,7 +122,7 @@ def test_killed_in_every_stage_the_row_is_the_same(finished, tiny_teacher_folder
     stages = {
         "scoring": "cache/scores/*.json",
         "distilling": "t2i/ld_pruner/*/distill/step=2.ckpt",
-        "measuring": "t2i/ld_pruner/*/samples/pruned.safetensors",
+        "measuring": "t2i/ld_pruner/*/samples/pruned/000000.safetensors",
     }
     for name, pattern in stages.items():
         assert start_and_kill(arguments, lambda pattern=pattern: any(tmp_path.glob(pattern))), f"{name} ended too soon"
@@ -157,6 +158,16 @@ def test_scratch_starts_from_other_weights(finished, tiny_teacher_folder):
         ("method.exclude=[nothing.*]", "'nothing.*' matches no operator"),
         ("init=zeros", "neither 'preserved' nor 'scratch'"),
         ("calibration.steps=0", "calibration.steps=0: at least 1"),
+        ("calibration.num_conditions=0", "calibration.num_conditions=0: at least 1"),
+        ("evaluation.split=dev", "the splits are 'train' and 'test'"),
+        ("task.data.folder=/nowhere", "/nowhere has no index.json"),
+        ("task.data.limit=0", "task.data.limit=0: at least 1"),
+        ("method.kinds=[]", "leave no operator to remove"),
+        ("method.formula=max", "none of sum, product, mean_only, std_only"),
+        ("device=cuda:9", "device='cuda:9' cannot be used here"),
+        ("evaluation.images=0", "evaluation.images=0 is too small"),
+        ("distill.features=[nothing]", "'nothing' matches no module of the teacher"),
+        ("distill.steps=-1", "distill.steps=-1: at least 1"),
     ],
 )
 def test_bad_input_is_told_in_one_line(tiny_teacher_folder, tmp_path, override, expected):
@@ -164,6 +175,9 @@ def test_bad_input_is_told_in_one_line(tiny_teacher_folder, tmp_path, override, 
     assert done.returncode != 0
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
+    if "=" in expected or "'" in expected:  # Hydra's own messages name the choices over several lines
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and expected in lines[0] and done.stderr.strip().endswith(lines[0])
     assert not list(tmp_path.rglob("result.json"))
 
 

@@ -10,7 +10,7 @@ from common.distillation import DenoiserTraining
 from common.plans import Edit, Plan, apply_plan
 from common.schedules import learning_rate_factor, scheduler
 from common.training import ExponentialAverage, fit, latest_checkpoint
-from experiments.distill_student import block_paths
+from experiments.distill_student import feature_pairs
 
 TRAINER = {"accelerator": "cpu", "devices": 1, "gradient_clip_val": 1.0}
 
@@ -35,7 +35,7 @@ def build(teacher, steps=6, **weights):
         seed=5,
         condition_dropout=0.3,
         empty_condition=teacher.empty_condition()["encoder_hidden_states"][0],
-        feature_pairs=[(path, path) for path in block_paths(teacher.denoiser)],
+        feature_pairs=feature_pairs(["down_blocks.*", "up_blocks.*"], student, teacher.denoiser),
         teacher=teacher.denoiser,
         **weights,
     )
@@ -105,7 +105,7 @@ def test_terms_are_what_their_formulas_say(tiny_teacher):
     expected = logged["loss/task"] + 0.7 * logged["loss/output"] + 0.7 * logged["loss/feature"]
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     per_pair = [value for name, value in logged.items() if name.startswith("feature/")]
-    assert len(per_pair) == 9 and sum(per_pair) == pytest.approx(logged["loss/feature"], rel=1e-5)
+    assert len(per_pair) == 8 and sum(per_pair) == pytest.approx(logged["loss/feature"], rel=1e-5)
     assert logged["feature/down_blocks.0"] > 0  # an attention of it is gone
     assert logged["loss/task"] == pytest.approx(0.95579, abs=2e-4)  # pinned: noise, timesteps and target
 
@@ -129,6 +129,61 @@ def test_an_unpruned_student_has_no_distillation_loss(tiny_teacher):
     same.log_dict = lambda values, **_: logged.update(values)
     same.training_step(rows().__getitems__([(0, 0), (1, 1)]), 0)
     assert logged["loss/output"] == 0 and logged["loss/feature"] == 0 and logged["loss/task"] > 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tiny_teacher, tmp_path):
+    import lightning as L
+
+    class Break(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            if trainer.global_step == 3:
+                with torch.no_grad():
+                    module.student.conv_out.bias.fill_(float("nan"))
+
+    arguments = {"steps": 6, "batch_size": 2, "seed": 1, "folder": tmp_path, "description": "test", "checkpoint_every": 2}
+    with pytest.raises(ValueError, match="The task loss is nan at step 3; the last checkpoint stays"):
+        fit(build(tiny_teacher), rows(), **arguments, trainer=TRAINER, callbacks=[Break()])
+    assert latest_checkpoint(tmp_path)[1] == 2
+
+
+def test_what_is_logged_is_written(tiny_teacher, tmp_path):
+    import csv
+
+    train(tiny_teacher, tmp_path, steps=10)
+    (path,) = tmp_path.glob("log/*/metrics.csv")
+    (row,) = list(csv.DictReader(path.open()))
+    assert {"loss", "loss/task", "loss/output", "loss/feature", "feature/up_blocks.3"} <= row.keys()
+    assert float(row["loss/task"]) > 0
+
+
+def test_feature_pairs(tiny_teacher):
+    teacher = tiny_teacher.denoiser
+    student = apply_plan(teacher, Plan("test", (Edit("up_blocks.1.attentions.0", "identity"),)))
+    assert feature_pairs(["down_blocks.*"], student, teacher) == [(f"down_blocks.{i}",) * 2 for i in range(4)]
+    moved = feature_pairs({"up_blocks.1.attentions.0": "up_blocks.1.attentions.0"}, student, teacher)
+    assert moved == [("up_blocks.1", "up_blocks.1")]
+    inside = feature_pairs(["up_blocks.1.attentions.0.proj_out", "up_blocks.1"], student, teacher)
+    assert inside == [("up_blocks.1", "up_blocks.1")]
+    with pytest.raises(ValueError, match="'blocks' matches no module"):
+        feature_pairs(["blocks"], student, teacher)
+    with pytest.raises(ValueError, match="no module 'nowhere'"):
+        feature_pairs({"up_blocks.0": "nowhere"}, student, teacher)
+
+
+def test_training_noise_does_not_depend_on_the_sampler(tiny_teacher):
+    from diffusers import EulerDiscreteScheduler, PNDMScheduler
+
+    from common.distillation import noising_scheduler
+
+    config = tiny_teacher.scheduler.config
+    found = []
+    for sampler in (tiny_teacher.scheduler, EulerDiscreteScheduler.from_config(config), PNDMScheduler.from_config(config)):
+        forward = noising_scheduler(sampler)
+        latents, noise, timesteps = torch.ones(2, 4, 8, 8), torch.zeros(2, 4, 8, 8), torch.tensor([10, 900])
+        found.append(
+            torch.stack([forward.add_noise(latents, noise, timesteps), forward.get_velocity(latents, noise, timesteps)])
+        )
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 def test_distillation_without_a_teacher_is_refused(tiny_teacher):

@@ -1,3 +1,5 @@
+import os
+
 import torch
 
 from common.sampling import sample_latents
@@ -40,3 +42,34 @@ def test_guidance_matches_the_diffusers_pipeline(tiny_teacher, tiny_teacher_fold
         output_type="latent",
     ).images
     assert torch.allclose(draw(tiny_teacher, [5], 1, guidance_scale=3.0, steps=4), expected, atol=1e-4)
+
+
+def test_a_scheduler_that_draws_noise_depends_on_the_row_alone(tiny_teacher):
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler.from_config(tiny_teacher.scheduler.config)
+    seeds = [5, 6, 7]
+    conditions = tiny_teacher.encode_captions(["a", "b", "c"])
+    drawn = [
+        sample_latents(tiny_teacher.denoiser, scheduler, tiny_teacher.latent_shape, seeds, conditions, {}, 3, 1.0, size)
+        for size in (1, 3, 3)
+    ]
+    assert torch.equal(drawn[1], drawn[2])
+    assert torch.allclose(drawn[0], drawn[1], atol=1e-4)
+
+
+def test_a_scheduler_is_described_alike_in_every_process():
+    import subprocess
+    import sys
+
+    script = (
+        "from diffusers import PNDMScheduler; from common.sampling import describe_scheduler; "
+        "print(describe_scheduler(PNDMScheduler(beta_schedule='scaled_linear', skip_prk_steps=True)))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": seed}
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1 and "PNDMScheduler" in found.pop()

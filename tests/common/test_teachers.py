@@ -61,12 +61,26 @@ def test_unconditional_vq_folder_loads(tmp_path):
     assert teacher.decode_latents(latents).shape == (2, 3, 16, 16)
 
 
-def test_fingerprint_follows_the_weights(tiny_teacher):
+def test_fingerprint_follows_weights_and_scheduler(tiny_teacher, tiny_teacher_folder):
     before = tiny_teacher.fingerprint()
-    assert before == tiny_teacher.fingerprint()
+    assert before == tiny_teacher.fingerprint() == load_teacher(str(tiny_teacher_folder)).fingerprint()
+    changed = load_teacher(str(tiny_teacher_folder))
     with torch.no_grad():
-        tiny_teacher.denoiser.conv_in.bias[0] += 1e-3
-    assert tiny_teacher.fingerprint() != before
+        changed.denoiser.conv_in.bias[0] += 1e-3
+    other = load_teacher(str(tiny_teacher_folder))
+    other.scheduler.register_to_config(beta_end=0.02)
+    assert len({before, changed.fingerprint(), other.fingerprint()}) == 3
+
+
+def test_missing_weights_are_named_not_made_up(broken):
+    from safetensors.torch import load_file, save_file
+
+    path = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    del weights["mid_block.resnets.0.conv1.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 of the weights.*mid_block\.resnets\.0\.conv1\.weight"):
+        load_teacher(str(broken))
 
 
 def test_unknown_name_lists_the_shipped_ones():

@@ -80,7 +80,7 @@ def test_initial_weights_have_the_edits_shapes(tiny_teacher, choice):
     unet = tiny_teacher.denoiser
     operators = list_operators(unet)
     batch = ((torch.randn(3, 4, 8, 8), torch.tensor([1, 400, 900])), {"encoder_hidden_states": torch.randn(3, 12, 16)})
-    tensors = initial_weights(unet, operators, choice, batch, seed=0)
+    tensors = initial_weights(unet, operators, choice, lambda: batch, seed=0)
     replaced = [operator for operator in operators if operator.edit.operation == "conv1x1"]
     assert len(tensors) == 2 * len(replaced) > 0
     for operator in replaced:
@@ -102,7 +102,7 @@ def test_least_squares_fits_better_than_any_other_choice(tiny_teacher):
     handle.remove()
     errors = {}
     for choice in CHOICES:
-        tensors = initial_weights(unet, [operator], choice, batch, seed=0)
+        tensors = initial_weights(unet, [operator], choice, lambda: batch, seed=0)
         replacement = load_replacement(unet.get_submodule(operator.site), operator.edit, tensors)
         errors[choice] = (replacement(seen["source"]) - seen["result"]).pow(2).mean().item()
     assert min(errors, key=errors.get) == "least_squares", errors

@@ -20,9 +20,9 @@ def setting(tiny_teacher, tiny_calibration):
     return unet, tiny_calibration, operators, initial_weights(unet, operators, "slice", None, seed=0)
 
 
-def scorer(setting, **options):
+def scorer(setting):
     unet, calibration, _, tensors = setting
-    return LatentScorer(unet, calibration, tensors, rows=8, **options)
+    return LatentScorer(unet, calibration, tensors, rows=8)
 
 
 def free(operators):
@@ -38,14 +38,15 @@ def test_exact_equals_the_plain_loop(setting):
         assert fast[site] == pytest.approx(score, rel=1e-3), site
 
 
-@pytest.mark.parametrize("k", [1, 5, 15])
+@pytest.mark.parametrize("k", [1, 5])
 def test_screened_finds_the_same_lowest_with_less_work(setting, k):
     operators = setting[2]
     exact = scorer(setting).score(operators, 0, "exact", ScoreFile(), free(operators), 4, 0)
     file = ScoreFile()
     found = scorer(setting).score(operators, k, "screened", file, free(operators), 4, 0)
     assert sorted(found, key=found.get)[:k] == sorted(exact, key=exact.get)[:k]
-    assert sum(len(values) for values in file.parts.values()) < 3 * len(operators) or k == 15
+    scored = sum(len(values) for values in file.parts.values())
+    assert scored < 3 * len(operators), "every operator was scored under every condition"
 
 
 def test_a_misleading_screen_costs_time_but_changes_nothing(setting):
@@ -72,7 +73,7 @@ def test_killed_scoring_goes_on(setting, tmp_path):
 
     path = tmp_path / "scores.json"
     with pytest.raises(Killed):
-        scorer(setting, advance=die).score(operators, 5, "screened", ScoreFile.open(path), free(operators), 4, 0)
+        scorer(setting).score(operators, 5, "screened", ScoreFile.open(path), free(operators), 4, 0, report=die)
     known = json.loads(path.read_text())
     assert len(known["parts"]) >= 3 and len(known["screen"]) == len(operators)
     second = scorer(setting)

@@ -1,0 +1,41 @@
+"""How a command ends when something is wrong: one line on standard error and an exit code that is not 0."""
+
+import errno
+import functools
+import sys
+from collections.abc import Callable
+
+from omegaconf import DictConfig
+
+from common.errors import InputError
+
+
+def one_line_errors(command: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """`command` with InputError and a full disk told in one line (exit code 2), and an interrupt likewise (130)."""
+
+    @functools.wraps(command)
+    def run(cfg: DictConfig) -> None:
+        try:
+            command(cfg)
+        except Exception as error:
+            message = explain(error)
+            if message is None:
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            sys.exit(130)
+
+    return run
+
+
+def explain(error: BaseException | None) -> str | None:
+    """What to tell a person of `error` or of what caused it; None for what is no fault of theirs."""
+    while error is not None:
+        if isinstance(error, InputError):
+            return " ".join(str(error).split())
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            return f"no space left on the disk ({getattr(error, 'filename', None) or 'outputs'}); free some and rerun"
+        error = error.__cause__
+    return None
