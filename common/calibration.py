@@ -1,6 +1,7 @@
 """The fixed conditions and noise on which scores are computed."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,9 @@ class Calibration:
 
     noise: (conditions, samples, channels, height, width); conditions: rows of keyword arguments, one row a condition,
     empty for unconditional models; empty: the row that guidance contrasts with.
+
+    For criteria that look at training data: data() gives latents (rows, channels, height, width) of training images and
+    their conditions; alignment(latents), of final latents (conditions, samples, ...), how well they fit their captions.
     """
 
     noise: torch.Tensor
@@ -25,6 +29,8 @@ class Calibration:
     scheduler: Any
     steps: int
     guidance_scale: float
+    data: Callable[[], tuple[torch.Tensor, Conditions]] | None = None
+    alignment: Callable[[torch.Tensor], float] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -56,6 +62,14 @@ class Calibration:
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def data_fingerprint(self) -> str:
+        """Changes with the training rows and the scheduler: what a criterion over training data depends on."""
+        latents, conditions = self.data()
+        digest = hashlib.sha256(describe_scheduler(self.scheduler).encode())
+        for tensor in (latents, *conditions.values(), *self.empty.values()):
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
 
 def build_calibration(
     conditions: Conditions,
@@ -68,6 +82,8 @@ def build_calibration(
     steps: int,
     guidance_scale: float,
     seed: int,
+    data: Callable[[], tuple[torch.Tensor, Conditions]] | None = None,
+    alignment: Callable[[torch.Tensor], float] | None = None,
 ) -> Calibration:
     """Noise seeded by (seed, condition, sample). InputError when a size is below 1 or the conditions' rows differ."""
     for name, value in (("num_conditions", num_conditions), ("samples", samples), ("steps", steps)):
@@ -78,4 +94,4 @@ def build_calibration(
             raise InputError(f"calibration: {len(value)} rows of {name} for num_conditions={num_conditions}.")
     seeds = [mix_seed(seed, c, s) for c in range(num_conditions) for s in range(samples)]
     noise = seeded_normal(seeds, latent_shape).unflatten(0, (num_conditions, samples))
-    return Calibration(noise, conditions, empty, scheduler, steps, guidance_scale)
+    return Calibration(noise, conditions, empty, scheduler, steps, guidance_scale, data, alignment)

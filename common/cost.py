@@ -1,5 +1,7 @@
-"""Sizes and multiply-accumulates of a network."""
+"""Sizes, multiply-accumulates and times of a network and of the modules in it."""
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,26 @@ def to_meta(value: Any) -> Any:
     return tuple(to_meta(item) for item in value) if isinstance(value, tuple | list) else value
 
 
+def probe_inputs(unet: nn.Module) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, Any]]:
+    """Zeros of the right shapes for one forward pass of a UNet2DConditionModel or UNet2DModel, on its device (or meta)."""
+    weight = next(unet.parameters())
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    latents = torch.zeros(1, unet.config.in_channels, height, width, device=weight.device, dtype=weight.dtype)
+    timestep = torch.zeros(1, device=weight.device, dtype=torch.long)
+    conditions: dict[str, Any] = {}
+    if "cross_attention_dim" in unet.config:
+        tokens = torch.zeros(1, 8, unet.config.cross_attention_dim, device=weight.device, dtype=weight.dtype)
+        conditions["encoder_hidden_states"] = tokens
+        if unet.config.addition_embed_type == "text_time":
+            pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+            conditions["added_cond_kwargs"] = {
+                "text_embeds": tokens.new_zeros(1, pooled),
+                "time_ids": tokens.new_zeros(1, 6),
+            }
+    return (latents, timestep), conditions
+
+
 def count_macs(denoiser: nn.Module, arguments: tuple, conditions: dict[str, Any]) -> Macs:
     """MACs of denoiser(*arguments, **conditions), counted on a twin on the meta device; half of PyTorch's FLOPs."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -42,6 +64,54 @@ def count_macs(denoiser: nn.Module, arguments: tuple, conditions: dict[str, Any]
     )
     total = sum(by_operation.values())
     return Macs(total // 2, (total - products) // 2)
+
+
+def site_macs(denoiser: nn.Module, sites: Sequence[str]) -> dict[str, float]:
+    """MACs of one sample inside the module at each site, with attention products; "" is the whole network."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        twin = type(denoiser).from_config(denoiser.config).eval()
+    arguments, conditions = probe_inputs(twin)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        twin(*arguments, **conditions)
+    counts = counter.get_flop_counts()
+    by_module = {name.partition(".")[2]: sum(found.values()) / 2 for name, found in counts.items() if name != "Global"}
+    return {site: by_module.get(site, 0.0) for site in sites}
+
+
+@torch.no_grad()
+def site_milliseconds(denoiser: nn.Module, sites: Sequence[str], passes: int = 5) -> dict[str, float]:
+    """Median time of one sample inside the module at each site, on the denoiser's device; "" is the whole network."""
+    started: dict[str, float] = {}
+    times: dict[str, list[float]] = {site: [] for site in sites}
+    synchronize = torch.cuda.synchronize if next(denoiser.parameters()).is_cuda else lambda: None
+
+    def before(site: str) -> Any:
+        def hook(*_: Any) -> None:
+            synchronize()
+            started[site] = time.perf_counter()
+
+        return hook
+
+    def after(site: str) -> Any:
+        def hook(*_: Any) -> None:
+            synchronize()
+            times[site].append(1000 * (time.perf_counter() - started[site]))
+
+        return hook
+
+    modules = [(site, denoiser.get_submodule(site)) for site in sites]
+    handles = [module.register_forward_pre_hook(before(site)) for site, module in modules]
+    handles += [module.register_forward_hook(after(site)) for site, module in modules]
+    arguments, conditions = probe_inputs(denoiser)
+    try:
+        for _ in range(passes):
+            denoiser(*arguments, **conditions)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {site: sorted(values)[len(values) // 2] for site, values in times.items()}
 
 
 def checkpoint_bytes(module: nn.Module, dtype: torch.dtype = torch.float16) -> int:

@@ -73,7 +73,7 @@ def caption_retrieval(
     known = sorted(set(real_names))
     if not 1 < pool <= len(known):
         raise InputError(f"caption retrieval among {pool} names: the real images have {len(known)}.")
-    unknown = next((name for name in sample_names if name not in set(known)), None)
+    unknown = next(iter(set(sample_names) - set(known)), None)
     if unknown is not None:
         raise InputError(f"caption retrieval: no real image bears the name {unknown!r}.")
     centre = real_features.mean(0)

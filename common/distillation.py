@@ -164,6 +164,8 @@ class DenoiserTraining(L.LightningModule):
             for (path, _), value in zip(self.feature_pairs, by_pair, strict=True):
                 self.log(f"feature/{path}", value.detach())
             terms["feature"] = torch.stack(by_pair).sum()
+            shares = (torch.stack(by_pair) / terms["feature"]).detach()
+            self.log_dict({f"feature_share/{pair[0]}": share for pair, share in zip(self.feature_pairs, shares, strict=True)})
             loss = loss + self.feature_weight * terms["feature"]
         broken = next((name for name, value in terms.items() if not torch.isfinite(value)), None)
         if broken is not None:
@@ -173,6 +175,8 @@ class DenoiserTraining(L.LightningModule):
             )
         self.log("loss", loss.detach(), prog_bar=True)
         self.log_dict({f"loss/{name}": value.detach() for name, value in terms.items()})
+        weights = {"task": self.task_weight, "output": self.output_weight, "feature": self.feature_weight}
+        self.log_dict({f"share/{name}": weights[name] * value.detach() / loss.detach() for name, value in terms.items()})
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:

@@ -98,6 +98,7 @@ def distill(cfg: DictConfig, teacher: Teacher, student: nn.Module, folder: Path,
         output_weight=settings.output_weight,
         feature_weight=settings.feature_weight,
         feature_pairs=feature_pairs(OmegaConf.to_container(settings.features), student, teacher.denoiser),
+        feature_losses=hydra.utils.instantiate(settings.feature_loss),
         teacher=teacher.denoiser,
     )
     average = ExponentialAverage(student, settings.ema_decay) if settings.ema_decay else None

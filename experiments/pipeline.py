@@ -1,5 +1,6 @@
 """One job from configuration to result row: plan, prune, distil, measure, show."""
 
+import functools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,31 +34,40 @@ def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 1)
 
 
-def calibrate(cfg: DictConfig, teacher: Any) -> Any:
-    """The calibration set: a seeded draw of training captions (no captions for unconditional models)."""
+def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
+    """The calibration set: a seeded draw of training captions (no captions for unconditional models), and training rows."""
     import hydra
     import torch
 
     from common.batches import generator_for
     from common.calibration import build_calibration
+    from experiments.alignment import CaptionAlignment
 
     settings = OmegaConf.to_container(cfg.calibration, resolve=True)
-    captions: list[str] = []
-    if teacher.text_encoder is not None:
-        data = hydra.utils.instantiate(cfg.task.data, split="train")
-        order = torch.randperm(len(data), generator=generator_for(settings["seed"], 4)).tolist()
-        captions = [data.captions[index] for index in order[: max(0, settings["num_conditions"])]]
-        if not captions:
-            raise InputError(f"calibration.num_conditions={settings['num_conditions']}: at least 1 is needed.")
-        settings["num_conditions"] = len(captions)
-    else:
-        settings["num_conditions"] = 1  # a single implicit condition (LD-Pruner, section 2.4)
+    data_rows = settings.pop("data_rows")
+    data = hydra.utils.instantiate(cfg.task.data, split="train")
+    order = torch.randperm(len(data), generator=generator_for(settings["seed"], 4)).tolist()
+    captioned = teacher.text_encoder is not None
+
+    def training_rows() -> tuple[Any, dict[str, Any]]:
+        chosen = order[: max(0, data_rows)]
+        if not chosen:
+            raise InputError(f"calibration.data_rows={data_rows}: at least 1 is needed.")
+        latents = teacher.encode_images(data.images[chosen], cfg.evaluation.batch_size).to(teacher.device)
+        return latents, teacher.encode_captions([data.captions[i] for i in chosen]) if captioned else {}
+
+    chosen = order[: max(0, settings["num_conditions"])] if captioned else []
+    if captioned and not chosen:
+        raise InputError(f"calibration.num_conditions={settings['num_conditions']}: at least 1 is needed.")
+    settings["num_conditions"] = len(chosen) or 1  # without captions one implicit condition (LD-Pruner, section 2.4)
     return build_calibration(
-        teacher.encode_captions(captions) if captions else {},
+        teacher.encode_captions([data.captions[i] for i in chosen]) if captioned else {},
         teacher.empty_condition(),
         teacher.latent_shape,
         teacher.scheduler,
         **settings,
+        data=functools.cache(training_rows),
+        alignment=CaptionAlignment(cfg, teacher, [data.names[i] for i in chosen], cache) if captioned else None,
     )
 
 
@@ -107,7 +117,7 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     method = hydra.utils.instantiate(cfg.method, _convert_="all")
     with stage("loading", seconds):
         teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))
-        calibration = calibrate(cfg, teacher).to(teacher.device)
+        calibration = calibrate(cfg, teacher, cache).to(teacher.device)
     with stage("scoring", seconds):
         if not (folder / "plan" / PLAN_FILE).is_file():
             method.plan(teacher.denoiser, calibration, teacher.fingerprint(), cache / "scores").save(folder / "plan")

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.cost import probe_inputs
 from common.errors import InputError
 from common.plans import Edit
 
 KINDS = {
-    "conv": ("Conv2d", "LoRACompatibleConv"),
+    "conv": ("Conv2d",),
     "attention": ("Attention",),
     "feed_forward": ("FeedForward",),
     "norm": ("GroupNorm", "LayerNorm"),
@@ -54,26 +55,6 @@ def _shapes(unet: nn.Module, sites: Sequence[str], into: dict[str, tuple[torch.S
     finally:
         for handle in handles:
             handle.remove()
-
-
-def probe_inputs(unet: nn.Module) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, Any]]:
-    """Zeros of the right shapes for one forward pass of a UNet2DConditionModel or UNet2DModel, on its device (or meta)."""
-    weight = next(unet.parameters())
-    size = unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    latents = torch.zeros(1, unet.config.in_channels, height, width, device=weight.device, dtype=weight.dtype)
-    timestep = torch.zeros(1, device=weight.device, dtype=torch.long)
-    conditions: dict[str, Any] = {}
-    if "cross_attention_dim" in unet.config:
-        tokens = torch.zeros(1, 8, unet.config.cross_attention_dim, device=weight.device, dtype=weight.dtype)
-        conditions["encoder_hidden_states"] = tokens
-        if unet.config.addition_embed_type == "text_time":
-            pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-            conditions["added_cond_kwargs"] = {
-                "text_embeds": tokens.new_zeros(1, pooled),
-                "time_ids": tokens.new_zeros(1, 6),
-            }
-    return (latents, timestep), conditions
 
 
 def replacement_edit(site: str, module: nn.Module, source: torch.Size, result: torch.Size, residual: str) -> Edit | None:

@@ -91,7 +91,7 @@ def test_similarity():
 def test_golden_counts(name):
     import diffusers
 
-    from ld_pruner.operators import probe_inputs
+    from common.cost import probe_inputs
 
     golden = GOLDEN[name]
     with torch.device("meta"):

@@ -1,0 +1,33 @@
+"""How well samples fit their captions, over the offline extractor: a stand-in for CLIP score where there is no CLIP."""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch.nn.functional import cosine_similarity
+
+from common.teachers import Teacher
+
+
+class CaptionAlignment:
+    """Mean cosine similarity between the features of samples and of the real images of their captions' names.
+
+    Features are centred by the mean of all real images, as in caption retrieval. `names`: one per condition.
+    """
+
+    def __init__(self, cfg: DictConfig, teacher: Teacher, names: list[str], cache: Path):
+        self.cfg, self.teacher, self.names, self.cache = cfg, teacher, names, cache
+        self.reference = None
+
+    def __call__(self, latents: torch.Tensor) -> float:
+        """The alignment of final latents (conditions, samples, channels, height, width)."""
+        from common.features import extract_features
+        from experiments.evaluate import Reference
+
+        if self.reference is None:
+            self.reference = Reference(self.cfg, self.cache, self.teacher.device)
+        real, known = self.reference.all_features, self.reference.all_names
+        images = self.teacher.decode_latents(latents.flatten(0, 1), self.cfg.evaluation.batch_size)
+        found = extract_features(self.reference.extractor, images).unflatten(0, latents.shape[:2]) - real.mean(0)
+        targets = torch.stack([real[[name == other for other in known]].mean(0) for name in self.names]) - real.mean(0)
+        return cosine_similarity(found, targets[:, None], dim=2).mean().item()

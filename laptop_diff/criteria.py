@@ -1,0 +1,169 @@
+"""What removing one layer costs: the criteria that LAPTOP-Diff (arXiv 2404.11098) compares, and two floors.
+
+    output     E || eps(without layer i) - eps ||^2, the paper's output loss
+    task       E || target - eps(without layer i) ||^2 - E || target - eps ||^2, the change of the training loss
+    alignment  how much an alignment score of samples drops (text and image; calibration.alignment)
+    magnitude  mean absolute weight of the layer: small weights, cheap to remove
+    random     a seeded uniform number
+
+Expectations run over latents of training images, timesteps and conditions. What all layers have in common, the network up
+to the first changed block, is computed once per batch; several layers share one forward pass (common/branches.py).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+import torch
+from torch import nn
+
+from common.batches import generator_for, mix_seed, seeded_normal
+from common.branches import edited_outputs
+from common.calibration import Calibration
+from common.distillation import noising_scheduler, training_target
+from common.errors import InputError
+from common.roll_out import roll_out
+from common.score_file import ScoreFile
+from laptop_diff.layers import Layer
+
+CRITERIA = ("output", "task", "alignment", "magnitude", "random")
+TIMESTEPS = ("even", "uniform")
+
+
+@dataclass(frozen=True)
+class NoisyBatch:
+    """Part of the calibration data with noise on it; `target` is what the denoiser should predict, `share` its weight."""
+
+    latents: torch.Tensor
+    timesteps: torch.Tensor
+    conditions: dict[str, torch.Tensor]
+    target: torch.Tensor
+    share: float
+
+
+def noisy_batches(calibration: Calibration, timesteps: str, batch_size: int, guided: bool, seed: int) -> list[NoisyBatch]:
+    """The calibration's training latents in batches, each row with one timestep and noise seeded by (seed, row).
+
+    timesteps: "even" spreads them over the schedule, "uniform" draws them. guided: every batch holds its rows twice, first
+    with the empty condition. InputError for an empty calibration set or an unknown option.
+    """
+    if timesteps not in TIMESTEPS:
+        raise InputError(f"method.timesteps={timesteps!r} is none of {', '.join(TIMESTEPS)}.")
+    latents, conditions = calibration.data()
+    if not len(latents):
+        raise InputError("The calibration set is empty: calibration.data_rows must be at least 1.")
+    scheduler = noising_scheduler(calibration.scheduler)
+    total, rows = scheduler.config.num_train_timesteps, len(latents)
+    generator = generator_for(seed, 1)
+    if timesteps == "even":
+        steps = ((torch.arange(rows) + 0.5) * total / rows).long()[torch.randperm(rows, generator=generator)]
+    else:
+        steps = torch.randint(total, (rows,), generator=generator)
+    steps = steps.to(latents.device)
+    noise = seeded_normal([mix_seed(seed, 2, row) for row in range(rows)], latents.shape[1:]).to(latents)
+    noisy = scheduler.add_noise(latents, noise, steps)
+    target = training_target(scheduler, latents, noise, steps)
+    batches = []
+    for start in range(0, rows, batch_size):
+        chosen = slice(start, start + batch_size)
+        own = {name: value[chosen] for name, value in conditions.items()}
+        x, t = noisy[chosen], steps[chosen]
+        if guided and own:
+            own = {name: torch.cat([calibration.empty[name].expand_as(value), value]) for name, value in own.items()}
+            x, t = torch.cat([x, x]), torch.cat([t, t])
+        batches.append(NoisyBatch(x, t, own, target[chosen], len(target[chosen]) / rows))
+    return batches
+
+
+def guide(output: torch.Tensor, rows: int, guidance_scale: float) -> torch.Tensor:
+    """Classifier-free guidance where `output` holds the rows twice; as it is otherwise."""
+    if len(output) == rows:
+        return output
+    without, conditioned = output.chunk(2)
+    return without + guidance_scale * (conditioned - without)
+
+
+def layer_losses(
+    unet: nn.Module,
+    layers: Sequence[Layer],
+    calibration: Calibration,
+    file: ScoreFile,
+    *,
+    criterion: str = "output",
+    timesteps: str = "even",
+    guidance_scale: float = 1.0,
+    batch_size: int = 32,
+    copies: int = 8,
+    seed: int = 0,
+    report: Callable[[int], None] = lambda finished: None,
+) -> dict[str, float]:
+    """The loss of each layer by its site; `file` holds what is known already and grows with every batch.
+
+    batch_size: rows of the calibration data in one batch; copies: layers that share a forward pass. `report` is told how many
+    layers' worth of work is finished.
+    """
+    if criterion not in CRITERIA:
+        raise InputError(f"method.criterion={criterion!r} is none of {', '.join(CRITERIA)}.")
+    if criterion == "random":
+        draw = {layer.site: generator_for(seed, crc32(layer.site.encode())) for layer in layers}
+        return {site: torch.rand((), generator=generator).item() for site, generator in draw.items()}
+    if criterion == "magnitude":
+        return {layer.site: mean_magnitude(unet.get_submodule(layer.site)) for layer in layers}
+    if criterion == "alignment":
+        parts = [lambda waiting: _alignment_drops(unet, waiting, calibration, copies)]
+    else:
+        batches = noisy_batches(calibration, timesteps, batch_size, guidance_scale > 1, seed)
+        parts = [
+            lambda waiting, batch=batch: _batch_losses(unet, waiting, batch, criterion == "task", guidance_scale, copies)
+            for batch in batches
+        ]
+    for index, compute in enumerate(parts):
+        waiting = [layer for layer in layers if len(file.known(layer.site)) <= index]
+        if waiting:
+            found = compute(waiting)
+            for layer in waiting:
+                file.parts[layer.site] = [*file.known(layer.site)[:index], found[layer.site]]
+            file.save()
+        report(len(layers) * (index + 1) // len(parts))
+    return {layer.site: sum(file.known(layer.site)[: len(parts)]) for layer in layers}
+
+
+def _batch_losses(
+    unet: nn.Module, layers: Sequence[Layer], batch: NoisyBatch, task: bool, guidance_scale: float, copies: int
+) -> dict[str, float]:
+    """This batch's share of the loss of each layer."""
+    rows = len(batch.target)
+    outputs = edited_outputs(
+        unet, [layer.edit for layer in layers], {}, (batch.latents, batch.timesteps), batch.conditions, copies
+    )
+    losses = {}
+    for edit, intact, changed in outputs:
+        intact, changed = guide(intact, rows, guidance_scale), guide(changed, rows, guidance_scale)
+        if task:
+            loss = (changed - batch.target).square().mean() - (intact - batch.target).square().mean()
+        else:
+            loss = (changed - intact).square().mean()
+        losses[edit.site] = batch.share * loss.item()
+    return losses
+
+
+def _alignment_drops(unet: nn.Module, layers: Sequence[Layer], calibration: Calibration, copies: int) -> dict[str, float]:
+    """Alignment of the intact network's samples minus that of each network without a layer, over all conditions."""
+    if calibration.alignment is None:
+        raise InputError("method.criterion=alignment needs captions; this task has none.")
+    everything = slice(0, calibration.shape[0])
+    intact = calibration.alignment(roll_out(unet, calibration, everything)[0])
+    drops = {}
+    for first in range(0, len(layers), copies):
+        group = layers[first : first + copies]
+        copied = roll_out(unet, calibration, everything, [layer.edit for layer in group])
+        for layer, latents in zip(group, copied, strict=True):
+            drops[layer.site] = intact - calibration.alignment(latents)
+    return drops
+
+
+@torch.no_grad()
+def mean_magnitude(module: nn.Module) -> float:
+    """Mean absolute value over the weights of all convolutions and linear maps in `module`."""
+    weights = [part.weight for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    return (sum(weight.abs().sum().item() for weight in weights)) / sum(weight.numel() for weight in weights)

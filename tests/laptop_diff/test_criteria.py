@@ -1,0 +1,155 @@
+"""Layer losses equal one plain forward pass per layer, survive a kill, and lead to a plan."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from common.errors import InputError
+from common.plans import Plan, apply_plan, edited
+from common.score_file import ScoreFile
+from laptop_diff import list_layers
+from laptop_diff.criteria import layer_losses, noisy_batches
+from laptop_diff.method import LaptopDiff
+
+METHOD = LaptopDiff(
+    ratio=0.4,
+    unit="parameters",
+    granularity="transformer",
+    width_changing="shortcut",
+    exclude=(),
+    criterion="output",
+    timesteps="even",
+    guidance_scale=1.0,
+    batch_size=4,
+    copies=5,
+    selection="knapsack",
+    seed=0,
+)
+
+
+@pytest.fixture
+def calibration(tiny_teacher, tiny_calibration):
+    generator = torch.Generator().manual_seed(3)
+    captions = [f"thing {index}, noto style" for index in range(6)]
+    rows = torch.randn(6, 4, 8, 8, generator=generator), tiny_teacher.encode_captions(captions)
+    return replace(tiny_calibration, data=lambda: rows, alignment=lambda latents: latents.mean().item())
+
+
+def plain_losses(unet, layers, calibration, guidance_scale=1.0):
+    """One full forward pass per layer and batch."""
+    losses = dict.fromkeys((layer.site for layer in layers), 0.0)
+    for batch in noisy_batches(calibration, "even", 4, guidance_scale > 1, 0):
+
+        def predict(batch=batch):
+            output = unet(batch.latents, batch.timesteps, **batch.conditions).sample
+            if guidance_scale > 1:
+                without, conditioned = output.chunk(2)
+                output = without + guidance_scale * (conditioned - without)
+            return output
+
+        with torch.no_grad():
+            intact = predict()
+            for layer in layers:
+                with edited(unet, [layer.edit], {}):
+                    losses[layer.site] += batch.share * (predict() - intact).square().mean().item()
+    return losses
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+def test_output_losses_equal_a_forward_pass_per_layer(tiny_teacher, calibration, guidance_scale):
+    unet = tiny_teacher.denoiser
+    layers = list_layers(unet)
+    fast = layer_losses(unet, layers, calibration, ScoreFile(), guidance_scale=guidance_scale, batch_size=4, copies=5)
+    for site, loss in plain_losses(unet, layers, calibration, guidance_scale).items():
+        assert fast[site] == pytest.approx(loss, rel=1e-3, abs=1e-12), site
+
+
+def test_losses_do_not_depend_on_copies_but_on_the_layer(tiny_teacher, calibration):
+    unet = tiny_teacher.denoiser
+    layers = list_layers(unet)
+    found = [layer_losses(unet, layers, calibration, ScoreFile(), batch_size=4, copies=copies) for copies in (1, 7)]
+    assert all(found[0][site] == pytest.approx(found[1][site], rel=1e-3) for site in found[0])
+    assert len(set(found[0].values())) == len(layers) and min(found[0].values()) > 0
+
+
+def test_a_killed_criterion_goes_on(tiny_teacher, calibration, tmp_path):
+    unet = tiny_teacher.denoiser
+    layers = list_layers(unet)
+    whole = layer_losses(unet, layers, calibration, ScoreFile(), batch_size=2)
+
+    class Killed(Exception):
+        pass
+
+    def die(finished):
+        raise Killed
+
+    path = tmp_path / "losses.json"
+    with pytest.raises(Killed):
+        layer_losses(unet, layers, calibration, ScoreFile.open(path), batch_size=2, report=die)
+    known = ScoreFile.open(path)
+    assert all(len(known.known(layer.site)) == 1 for layer in layers)
+    assert layer_losses(unet, layers, calibration, known, batch_size=2) == whole
+
+
+def test_change_of_the_task_loss(tiny_teacher, calibration):
+    unet = tiny_teacher.denoiser
+    layers = list_layers(unet)[:3]
+    found = layer_losses(unet, layers, calibration, ScoreFile(), criterion="task", batch_size=6)
+    (batch,) = noisy_batches(calibration, "even", 6, False, 0)
+    with torch.no_grad():
+        before = (unet(batch.latents, batch.timesteps, **batch.conditions).sample - batch.target).square().mean()
+        for layer in layers:
+            with edited(unet, [layer.edit], {}):
+                after = (unet(batch.latents, batch.timesteps, **batch.conditions).sample - batch.target).square().mean()
+            assert found[layer.site] == pytest.approx((after - before).item(), rel=1e-2, abs=1e-6)
+
+
+def test_alignment_magnitude_and_random(tiny_teacher, calibration):
+    unet = tiny_teacher.denoiser
+    layers = list_layers(unet)[:4]
+    drops = layer_losses(unet, layers, calibration, ScoreFile(), criterion="alignment", copies=3)
+    assert len(set(drops.values())) == 4
+    with torch.no_grad():
+        for parameter in unet.get_submodule(layers[0].site).parameters():
+            parameter.mul_(1e-3)
+    sizes = layer_losses(unet, layers, calibration, ScoreFile(), criterion="magnitude")
+    assert min(sizes, key=sizes.get) == layers[0].site
+    draws = [layer_losses(unet, layers, calibration, ScoreFile(), criterion="random", seed=seed) for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize("unit", ["parameters", "macs", "milliseconds"])
+def test_the_plan_removes_what_was_asked(tiny_teacher, calibration, tmp_path, unit):
+    unet = tiny_teacher.denoiser
+    plan = replace(METHOD, unit=unit).plan(unet, calibration, "tiny", tmp_path)
+    assert plan.settings["ratio_reached"] >= 0.4 and len(plan.scores) == len(list_layers(unet))
+    assert replace(METHOD, unit=unit).plan(unet, calibration, "tiny", tmp_path) == plan
+    whole = sum(p.numel() for p in unet.parameters())
+    left = sum(p.numel() for p in apply_plan(unet, Plan.from_json(plan.to_json())).parameters())
+    if unit == "parameters":
+        assert 1 - left / whole == pytest.approx(plan.settings["ratio_reached"], rel=1e-9)
+    assert left < whole
+
+
+def test_losses_are_shared_by_a_sweep_over_ratios(tiny_teacher, calibration, tmp_path):
+    for ratio in (0.2, 0.5):
+        replace(METHOD, ratio=ratio).plan(tiny_teacher.denoiser, calibration, "tiny", tmp_path)
+    assert len([*tmp_path.glob("*.json")]) == 1
+
+
+def test_bad_input_is_told(tiny_teacher, calibration):
+    def plan(**changes):
+        return replace(METHOD, **changes).plan(tiny_teacher.denoiser, calibration, "tiny", None)
+
+    with pytest.raises(InputError, match="a share between 0 and 1"):
+        plan(ratio=1.2)
+    with pytest.raises(InputError, match=r"all layers together are 0\.\d+ of the parameters"):
+        plan(ratio=0.99)
+    with pytest.raises(InputError, match="none of output, task"):
+        plan(criterion="clip")
+    with pytest.raises(InputError, match="none of even, uniform"):
+        plan(timesteps="low")
+    with pytest.raises(InputError, match="calibration set is empty"):
+        empty = replace(calibration, data=lambda: (torch.zeros(0, 4, 8, 8), {}))
+        layer_losses(tiny_teacher.denoiser, list_layers(tiny_teacher.denoiser), empty, ScoreFile())
