@@ -1,1 +1,1 @@
-"""BK-SDM, Diff-Pruning, magnitude and random pruning on the same contract; not built yet."""
+"""BK-SDM, magnitude and random layers on the same contract; Diff-Pruning is not built yet."""

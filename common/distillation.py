@@ -160,7 +160,14 @@ class DenoiserTraining(L.LightningModule):
             terms["output"] = F.mse_loss(prediction.float(), teacher_prediction.float())
             loss = loss + self.output_weight * terms["output"]
         if self.feature_weight:
-            by_pair = self.feature_losses(self.student_taps.features(), self.teacher_taps.features())
+            features = self.student_taps.features(), self.teacher_taps.features()
+            for pair, ours, theirs in zip(self.feature_pairs, *features, strict=True):
+                if ours.shape != theirs.shape:
+                    raise InputError(
+                        f"distill.features: the student's {pair[0]!r} gives {tuple(ours.shape[1:])}, the teacher's {pair[1]!r} "
+                        f"{tuple(theirs.shape[1:])}; pair places of one shape (BK-SDM-Tiny: distill=bk_sdm_tiny)."
+                    )
+            by_pair = self.feature_losses(*features)
             for (path, _), value in zip(self.feature_pairs, by_pair, strict=True):
                 self.log(f"feature/{path}", value.detach())
             terms["feature"] = torch.stack(by_pair).sum()

@@ -37,7 +37,7 @@ def job_folder(cfg: DictConfig) -> str:
     """<task>/<method>/<eight characters of the hash of settings and teacher>"""
     parts = [job_settings(cfg), teacher_content(cfg.teacher.path)]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
-    method = cfg.method._target_.rpartition(".")[0].removesuffix(".method").replace(".", "_")
+    method = cfg.method._target_.rpartition(".")[0].removesuffix(".method").rpartition(".")[2]
     return f"{cfg.task.name}/{method}/{digest}"
 
 

@@ -12,7 +12,6 @@ to the first changed block, is computed once per batch; several layers share one
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from zlib import crc32
 
 import torch
 from torch import nn
@@ -22,9 +21,9 @@ from common.branches import edited_outputs
 from common.calibration import Calibration
 from common.distillation import noising_scheduler, training_target
 from common.errors import InputError
+from common.layers import Layer, mean_magnitude, random_scores
 from common.roll_out import roll_out
 from common.score_file import ScoreFile
-from laptop_diff.layers import Layer
 
 CRITERIA = ("output", "task", "alignment", "magnitude", "random")
 TIMESTEPS = ("even", "uniform")
@@ -105,8 +104,7 @@ def layer_losses(
     if criterion not in CRITERIA:
         raise InputError(f"method.criterion={criterion!r} is none of {', '.join(CRITERIA)}.")
     if criterion == "random":
-        draw = {layer.site: generator_for(seed, crc32(layer.site.encode())) for layer in layers}
-        return {site: torch.rand((), generator=generator).item() for site, generator in draw.items()}
+        return random_scores(layers, seed)
     if criterion == "magnitude":
         return {layer.site: mean_magnitude(unet.get_submodule(layer.site)) for layer in layers}
     if criterion == "alignment":
@@ -160,10 +158,3 @@ def _alignment_drops(unet: nn.Module, layers: Sequence[Layer], calibration: Cali
         for layer, latents in zip(group, copied, strict=True):
             drops[layer.site] = intact - calibration.alignment(latents)
     return drops
-
-
-@torch.no_grad()
-def mean_magnitude(module: nn.Module) -> float:
-    """Mean absolute value over the weights of all convolutions and linear maps in `module`."""
-    weights = [part.weight for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
-    return (sum(weight.abs().sum().item() for weight in weights)) / sum(weight.numel() for weight in weights)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.errors import InputError
+from common.layers import lowest_layers
 
 
 def select_layers(losses: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:
@@ -50,18 +51,5 @@ def select_layers(losses: Sequence[float], sizes: Sequence[float], budget: float
 
 def greedy_layers(losses: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:
     """A comparison: layers in the order of loss per size until the budget is met."""
-    return _until(np.asarray(losses) / np.maximum(np.asarray(sizes, dtype=float), 1e-30), sizes, budget)
-
-
-def lowest_layers(losses: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:
-    """A comparison ("top-n"): layers in the order of loss alone until the budget is met."""
-    return _until(np.asarray(losses), sizes, budget)
-
-
-def _until(keys: np.ndarray, sizes: Sequence[float], budget: float) -> list[int]:
-    chosen: list[int] = []
-    for index in np.argsort(keys, kind="stable").tolist():
-        if sum(sizes[i] for i in chosen) >= budget:
-            break
-        chosen.append(index)
-    return sorted(chosen)
+    per_size = [loss / max(size, 1e-30) for loss, size in zip(losses, sizes, strict=True)]
+    return lowest_layers(per_size, sizes, budget)

@@ -8,18 +8,15 @@ from pathlib import Path
 from torch import nn
 
 from common.calibration import Calibration
-from common.cost import count_parameters, site_macs, site_milliseconds
 from common.errors import InputError
-from common.files import write_json
-from common.plans import Edit, Plan
+from common.layers import Layer, layer_sizes, list_layers, lowest_layers, plan_of_layers, removal_budget
+from common.plans import Plan
 from common.progress import progress_bar
 from common.score_file import ScoreFile
 from laptop_diff.criteria import CRITERIA, layer_losses
-from laptop_diff.knapsack import greedy_layers, lowest_layers, select_layers
-from laptop_diff.layers import Layer, list_layers
+from laptop_diff.knapsack import greedy_layers, select_layers
 
 SELECTIONS = {"knapsack": select_layers, "greedy": greedy_layers, "lowest": lowest_layers}
-UNITS = ("parameters", "macs", "milliseconds")
 
 
 @dataclass
@@ -27,7 +24,7 @@ class LaptopDiff:
     """A method (see README): reads a teacher's denoiser and a calibration, returns a plan.
 
     ratio: the share of the U-Net to remove, at least, in `unit`. granularity, width_changing, exclude: which layers
-    (laptop_diff.layers). criterion, timesteps, guidance_scale, batch_size, copies: what a layer's loss is and how it is
+    (common.layers). criterion, timesteps, guidance_scale, batch_size, copies: what a layer's loss is and how it is
     computed (laptop_diff.criteria). selection: "knapsack" is exact; "greedy" (by loss per size) and "lowest" (by loss) are
     comparisons.
     """
@@ -50,8 +47,6 @@ class LaptopDiff:
 
         `teacher` names the weights (Teacher.fingerprint). InputError for a ratio outside (0, 1) or out of reach.
         """
-        if not 0 < self.ratio < 1:
-            raise InputError(f"method.ratio={self.ratio}: a share between 0 and 1 is needed.")
         if self.selection not in SELECTIONS:
             raise InputError(f"method.selection={self.selection!r} is none of {', '.join(SELECTIONS)}.")
         for name in ("batch_size", "copies"):
@@ -59,18 +54,13 @@ class LaptopDiff:
                 raise InputError(f"method.{name}={getattr(self, name)}: at least 1 is needed.")
         layers = list_layers(unet, self.granularity, self.width_changing, self.exclude)
         key = None if scores is None else scores / self._key(calibration, teacher)
-        sizes, whole = self._sizes(unet, layers, key)
-        largest = sum(sizes) / whole
-        if self.ratio > largest:
-            raise InputError(
-                f"method.ratio={self.ratio}: all layers together are {largest:.4f} of the {self.unit}; ask for less."
-            )
+        times = None if key is None else key.with_name(f"{key.name}-milliseconds.json")
+        sizes, whole = layer_sizes(unet, layers, self.unit, times)
+        budget = removal_budget(self.ratio, self.unit, sizes, whole)
         losses = self._losses(unet, layers, calibration, key)
-        chosen = SELECTIONS[self.selection]([losses[layer.site] for layer in layers], sizes, self.ratio * whole)
-        edits = tuple(Edit(layers[i].site, layers[i].edit.operation, score=losses[layers[i].site]) for i in chosen)
-        reached = sum(sizes[i] for i in chosen) / whole
-        settings = asdict(self) | {"ratio_reached": reached}
-        return Plan(method="laptop_diff", edits=edits, teacher=teacher, scores=losses, settings=settings)
+        chosen = SELECTIONS[self.selection]([losses[layer.site] for layer in layers], sizes, budget)
+        settings = asdict(self) | {"ratio_reached": sum(sizes[i] for i in chosen) / whole}
+        return plan_of_layers("laptop_diff", layers, chosen, losses, teacher, settings)
 
     def _key(self, calibration: Calibration, teacher: str) -> str:
         """Names what the losses depend on: not the ratio, not how layers are selected."""
@@ -98,22 +88,3 @@ class LaptopDiff:
                 seed=self.seed,
                 report=bar.reach,
             )
-
-    def _sizes(self, unet: nn.Module, layers: list[Layer], key: Path | None) -> tuple[list[float], float]:
-        """What removing each layer saves, and the whole U-Net, in `unit`; times are measured once and kept."""
-        if self.unit not in UNITS:
-            raise InputError(f"method.unit={self.unit!r} is none of {', '.join(UNITS)}.")
-        if self.unit == "parameters":
-            return [layer.parameters for layer in layers], count_parameters(unet)
-        kept = {layer.site: f"{layer.site}.conv_shortcut" for layer in layers if layer.edit.operation == "shortcut"}
-        sites = ["", *(layer.site for layer in layers), *kept.values()]
-        if self.unit == "macs":
-            found = site_macs(unet, sites)
-        else:
-            path = None if key is None else key.with_name(f"{key.name}-milliseconds.json")
-            found = json.loads(path.read_text()) if path is not None and path.is_file() else {}
-            if not set(sites) <= found.keys():
-                found |= site_milliseconds(unet, sites)
-                if path is not None:
-                    write_json(path, found)
-        return [max(0.0, found[layer.site] - found.get(kept.get(layer.site), 0.0)) for layer in layers], found[""]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
+from common.layers import lowest_layers
 from laptop_diff import select_layers
-from laptop_diff.knapsack import greedy_layers, lowest_layers
+from laptop_diff.knapsack import greedy_layers
 
 
 def by_enumeration(losses, sizes, budget):

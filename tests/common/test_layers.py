@@ -5,8 +5,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from common.errors import InputError
+from common.layers import list_layers
 from common.plans import Plan, apply_plan
-from laptop_diff import list_layers
 
 SDXL = {
     "sample_size": 128,

@@ -1,0 +1,149 @@
+"""The removable layers of a U-Net, ResNet blocks and transformers, their sizes, and the simplest way to choose among them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from zlib import crc32
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import nn
+
+from common.batches import generator_for
+from common.cost import count_parameters, site_macs, site_milliseconds
+from common.errors import InputError
+from common.files import write_json
+from common.plans import Edit, Plan
+
+GRANULARITIES = {"transformer": Transformer2DModel, "transformer_block": BasicTransformerBlock}
+WIDTH_CHANGING = ("shortcut", "keep")
+BLOCKS = ("down_blocks", "mid_block", "up_blocks")
+UNITS = ("parameters", "macs", "milliseconds")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A removable layer: its path, its kind, what removes it, and how many parameters go with it."""
+
+    site: str
+    kind: str
+    edit: Edit
+    parameters: int
+
+
+def list_layers(
+    unet: nn.Module,
+    granularity: str = "transformer",
+    width_changing: str = "shortcut",
+    exclude: Sequence[str] = (),
+) -> list[Layer]:
+    """All ResNet blocks and transformers in the order of computation of the stages; works on the meta device.
+
+    granularity: "transformer" takes a Transformer2DModel as one layer (SDXL: 28 layers), "transformer_block" each
+    BasicTransformerBlock in it (SDXL: 87). In a UNet2DModel the attention blocks take the place of transformers.
+    width_changing: what is done with a ResNet block whose output is wider or narrower than its input. "shortcut" removes its
+    residual branch and keeps the shortcut convolution; "keep" leaves it out of the list. Others become the identity.
+    exclude: shell patterns over module paths. InputError for an unknown option or a pattern that matches nothing.
+    """
+    if granularity not in GRANULARITIES:
+        raise InputError(f"method.granularity={granularity!r} is none of {', '.join(GRANULARITIES)}.")
+    if width_changing not in WIDTH_CHANGING:
+        raise InputError(f"method.width_changing={width_changing!r} is none of {', '.join(WIDTH_CHANGING)}.")
+    layers = []
+    for stage in BLOCKS:
+        block = getattr(unet, stage, None)
+        for name, module in block.named_modules(prefix=stage) if block is not None else ():
+            layer = _layer(name, module, GRANULARITIES[granularity], width_changing)
+            if layer is not None:
+                layers.append(layer)
+    for pattern in exclude:
+        if not any(fnmatch(layer.site, pattern) for layer in layers):
+            raise InputError(f"exclude pattern {pattern!r} matches no layer; paths look like {layers[0].site!r}.")
+    return [layer for layer in layers if not any(fnmatch(layer.site, pattern) for pattern in exclude)]
+
+
+def _layer(site: str, module: nn.Module, transformer: type, width_changing: str) -> Layer | None:
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    if isinstance(module, ResnetBlock2D):
+        if module.in_channels == module.out_channels:
+            return Layer(site, "resnet", Edit(site, "identity"), parameters)
+        if width_changing == "keep":
+            return None
+        kept = sum(parameter.numel() for parameter in module.conv_shortcut.parameters())
+        return Layer(site, "resnet", Edit(site, "shortcut"), parameters - kept)
+    if isinstance(module, transformer):
+        return Layer(site, "transformer", Edit(site, "identity"), parameters)
+    if isinstance(module, Attention) and site.rpartition(".")[0].endswith("attentions"):
+        return Layer(site, "attention", Edit(site, "identity"), parameters)  # UNet2DModel: the residual is inside
+    return None
+
+
+def layer_sizes(unet: nn.Module, layers: Sequence[Layer], unit: str, times: Path | None = None) -> tuple[list[float], float]:
+    """What removing each layer saves, and the whole U-Net, in `unit`.
+
+    unit: "parameters", "macs" (one sample, with attention products) or "milliseconds" (measured once and kept in the file
+    `times`, so that a rerun decides alike).
+    """
+    if unit not in UNITS:
+        raise InputError(f"method.unit={unit!r} is none of {', '.join(UNITS)}.")
+    if unit == "parameters":
+        return [layer.parameters for layer in layers], count_parameters(unet)
+    kept = {layer.site: f"{layer.site}.conv_shortcut" for layer in layers if layer.edit.operation == "shortcut"}
+    sites = ["", *(layer.site for layer in layers), *kept.values()]
+    if unit == "macs":
+        found = site_macs(unet, sites)
+    else:
+        found = json.loads(times.read_text()) if times is not None and times.is_file() else {}
+        if not set(sites) <= found.keys():
+            found |= site_milliseconds(unet, sites)
+            if times is not None:
+                write_json(times, found)
+    return [max(0.0, found[layer.site] - found.get(kept.get(layer.site), 0.0)) for layer in layers], found[""]
+
+
+def removal_budget(ratio: float, unit: str, sizes: Sequence[float], whole: float) -> float:
+    """ratio * whole; InputError when the ratio is outside (0, 1), or larger than all layers together."""
+    if not 0 < ratio < 1:
+        raise InputError(f"method.ratio={ratio}: a share between 0 and 1 is needed.")
+    largest = sum(sizes) / whole
+    if ratio > largest:
+        raise InputError(f"method.ratio={ratio}: all layers together are {largest:.4f} of the {unit}; ask for less.")
+    return ratio * whole
+
+
+def lowest_layers(scores: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:
+    """Indices, ascending, of the layers with the lowest scores until their sizes sum to `budget` at least."""
+    chosen: list[int] = []
+    removed = 0.0
+    for index in sorted(range(len(scores)), key=scores.__getitem__):
+        if removed >= budget:
+            break
+        chosen.append(index)
+        removed += sizes[index]
+    return sorted(chosen)
+
+
+@torch.no_grad()
+def mean_magnitude(module: nn.Module) -> float:
+    """Mean absolute value over the weights of all convolutions and linear maps in `module`."""
+    weights = [part.weight for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    return (sum(weight.abs().sum().item() for weight in weights)) / sum(weight.numel() for weight in weights)
+
+
+def random_scores(layers: Sequence[Layer], seed: int) -> dict[str, float]:
+    """A uniform number for each layer, seeded by `seed` and its site."""
+    draws = {layer.site: generator_for(seed, crc32(layer.site.encode())) for layer in layers}
+    return {site: torch.rand((), generator=generator).item() for site, generator in draws.items()}
+
+
+def plan_of_layers(
+    method: str, layers: Sequence[Layer], chosen: Sequence[int], scores: dict[str, float], teacher: str, settings: dict
+) -> Plan:
+    """The plan that removes the chosen layers; `scores` holds one number per layer by its site."""
+    edits = tuple(Edit(layers[i].site, layers[i].edit.operation, score=scores[layers[i].site]) for i in chosen)
+    return Plan(method=method, edits=edits, teacher=teacher, scores=scores, settings=settings)
