@@ -19,7 +19,7 @@ from common.batches import TensorRows, training_loader
 from common.progress import progress_bar
 
 # batches come from memory and are numbered (common/batches.py): no workers are needed, and resuming mid-epoch is exact
-IRRELEVANT = ".*(num_workers|treespec|many workers|not resumable|exists and is not empty).*"
+IRRELEVANT = ".*(num_workers|treespec|many workers|not resumable|exists and is not empty|logging interval).*"
 
 
 class WholeCheckpoints(TorchCheckpointIO):

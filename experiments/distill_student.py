@@ -16,30 +16,26 @@ from common.teachers import Teacher
 from experiments.caches import cached_tensors, content_name
 
 
-def feature_pairs(features: list[str] | dict[str, str], student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
+def feature_pairs(features: list[str], student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
     """(student path, teacher path) of the outputs that are compared.
 
-    `features` is a list of shell patterns over the teacher's module paths, equal in both networks (a * stays within one
-    part of a path), or a mapping from student paths to teacher paths. Where a place is gone in the student, the pair moves
-    to the enclosing block's output in both. InputError for what the teacher does not have.
+    features: "<student path>=<teacher path>", or a shell pattern over the teacher's module paths for places that are called
+    alike in both (a * stays within one part of a path). Where a place is gone in the student, the pair moves to the
+    enclosing block's output in both. InputError for what the teacher does not have.
     """
     known = [name for name, _ in teacher.named_modules() if name]
-    if isinstance(features, dict):
-        wanted = list(features.items())
-    else:
-        wanted = []
-        for pattern in features:
-            depth = pattern.count(".")
-            found = [name for name in known if name.count(".") == depth and fnmatchcase(name, pattern)]
-            if not found:
-                raise InputError(f"distill.features: {pattern!r} matches no module of the teacher; {known[0]!r} is one.")
-            wanted += [(name, name) for name in found]
+    wanted = []
+    for entry in features:
+        student_path, explicit, pattern = entry.rpartition("=")
+        depth = pattern.count(".")
+        found = [name for name in known if name.count(".") == depth and fnmatchcase(name, pattern)]
+        if not found:
+            raise InputError(f"distill.features: {pattern!r} matches no module of the teacher; {known[0]!r} is one.")
+        wanted += [(student_path if explicit else name, name) for name in found]
     gone = (*REPLACEMENTS, nn.ModuleList)  # a list of modules has no output of its own
     present = {name for name, module in student.named_modules() if name and not isinstance(module, gone)}
     pairs: dict[tuple[str, str], None] = {}
     for student_path, teacher_path in wanted:
-        if teacher_path not in known:
-            raise InputError(f"distill.features: the teacher has no module {teacher_path!r}; {known[0]!r} is one.")
         while student_path and student_path not in present:
             student_path, teacher_path = student_path.rpartition(".")[0], teacher_path.rpartition(".")[0]
         if student_path:

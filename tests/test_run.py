@@ -181,10 +181,27 @@ def test_bad_input_is_told_in_one_line(tiny_teacher_folder, tmp_path, override, 
     assert not list(tmp_path.rglob("result.json"))
 
 
+OTHERS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml") if path.stem != "ld_pruner")
+TASKS = sorted(path.stem for path in (ROOT / "conf" / "task").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", OTHERS)
+def test_every_method_runs_on_every_task(finished, tiny_teacher_folder, method, task):
+    shared = [value for value in job(tiny_teacher_folder, finished[0]) if not value.startswith("method.")]
+    done = run(f"method={method}", f"task={task}", *shared)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (path,) = Path(finished[0]).glob(f"{task}/{method}/*/result.json")
+    models = json.loads(path.read_text())["models"]
+    assert models["distilled"]["parameters"] < models["teacher"]["parameters"]
+    assert models["distilled"]["latent_mse"] != models["pruned"]["latent_mse"]
+    assert (path.parent / "student" / "unet" / "config.json").is_file()
+
+
 def test_damaged_score_file_is_named(finished, tiny_teacher_folder, tmp_path):
-    source = next(Path(finished[0]).glob("cache/scores/*.json"))
     (tmp_path / "cache" / "scores").mkdir(parents=True)
-    (tmp_path / "cache" / "scores" / source.name).write_text(source.read_text()[:50])
+    for source in Path(finished[0]).glob("cache/scores/*.json"):
+        (tmp_path / "cache" / "scores" / source.name).write_text(source.read_text()[:50])
     done = run(*job(tiny_teacher_folder, tmp_path))
     assert done.returncode == 2 and "is damaged" in done.stderr and "Traceback" not in done.stderr
 

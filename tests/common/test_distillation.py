@@ -160,14 +160,16 @@ def test_feature_pairs(tiny_teacher):
     teacher = tiny_teacher.denoiser
     student = apply_plan(teacher, Plan("test", (Edit("up_blocks.1.attentions.0", "identity"),)))
     assert feature_pairs(["down_blocks.*"], student, teacher) == [(f"down_blocks.{i}",) * 2 for i in range(4)]
-    moved = feature_pairs({"up_blocks.1.attentions.0": "up_blocks.1.attentions.0"}, student, teacher)
+    moved = feature_pairs(["up_blocks.1.attentions.0=up_blocks.1.attentions.0"], student, teacher)
     assert moved == [("up_blocks.1", "up_blocks.1")]
     inside = feature_pairs(["up_blocks.1.attentions.0.proj_out", "up_blocks.1"], student, teacher)
     assert inside == [("up_blocks.1", "up_blocks.1")]
     with pytest.raises(ValueError, match="'blocks' matches no module"):
         feature_pairs(["blocks"], student, teacher)
-    with pytest.raises(ValueError, match="no module 'nowhere'"):
-        feature_pairs({"up_blocks.0": "nowhere"}, student, teacher)
+    renamed = feature_pairs(["up_blocks.0=up_blocks.1"], student, teacher)
+    assert renamed == [("up_blocks.0", "up_blocks.1")]
+    with pytest.raises(ValueError, match="'nowhere' matches no module"):
+        feature_pairs(["up_blocks.0=nowhere"], student, teacher)
 
 
 def test_training_noise_does_not_depend_on_the_sampler(tiny_teacher):
