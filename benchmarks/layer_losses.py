@@ -1,0 +1,87 @@
+"""LAPTOP-Diff's output loss of every layer: one full forward pass per layer against the shared prefix, in one run.
+
+python benchmarks/layer_losses.py                    the shipped text-to-image teacher
+python benchmarks/layer_losses.py --copies 1         without several layers in one forward pass
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def plain_losses(unet: Any, layers: list[Any], batches: list[Any], advance: Any = lambda count: None) -> dict[str, float]:
+    """The loss by its definition: every layer removed in turn, the whole network run on every batch."""
+    import torch
+
+    from common.plans import edited
+
+    losses = dict.fromkeys((layer.site for layer in layers), 0.0)
+    with torch.no_grad():
+        for batch in batches:
+            intact = unet(batch.latents, batch.timesteps, **batch.conditions).sample
+            for layer in layers:
+                with edited(unet, [layer.edit], {}):
+                    changed = unet(batch.latents, batch.timesteps, **batch.conditions).sample
+                losses[layer.site] += batch.share * (changed - intact).square().mean().item()
+                advance(1)
+    return losses
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="emoji_t2i")
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--copies", type=int, default=8)
+    arguments = parser.parse_args()
+
+    import torch
+
+    from common.calibration import build_calibration
+    from common.emoji import load_emoji
+    from common.progress import progress_bar
+    from common.score_file import ScoreFile
+    from common.teachers import load_teacher
+    from laptop_diff import list_layers
+    from laptop_diff.criteria import layer_losses, noisy_batches
+
+    teacher = load_teacher(arguments.teacher)
+    data = load_emoji("data/emoji", "train")
+    chosen = torch.arange(arguments.rows) * len(data) // arguments.rows
+    rows = teacher.encode_images(data.images[chosen]), teacher.encode_captions([data.captions[i] for i in chosen])
+    calibration = build_calibration(
+        teacher.encode_captions(data.captions[:1]),
+        teacher.empty_condition(),
+        teacher.latent_shape,
+        teacher.scheduler,
+        num_conditions=1,
+        samples=1,
+        steps=1,
+        guidance_scale=1.0,
+        seed=0,
+        data=lambda: rows,
+    )
+    layers = list_layers(teacher.denoiser)
+    batches = noisy_batches(calibration, "even", arguments.batch, False, 0)
+
+    started = time.perf_counter()
+    with progress_bar("a forward pass each", len(layers) * len(batches)) as bar:
+        plain = plain_losses(teacher.denoiser, layers, batches, bar.advance)
+    plain_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    with progress_bar("shared prefix", len(layers)) as bar:
+        options = {"batch_size": arguments.batch, "copies": arguments.copies, "report": bar.reach}
+        fast = layer_losses(teacher.denoiser, layers, calibration, ScoreFile(), **options)
+    seconds = time.perf_counter() - started
+    worst = max(abs(fast[site] - loss) / max(loss, 1e-8) for site, loss in plain.items())
+    print(f"{len(layers)} layers, {arguments.rows} rows in batches of {arguments.batch}, {arguments.copies} layers a pass")
+    print(f"a forward pass each  {plain_seconds:7.2f} s  1.0x")
+    print(f"shared prefix        {seconds:7.2f} s  {plain_seconds / seconds:.1f}x   largest relative difference {worst:.1e}")
+
+
+if __name__ == "__main__":
+    main()
