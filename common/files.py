@@ -25,4 +25,4 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, document: Any) -> None:
     """Writes indented JSON with a final newline, whole or not at all."""
-    write_atomically(path, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
+    write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
