@@ -1,7 +1,10 @@
-"""Where the project's own files are, and files that are written whole or not at all."""
+"""Where the project's own files are, and files and folders that are written whole or not at all."""
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +29,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_json(path: Path, document: Any) -> None:
     """Writes indented JSON with a final newline, whole or not at all."""
     write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `folder` when the block ends without an error."""
+    scratch = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    yield scratch
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)

@@ -1,7 +1,9 @@
 """A trained latent diffusion model as one thing: denoiser, autoencoder, scheduler and text conditioner."""
 
+import copy
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.files import SHIPPED
+from common.files import SHIPPED, whole_folder
 from common.sampling import Conditions, describe_scheduler
 
 NETWORKS = ("unet", "vae", "vqvae", "text_encoder")
@@ -211,19 +213,21 @@ def save_student(teacher: Teacher, student: nn.Module, folder: Path) -> None:
 
     diffusers loads it with DiffusionPipeline.from_pretrained(folder, trust_remote_code=True), without this project.
     """
-    import copy
-    import shutil
-
-    scratch = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
     index = json.loads((teacher.folder / "model_index.json").read_text())
-    for name in index:
-        if name in PARTS and name != "unet" and (teacher.folder / name).is_dir():
-            shutil.copytree(teacher.folder / name, scratch / name)
-    copy.deepcopy(student).cpu().half().save_pretrained(scratch / "unet")
     pruned = type(student).__name__.startswith("Pruned")
     index["unet"] = ["pruned_unet" if pruned else "diffusers", type(student).__name__]
-    (scratch / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    with whole_folder(folder) as scratch:
+        for name in index:
+            if name in PARTS and name != "unet" and (teacher.folder / name).is_dir():
+                shutil.copytree(teacher.folder / name, scratch / name)
+        copy.deepcopy(student).cpu().half().save_pretrained(scratch / "unet")
+        (scratch / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        forget_origins(scratch)
+
+
+def forget_origins(folder: Path) -> None:
+    """Takes the path that a part was once loaded from, which diffusers records, out of every config.json in `folder`."""
+    for path in folder.rglob("config.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n")

@@ -8,7 +8,6 @@ the weights of an uninterrupted one.
 """
 
 import json
-import shutil
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -62,12 +61,13 @@ def train_autoencoder(cfg: DictConfig, images: Any, work: Path) -> Any:
 
 
 def save_whole(part: Any, folder: Path) -> None:
-    """part.save_pretrained(folder), whole or not at all."""
-    scratch = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    part.save_pretrained(scratch)
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    """part.save_pretrained(folder), whole or not at all, without the path that the part was once loaded from."""
+    from common.files import whole_folder
+    from common.teachers import forget_origins
+
+    with whole_folder(folder) as scratch:
+        part.save_pretrained(scratch)
+        forget_origins(scratch)
 
 
 def check_work(cfg: DictConfig, work: Path) -> None:

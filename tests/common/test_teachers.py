@@ -6,7 +6,8 @@ import shutil
 import pytest
 import torch
 
-from common.teachers import load_denoiser, load_teacher, shipped_teachers
+from common.files import SHIPPED
+from common.teachers import load_denoiser, load_teacher, save_student, shipped_teachers
 
 
 @pytest.fixture
@@ -125,3 +126,12 @@ def test_damaged_weights_are_named(broken):
 def test_no_denoiser_in_the_folder(tmp_path):
     with pytest.raises(ValueError, match="holds no denoiser"):
         load_denoiser(tmp_path)
+
+
+def test_shipped_and_saved_folders_name_no_path_of_this_machine(tiny_teacher, tmp_path):
+    save_student(tiny_teacher, tiny_teacher.denoiser, tmp_path / "student")
+    configs = [path for folder in (SHIPPED, tmp_path) for path in folder.rglob("*config.json")]
+    assert len(configs) > 8
+    for path in configs:
+        text = path.read_text()
+        assert "_name_or_path" not in text and '"/' not in text, path
