@@ -1,35 +1,20 @@
 """The layers with the smallest weights: the least one can know about a layer."""
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from common.layers import layer_sizes, list_layers, lowest_layers, mean_magnitude, plan_of_layers, removal_budget
-from common.plans import Plan
+from common.layer_pruner import LayerPruner
+from common.layers import Layer, mean_magnitude
 
 
 @dataclass
-class Magnitude:
-    """A method (see README): removes layers in the order of mean absolute weight until `ratio` of the U-Net is gone, in `unit`.
+class Magnitude(LayerPruner):
+    """Removes layers in the order of their mean absolute weight; the calibration is not used."""
 
-    granularity, width_changing, exclude: which layers (common.layers).
-    """
+    name = "magnitude"
 
-    ratio: float
-    unit: str
-    granularity: str
-    width_changing: str
-    exclude: tuple[str, ...]
-
-    def plan(self, unet: nn.Module, calibration: Any, teacher: str, scores: Path | None) -> Plan:
-        """The plan for `unet`; the calibration is not used. InputError for a ratio outside (0, 1) or out of reach."""
-        layers = list_layers(unet, self.granularity, self.width_changing, self.exclude)
-        times = None if scores is None else scores / f"{teacher}-milliseconds.json"
-        sizes, whole = layer_sizes(unet, layers, self.unit, times)
-        budget = removal_budget(self.ratio, self.unit, sizes, whole)
-        found = {layer.site: mean_magnitude(unet.get_submodule(layer.site)) for layer in layers}
-        chosen = lowest_layers([found[layer.site] for layer in layers], sizes, budget)
-        settings = asdict(self) | {"ratio_reached": sum(sizes[i] for i in chosen) / whole}
-        return plan_of_layers("magnitude", layers, chosen, found, teacher, settings)
+    def layer_scores(self, unet: nn.Module, layers: Sequence[Layer], *_: Any) -> dict[str, float]:
+        return {layer.site: mean_magnitude(unet.get_submodule(layer.site)) for layer in layers}

@@ -8,12 +8,13 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
-def plain_losses(unet: Any, layers: list[Any], batches: list[Any], advance: Any = lambda count: None) -> dict[str, float]:
+def plain_losses(unet: Any, layers: list[Any], batches: list[Any]) -> dict[str, float]:
     """The loss by its definition: every layer removed in turn, the whole network run on every batch."""
     import torch
 
@@ -27,7 +28,6 @@ def plain_losses(unet: Any, layers: list[Any], batches: list[Any], advance: Any 
                 with edited(unet, [layer.edit], {}):
                     changed = unet(batch.latents, batch.timesteps, **batch.conditions).sample
                 losses[layer.site] += batch.share * (changed - intact).square().mean().item()
-                advance(1)
     return losses
 
 
@@ -36,7 +36,8 @@ def main() -> None:
     parser.add_argument("--teacher", default="emoji_t2i")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--copies", type=int, default=8)
+    parser.add_argument("--copies", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
 
     import torch
@@ -68,19 +69,25 @@ def main() -> None:
     layers = list_layers(teacher.denoiser)
     batches = noisy_batches(calibration, "even", arguments.batch, False, 0)
 
-    started = time.perf_counter()
-    with progress_bar("a forward pass each", len(layers) * len(batches)) as bar:
-        plain = plain_losses(teacher.denoiser, layers, batches, bar.advance)
-    plain_seconds = time.perf_counter() - started
-    started = time.perf_counter()
-    with progress_bar("shared prefix", len(layers)) as bar:
-        options = {"batch_size": arguments.batch, "copies": arguments.copies, "report": bar.reach}
-        fast = layer_losses(teacher.denoiser, layers, calibration, ScoreFile(), **options)
-    seconds = time.perf_counter() - started
-    worst = max(abs(fast[site] - loss) / max(loss, 1e-8) for site, loss in plain.items())
-    print(f"{len(layers)} layers, {arguments.rows} rows in batches of {arguments.batch}, {arguments.copies} layers a pass")
-    print(f"a forward pass each  {plain_seconds:7.2f} s  1.0x")
-    print(f"shared prefix        {seconds:7.2f} s  {plain_seconds / seconds:.1f}x   largest relative difference {worst:.1e}")
+    times: dict[str, list[float]] = {"plain": [], "shared": []}
+    options = {"batch_size": arguments.batch, "copies": arguments.copies}
+    with progress_bar("timing", arguments.rounds) as bar:
+        for _ in range(arguments.rounds):
+            started = time.perf_counter()
+            plain = plain_losses(teacher.denoiser, layers, batches)
+            times["plain"].append(time.perf_counter() - started)
+            started = time.perf_counter()
+            shared = layer_losses(teacher.denoiser, layers, calibration, ScoreFile(), **options)
+            times["shared"].append(time.perf_counter() - started)
+            bar.advance(1)
+    seconds = {name: median(values) for name, values in times.items()}
+    ratios = sorted(plain / shared for plain, shared in zip(*times.values(), strict=True))
+    worst = max(abs(shared[site] - loss) for site, loss in plain.items())
+    print(f"{len(layers)} layers, {arguments.rows} rows in batches of {arguments.batch}, {arguments.copies} layers a pass,")
+    print(f"median of {arguments.rounds} rounds")
+    print(f"a forward pass each  {seconds['plain']:7.2f} s  1.0x")
+    print(f"shared prefix        {seconds['shared']:7.2f} s  {median(ratios):.1f}x ({ratios[0]:.1f} to {ratios[-1]:.1f})")
+    print(f"largest loss {max(plain.values()):.3g}, largest difference {worst:.1e}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Several differently edited copies of one network in one forward pass.
 
-The batch holds the copies one after the other. An edited site becomes a Branch: it runs the original module on all rows
-and the replacement on the rows of the copies that edit this site. In a pass that is not part of a roll-out, all copies
-agree before the first edit; PrefixCache replays that part instead of computing it.
+The batch holds the copies one after the other. An edited site becomes a Branch: it runs the replacement on the rows of the
+copies that edit this site and the original module on the others. In a pass that is not part of a roll-out, a copy agrees
+with the intact network before its edit; PrefixCache replays that part instead of computing it.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,54 +25,71 @@ from common.pruned_unet import set_module
 class Branch(nn.Module):
     """`original` for most rows, `replacements[copy]` for the rows of that copy.
 
-    The batch is (groups, copies, rows): groups is 2 under classifier-free guidance, else 1.
+    The batch is (groups, copies, rows): groups is 2 under classifier-free guidance, else 1. Rows that are replaced do not
+    pass through `original`, unless another Branch inside it counts on all copies.
     """
 
     def __init__(self, original: nn.Module, replacements: dict[int, nn.Module], copies: int, groups: int):
         super().__init__()
+        nested = any(isinstance(module, Branch) for module in original.modules())
         self.original = original
         self.replacements = nn.ModuleDict({str(copy): module for copy, module in replacements.items()})
+        self.through = [copy for copy in range(copies) if nested or copy not in replacements]
         self.copies, self.groups = copies, groups
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        output = self.original(hidden_states, *args, **kwargs)
-        merged = output[0] if isinstance(output, tuple) else output
-        if merged is hidden_states:
-            merged = merged.clone()
-        split = merged.unflatten(0, (self.groups, self.copies, -1))
         batch = len(hidden_states)
 
-        def rows(value: Any, copy: int) -> Any:
-            if not isinstance(value, torch.Tensor) or value.dim() == 0 or len(value) != batch:
-                return value
-            return value.unflatten(0, (self.groups, self.copies, -1))[:, copy].flatten(0, 1)
+        def run(module: nn.Module, copies: list[int]) -> tuple[torch.Tensor, bool]:
+            """The output for some copies (groups, copies, rows, ...), and whether the module gave it as a tuple."""
+            chosen = slice(copies[0], copies[-1] + 1) if copies[-1] - copies[0] + 1 == len(copies) else copies
 
+            def rows(value: Any) -> Any:
+                if not isinstance(value, torch.Tensor) or value.dim() == 0 or len(value) != batch:
+                    return value
+                return value.unflatten(0, (self.groups, self.copies, -1))[:, chosen].flatten(0, 2)
+
+            output = module(rows(hidden_states), *map(rows, args), **{key: rows(value) for key, value in kwargs.items()})
+            tensor = output[0] if isinstance(output, tuple) else output
+            return tensor.unflatten(0, (self.groups, len(copies), -1)), isinstance(output, tuple)
+
+        parts: dict[int, torch.Tensor] = {}
+        as_tuple = False
+        if self.through:
+            output, as_tuple = run(self.original, self.through)
+            parts |= {copy: output[:, place] for place, copy in enumerate(self.through)}
         for name, module in self.replacements.items():
-            copy = int(name)
-            replaced = module(
-                rows(hidden_states, copy),
-                *[rows(value, copy) for value in args],
-                **{key: rows(value, copy) for key, value in kwargs.items()},
-            )
-            replaced = replaced[0] if isinstance(replaced, tuple) else replaced
-            split[:, copy] = replaced.unflatten(0, (self.groups, -1))
-        return (merged,) if isinstance(output, tuple) else merged
+            output, alone = run(module, [int(name)])
+            parts[int(name)] = output[:, 0]
+            as_tuple = as_tuple or alone
+        merged = torch.stack([parts[copy] for copy in range(self.copies)], 1).flatten(0, 2)
+        return (merged,) if as_tuple else merged
 
 
 @contextmanager
 def branched(
-    network: nn.Module, edits: Sequence[Edit], tensors: dict[str, torch.Tensor], groups: int = 1
+    network: nn.Module,
+    edits: Sequence[Edit],
+    tensors: dict[str, torch.Tensor],
+    groups: int = 1,
+    present: Sequence[int] | None = None,
 ) -> Iterator[nn.Module]:
-    """`network` as len(edits) copies, copy i with edits[i]; afterwards the very same modules are back."""
+    """`network` as len(edits) copies, copy i with edits[i]; afterwards the very same modules are back.
+
+    present: for each edit, how many of the copies, the first ones, are in the batch at its site; all of them by default.
+    """
+    present = [len(edits)] * len(edits) if present is None else present
     by_site: dict[str, dict[int, nn.Module]] = {}
+    copies: dict[str, int] = {}
     originals: list[tuple[str, nn.Module]] = []
     for copy, edit in enumerate(edits):
         replacement = load_replacement(network.get_submodule(edit.site), edit, tensors)
         by_site.setdefault(edit.site, {})[copy] = replacement
+        copies[edit.site] = present[copy]
     try:
         for site in sorted(by_site, key=lambda site: -site.count(".")):  # the deepest first: paths stay valid
             originals.append((site, network.get_submodule(site)))
-            set_module(network, site, Branch(originals[-1][1], by_site[site], len(edits), groups))
+            set_module(network, site, Branch(originals[-1][1], by_site[site], copies[site], groups))
         yield network
     finally:
         for site, module in reversed(originals):
@@ -117,13 +135,22 @@ class PrefixCache:
                 return position
         return len(self.order)
 
+    def present(self, positions: Sequence[int], block: int) -> int:
+        """How many copies differ from the intact network after block number `block`; `positions` ascend, one a copy."""
+        return bisect_right(positions, block)
+
     @contextmanager
-    def replayed(self, blocks: int, copies: int) -> Iterator[None]:
-        """The first `blocks` blocks give their recorded output, `copies` times over, without computing."""
-        replaced = [(name, self.network.get_submodule(name)) for name in self.order[:blocks]]
+    def replayed(self, positions: Sequence[int]) -> Iterator[None]:
+        """Copy i computes from block positions[i] on (ascending); before, it gives the recorded outputs."""
+        replaced = []
         try:
-            for name, _ in replaced:
-                set_module(self.network, name, _Replay(self.outputs[name], copies))
+            for block, name in enumerate(self.order):
+                computing = self.present(positions, block)
+                if computing == len(positions):
+                    break
+                module = self.network.get_submodule(name)
+                replaced.append((name, module))
+                set_module(self.network, name, Replay(module, self.outputs[name], len(positions), computing))
             yield
         finally:
             for name, module in replaced:
@@ -141,8 +168,8 @@ def edited_outputs(
 ) -> Iterator[tuple[Edit, torch.Tensor, torch.Tensor]]:
     """(edit, intact output, output with this edit alone), each (batch, ...), for every edit; one batch of `inputs`.
 
-    inputs: latents (batch, channels, height, width) and timesteps (batch,). `copies` edits share a forward pass, which
-    starts at the first block that any of them changes.
+    inputs: latents (batch, channels, height, width) and timesteps (batch,). `copies` edits share a forward pass, in which
+    each is computed from the block that it changes on.
     """
     latents, timesteps = inputs
     cache = PrefixCache(network)
@@ -151,22 +178,33 @@ def edited_outputs(
     for first in range(0, len(ordered), copies):
         group = ordered[first : first + copies]
         count = len(group)
-        blocks = cache.position(group[0].site)
+        positions = [cache.position(edit.site) for edit in group]
+        present = [count if position == len(cache.order) else cache.present(positions, position) for position in positions]
         repeated = {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in conditions.items()}
-        with branched(network, group, tensors), cache.replayed(blocks, count):
+        with branched(network, group, tensors, present=present), cache.replayed(positions):
             output = network(latents.repeat(count, 1, 1, 1), timesteps.repeat(count), **repeated).sample
         for edit, changed in zip(group, output.unflatten(0, (count, -1)), strict=True):
             yield edit, intact, changed
 
 
-class _Replay(nn.Module):
-    """Ignores its input and returns a recorded output, repeated along the batch."""
+class Replay(nn.Module):
+    """A recorded output for the last copies of the batch, what `module` computes for the first `computing` ones."""
 
-    def __init__(self, output: Any, copies: int):
+    def __init__(self, module: nn.Module, recorded: Any, copies: int, computing: int):
         super().__init__()
-        self.output, self.copies = output, copies
+        self.module, self.recorded, self.copies, self.computing = module, recorded, copies, computing
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        tensor = self.output[0] if isinstance(self.output, tuple) else self.output
-        repeated = tensor.repeat(self.copies, *[1] * (tensor.dim() - 1))
-        return (repeated,) if isinstance(self.output, tuple) else repeated
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        batch = len(hidden_states)
+        recorded = self.recorded[0] if isinstance(self.recorded, tuple) else self.recorded
+        parts = [recorded] * (self.copies - self.computing)
+        if self.computing:
+            rows = batch // self.copies * self.computing
+
+            def first(value: Any) -> Any:
+                return value[:rows] if isinstance(value, torch.Tensor) and value.dim() and len(value) == batch else value
+
+            output = self.module(first(hidden_states), *map(first, args), **{key: first(v) for key, v in kwargs.items()})
+            parts = [output[0] if isinstance(output, tuple) else output, *parts]
+        merged = torch.cat(parts)
+        return (merged,) if isinstance(self.recorded, tuple) else merged

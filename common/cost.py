@@ -1,12 +1,16 @@
 """Sizes, multiply-accumulates and times of a network and of the modules in it."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from common.files import write_json
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,20 @@ def probe_inputs(unet: nn.Module) -> tuple[tuple[torch.Tensor, torch.Tensor], di
     return (latents, timestep), conditions
 
 
-def count_macs(denoiser: nn.Module, arguments: tuple, conditions: dict[str, Any]) -> Macs:
-    """MACs of denoiser(*arguments, **conditions), counted on a twin on the meta device; half of PyTorch's FLOPs."""
+def count_flops(denoiser: nn.Module, arguments: tuple, conditions: dict[str, Any]) -> dict[str, dict[Any, int]]:
+    """FLOPs by module and operation of denoiser(*arguments, **conditions), counted on a twin on the meta device."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
         twin = type(denoiser).from_config(denoiser.config).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(*to_meta(arguments), **to_meta(conditions))
-    by_operation = counter.get_flop_counts()["Global"]
+    return counter.get_flop_counts()
+
+
+def count_macs(denoiser: nn.Module, arguments: tuple, conditions: dict[str, Any]) -> Macs:
+    """MACs of denoiser(*arguments, **conditions): half of PyTorch's FLOPs."""
+    by_operation = count_flops(denoiser, arguments, conditions)["Global"]
     products = sum(
         flops for operation, flops in by_operation.items() if "bmm" in str(operation) or "attention" in str(operation)
     )
@@ -68,14 +77,7 @@ def count_macs(denoiser: nn.Module, arguments: tuple, conditions: dict[str, Any]
 
 def site_macs(denoiser: nn.Module, sites: Sequence[str]) -> dict[str, float]:
     """MACs of one sample inside the module at each site, with attention products; "" is the whole network."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"):
-        twin = type(denoiser).from_config(denoiser.config).eval()
-    arguments, conditions = probe_inputs(twin)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        twin(*arguments, **conditions)
-    counts = counter.get_flop_counts()
+    counts = count_flops(denoiser, *probe_inputs(denoiser))
     by_module = {name.partition(".")[2]: sum(found.values()) / 2 for name, found in counts.items() if name != "Global"}
     return {site: by_module.get(site, 0.0) for site in sites}
 
@@ -112,6 +114,18 @@ def site_milliseconds(denoiser: nn.Module, sites: Sequence[str], passes: int = 5
         for handle in handles:
             handle.remove()
     return {site: sorted(values)[len(values) // 2] for site, values in times.items()}
+
+
+def kept_milliseconds(denoiser: nn.Module, sites: Sequence[str], folder: Path | None, teacher: str) -> dict[str, float]:
+    """site_milliseconds, measured once per teacher and kind of device and kept in `folder`, so that a rerun decides alike."""
+    if folder is None:
+        return site_milliseconds(denoiser, sites)
+    path = folder / f"{teacher}-{next(denoiser.parameters()).device.type}-milliseconds.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    if not set(sites) <= found.keys():
+        found |= site_milliseconds(denoiser, sites)
+        write_json(path, found)
+    return {site: found[site] for site in sites}
 
 
 def checkpoint_bytes(module: nn.Module, dtype: torch.dtype = torch.float16) -> int:

@@ -174,10 +174,10 @@ class DenoiserTraining(L.LightningModule):
             shares = (torch.stack(by_pair) / terms["feature"]).detach()
             self.log_dict({f"feature_share/{pair[0]}": share for pair, share in zip(self.feature_pairs, shares, strict=True)})
             loss = loss + self.feature_weight * terms["feature"]
-        broken = next((name for name, value in terms.items() if not torch.isfinite(value)), None)
-        if broken is not None:
+        if not torch.isfinite(loss):
+            broken = next((name for name, value in terms.items() if not torch.isfinite(value)), "total")
             raise InputError(
-                f"The {broken} loss is {terms[broken].item()} at step {self.global_step}; the last checkpoint stays. "
+                f"The {broken} loss is {terms.get(broken, loss).item()} at step {self.global_step}; the last checkpoint stays. "
                 "Lower the learning rate, or clip gradients harder."
             )
         self.log("loss", loss.detach(), prog_bar=True)

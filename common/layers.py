@@ -1,6 +1,5 @@
-"""The removable layers of a U-Net, ResNet blocks and transformers, their sizes, and the simplest way to choose among them."""
+"""The removable layers of a U-Net, ResNet blocks and transformers, their sizes, and two scores that need no data."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -15,10 +14,9 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from common.batches import generator_for
-from common.cost import count_parameters, site_macs, site_milliseconds
+from common.cost import count_parameters, kept_milliseconds, site_macs
 from common.errors import InputError
-from common.files import write_json
-from common.plans import Edit, Plan
+from common.plans import Edit
 
 GRANULARITIES = {"transformer": Transformer2DModel, "transformer_block": BasicTransformerBlock}
 WIDTH_CHANGING = ("shortcut", "keep")
@@ -68,14 +66,13 @@ def list_layers(
 
 
 def _layer(site: str, module: nn.Module, transformer: type, width_changing: str) -> Layer | None:
-    parameters = sum(parameter.numel() for parameter in module.parameters())
+    parameters = count_parameters(module)
     if isinstance(module, ResnetBlock2D):
         if module.in_channels == module.out_channels:
             return Layer(site, "resnet", Edit(site, "identity"), parameters)
         if width_changing == "keep":
             return None
-        kept = sum(parameter.numel() for parameter in module.conv_shortcut.parameters())
-        return Layer(site, "resnet", Edit(site, "shortcut"), parameters - kept)
+        return Layer(site, "resnet", Edit(site, "shortcut"), parameters - count_parameters(module.conv_shortcut))
     if isinstance(module, transformer):
         return Layer(site, "transformer", Edit(site, "identity"), parameters)
     if isinstance(module, Attention) and site.rpartition(".")[0].endswith("attentions"):
@@ -83,11 +80,13 @@ def _layer(site: str, module: nn.Module, transformer: type, width_changing: str)
     return None
 
 
-def layer_sizes(unet: nn.Module, layers: Sequence[Layer], unit: str, times: Path | None = None) -> tuple[list[float], float]:
+def layer_sizes(
+    unet: nn.Module, layers: Sequence[Layer], unit: str, folder: Path | None = None, teacher: str = ""
+) -> tuple[list[float], float]:
     """What removing each layer saves, and the whole U-Net, in `unit`.
 
-    unit: "parameters", "macs" (one sample, with attention products) or "milliseconds" (measured once and kept in the file
-    `times`, so that a rerun decides alike).
+    unit: "parameters", "macs" (one sample, with attention products) or "milliseconds" (measured once and kept in `folder` for
+    `teacher`: common.cost.kept_milliseconds).
     """
     if unit not in UNITS:
         raise InputError(f"method.unit={unit!r} is none of {', '.join(UNITS)}.")
@@ -95,37 +94,8 @@ def layer_sizes(unet: nn.Module, layers: Sequence[Layer], unit: str, times: Path
         return [layer.parameters for layer in layers], count_parameters(unet)
     kept = {layer.site: f"{layer.site}.conv_shortcut" for layer in layers if layer.edit.operation == "shortcut"}
     sites = ["", *(layer.site for layer in layers), *kept.values()]
-    if unit == "macs":
-        found = site_macs(unet, sites)
-    else:
-        found = json.loads(times.read_text()) if times is not None and times.is_file() else {}
-        if not set(sites) <= found.keys():
-            found |= site_milliseconds(unet, sites)
-            if times is not None:
-                write_json(times, found)
+    found = site_macs(unet, sites) if unit == "macs" else kept_milliseconds(unet, sites, folder, teacher)
     return [max(0.0, found[layer.site] - found.get(kept.get(layer.site), 0.0)) for layer in layers], found[""]
-
-
-def removal_budget(ratio: float, unit: str, sizes: Sequence[float], whole: float) -> float:
-    """ratio * whole; InputError when the ratio is outside (0, 1), or larger than all layers together."""
-    if not 0 < ratio < 1:
-        raise InputError(f"method.ratio={ratio}: a share between 0 and 1 is needed.")
-    largest = sum(sizes) / whole
-    if ratio > largest:
-        raise InputError(f"method.ratio={ratio}: all layers together are {largest:.4f} of the {unit}; ask for less.")
-    return ratio * whole
-
-
-def lowest_layers(scores: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:
-    """Indices, ascending, of the layers with the lowest scores until their sizes sum to `budget` at least."""
-    chosen: list[int] = []
-    removed = 0.0
-    for index in sorted(range(len(scores)), key=scores.__getitem__):
-        if removed >= budget:
-            break
-        chosen.append(index)
-        removed += sizes[index]
-    return sorted(chosen)
 
 
 @torch.no_grad()
@@ -139,11 +109,3 @@ def random_scores(layers: Sequence[Layer], seed: int) -> dict[str, float]:
     """A uniform number for each layer, seeded by `seed` and its site."""
     draws = {layer.site: generator_for(seed, crc32(layer.site.encode())) for layer in layers}
     return {site: torch.rand((), generator=generator).item() for site, generator in draws.items()}
-
-
-def plan_of_layers(
-    method: str, layers: Sequence[Layer], chosen: Sequence[int], scores: dict[str, float], teacher: str, settings: dict
-) -> Plan:
-    """The plan that removes the chosen layers; `scores` holds one number per layer by its site."""
-    edits = tuple(Edit(layers[i].site, layers[i].edit.operation, score=scores[layers[i].site]) for i in chosen)
-    return Plan(method=method, edits=edits, teacher=teacher, scores=scores, settings=settings)

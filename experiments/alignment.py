@@ -12,7 +12,8 @@ from common.teachers import Teacher
 class CaptionAlignment:
     """Mean cosine similarity between the features of samples and of the real images of their captions' names.
 
-    Features are centred by the mean of all real images, as in caption retrieval. `names`: one per condition.
+    Features are centred by the mean of all real images, as in caption retrieval. `names`: one per condition, of training
+    captions, as the calibration's are.
     """
 
     def __init__(self, cfg: DictConfig, teacher: Teacher, names: list[str], cache: Path):
@@ -25,7 +26,7 @@ class CaptionAlignment:
         from experiments.evaluate import Reference
 
         if self.reference is None:
-            self.reference = Reference(self.cfg, self.cache, self.teacher.device)
+            self.reference = Reference(self.cfg, "train", self.cache, self.teacher.device)
         real, known = self.reference.all_features, self.reference.all_names
         images = self.teacher.decode_latents(latents.flatten(0, 1), self.cfg.evaluation.batch_size)
         found = extract_features(self.reference.extractor, images).unflatten(0, latents.shape[:2]) - real.mean(0)

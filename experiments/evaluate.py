@@ -33,21 +33,21 @@ def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str]]:
 class Reference:
     """Features of real images: `features` to compare with, and as many others as are sampled, for the floor."""
 
-    def __init__(self, cfg: DictConfig, cache: Path, device: torch.device):
+    def __init__(self, cfg: DictConfig, split: str, cache: Path, device: torch.device):
         from common.features import ImageFeatures, extract_features
 
         self.extractor = ImageFeatures().to(device)
-        data = hydra.utils.instantiate(cfg.task.data, split=cfg.evaluation.split)
+        data = hydra.utils.instantiate(cfg.task.data, split=split)
 
         def compute() -> dict[str, torch.Tensor]:
             with progress_bar("features of real images", len(data)) as bar:
                 return {"features": extract_features(self.extractor, data.images, advance=bar.advance)}
 
-        name = content_name("real", self.extractor.name, OmegaConf.to_container(cfg.task.data), cfg.evaluation.split)
+        name = content_name("real", self.extractor.name, OmegaConf.to_container(cfg.task.data), split)
         features = cached_tensors(cache / f"{name}.safetensors", compute)["features"]
         order = torch.randperm(len(data), generator=generator_for(cfg.evaluation.seed, 2))
-        split = min(cfg.evaluation.images, len(data) // 2)
-        self.held_back, rest = order[:split], order[split:][: cfg.evaluation.reference_images]
+        held_back = min(cfg.evaluation.images, len(data) // 2)
+        self.held_back, rest = order[:held_back], order[held_back:][: cfg.evaluation.reference_images]
         self.floor_features, self.features = features[self.held_back], features[rest]
         self.all_features, self.all_names = features, data.names
         self.image_size = tuple(data.images.shape[2:])
@@ -88,17 +88,23 @@ def sampled_batches(
 
 
 def evaluate(
-    cfg: DictConfig, teacher: Teacher, denoisers: dict[str, nn.Module], folder: Path, cache: Path
+    cfg: DictConfig,
+    teacher: Teacher,
+    denoisers: dict[str, nn.Module],
+    prompts: tuple[list[str], list[str]],
+    folder: Path,
+    cache: Path,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, torch.Tensor]]:
     """Figures for "teacher" and each student, and "real" for the floor of the distances; and the first images (uint8).
 
-    The samples of each are kept in <folder>/<who>/; the teacher's, which comes first, are shared by all jobs.
+    prompts: captions and names of evaluation_prompts. The samples of each are kept in <folder>/<who>/; the teacher's, which
+    comes first, are shared by all jobs.
     """
     from common.distances import caption_retrieval, frechet_distance, kernel_distance
     from common.similarity import latent_mse, structural_similarity
 
-    captions, names = evaluation_prompts(cfg)
-    reference = Reference(cfg, cache, teacher.device)
+    captions, names = prompts
+    reference = Reference(cfg, cfg.evaluation.split, cache, teacher.device)
     subset = min(100, len(captions))
     pool = min(64, len(set(reference.all_names)))
     label = reference.extractor.name

@@ -111,7 +111,7 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 
     if cfg.init not in ("preserved", "scratch"):
         raise InputError(f"init={cfg.init!r} is neither 'preserved' nor 'scratch'.")
-    captions = evaluation_prompts(cfg)[0]  # before the long work: its settings may be wrong
+    prompts = evaluation_prompts(cfg)  # before the long work: its settings may be wrong
     seconds: dict[str, float] = {}
     cache = Path(cfg.outputs) / "cache"
     method = hydra.utils.instantiate(cfg.method, _convert_="all")
@@ -140,10 +140,10 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         if cfg.distill.steps:
             denoisers["distilled"] = load_denoiser(student_folder).to(teacher.device)
     with stage("measuring", seconds):
-        metrics, images = evaluate(cfg, teacher, denoisers, folder / "samples", cache)
+        metrics, images = evaluate(cfg, teacher, denoisers, prompts, folder / "samples", cache)
         costs = measure_cost(cfg, teacher, denoisers)
     with stage("drawing", seconds):
-        draw_samples(folder, images, captions)
+        draw_samples(folder, images, prompts[0])
         draw_scores(teacher.denoiser, plan, folder / "scores.png")
     return {
         "models": {who: {**metrics.get(who, {}), **costs.get(who, {})} for who in ("real", *denoisers)},

@@ -47,7 +47,7 @@ def measure(cfg: DictConfig, teacher: Any, split: str, without: list[str]) -> di
     cfg = OmegaConf.merge(cfg, {"evaluation": {"split": split}, "task": {"data": {"without": without}}})
     captions, names = evaluation_prompts(cfg)
     cache = Path(cfg.outputs) / "cache"
-    reference = Reference(cfg, cache, teacher.device)
+    reference = Reference(cfg, cfg.evaluation.split, cache, teacher.device)
     data = hydra.utils.instantiate(cfg.task.data, split=split)
     pool = min(64, len(set(reference.all_names)))
     name = content_name("card", teacher.fingerprint(), OmegaConf.to_container(cfg.evaluation), split, list(without))

@@ -10,16 +10,13 @@ the L2 norm of one sample's feature, averaged over the batch:
     rel_to_mean  (mean_j m_j) / m_i
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from common.distillation import Features, squared_feature_losses
 from common.errors import InputError
 
 VARIANTS = ("inv_l2", "inv_l2_sq", "rel_to_max", "rel_to_mean")
-Features = Sequence[torch.Tensor]
 
 
 def teacher_scales(teacher_features: Features) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,8 +45,7 @@ def normalized_feature_loss(student_features: Features, teacher_features: Featur
 
     Features are (batch, ...) tensors, equal shapes within a pair.
     """
-    factors = feature_factors(*teacher_scales(teacher_features), variant)
-    return torch.stack(NormalizedFeatureLosses.errors(student_features, teacher_features)).mul(factors).sum()
+    return torch.stack(NormalizedFeatureLosses(variant)(student_features, teacher_features)).sum()
 
 
 class NormalizedFeatureLosses(nn.Module):
@@ -66,11 +62,6 @@ class NormalizedFeatureLosses(nn.Module):
         self.variant, self.momentum = variant, momentum
         self.register_buffer("running", torch.zeros(2, 0))
 
-    @staticmethod
-    def errors(student_features: Features, teacher_features: Features) -> list[torch.Tensor]:
-        pairs = zip(student_features, teacher_features, strict=True)
-        return [F.mse_loss(s.float(), t.detach().float()) for s, t in pairs]
-
     def forward(self, student_features: Features, teacher_features: Features) -> list[torch.Tensor]:
         scales = torch.stack(teacher_scales(teacher_features))
         if self.momentum is not None:
@@ -78,7 +69,8 @@ class NormalizedFeatureLosses(nn.Module):
                 scales = torch.lerp(scales, self.running, self.momentum)
             self.running = scales
         factors = feature_factors(*scales, self.variant)
-        return [a * e for a, e in zip(factors, self.errors(student_features, teacher_features), strict=True)]
+        errors = squared_feature_losses(student_features, [feature.detach() for feature in teacher_features])
+        return [factor * error for factor, error in zip(factors, errors, strict=True)]
 
     def _load_from_state_dict(self, state: dict, prefix: str, *rest: object) -> None:
         saved = state.get(f"{prefix}running")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.errors import InputError
-from common.layers import lowest_layers
+from common.layer_pruner import lowest_layers
 
 
 def select_layers(losses: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:

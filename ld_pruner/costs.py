@@ -1,21 +1,24 @@
 """What each operator costs, for selections that weigh a score against what the removal saves."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import nn
 
-from common.cost import site_macs, site_milliseconds
+from common.cost import kept_milliseconds, site_macs
 from common.errors import InputError
 from ld_pruner.operators import Operator
 
 UNITS = ("none", "parameters", "macs", "milliseconds")
 
 
-def operator_costs(unet: nn.Module, operators: Sequence[Operator], unit: str) -> dict[str, float]:
+def operator_costs(
+    unet: nn.Module, operators: Sequence[Operator], unit: str, folder: Path | None = None, teacher: str = ""
+) -> dict[str, float]:
     """The cost of each operator in `unit`, at least a tiny positive number; 1 each for "none".
 
     parameters: those the edit saves. macs: of one sample, counted on the meta device. milliseconds: the median over five
-    forward passes of one sample of the time inside the module, on the U-Net's own device.
+    forward passes of one sample of the time inside the module, on the U-Net's own device; kept in `folder` for `teacher`.
     """
     if unit not in UNITS:
         raise InputError(f"score_per={unit!r} is none of {', '.join(UNITS)}.")
@@ -24,5 +27,5 @@ def operator_costs(unet: nn.Module, operators: Sequence[Operator], unit: str) ->
     if unit == "parameters":
         return {operator.site: max(operator.parameters_saved, 1.0) for operator in operators}
     sites = [operator.site for operator in operators]
-    found = site_macs(unet, sites) if unit == "macs" else site_milliseconds(unet, sites)
+    found = site_macs(unet, sites) if unit == "macs" else kept_milliseconds(unet, sites, folder, teacher)
     return {site: max(cost, 1.0 if unit == "macs" else 1e-6) for site, cost in found.items()}

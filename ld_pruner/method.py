@@ -11,7 +11,6 @@ from torch import nn
 
 from common.calibration import Calibration
 from common.errors import InputError
-from common.files import write_json
 from common.plans import Edit, Plan, edited
 from common.progress import progress_bar
 from common.roll_out import noisy_latents
@@ -90,7 +89,7 @@ class LDPruner:
         if not 0 <= self.k <= largest:
             raise InputError(f"method.k={self.k}: this U-Net has {largest} removable operators, so k is from 0 to {largest}.")
         file = None if scores is None else scores / f"{self._key(calibration, teacher)}.json"
-        costs = self._costs(unet, operators, file)
+        costs = operator_costs(unet, operators, self.score_per, scores, teacher)
         batch = partial(self._batch, unet, calibration)
         tensors = initial_weights(unet, operators, self.initial_weights, batch, self.seed)
         settings = {"formula": self.formula, "squared": self.squared, "correction": self.correction}
@@ -127,17 +126,6 @@ class LDPruner:
         """Arguments of one forward pass on noisy latents, for the least-squares weights."""
         latents, timesteps, conditions = noisy_latents(unet, calibration, self.screen_rows, self.seed)
         return (latents, timesteps), conditions
-
-    def _costs(self, unet: nn.Module, operators: list[Operator], file: Path | None) -> dict[str, float]:
-        """What scores are divided by; times are measured once and kept beside the scores, so that a rerun ranks alike."""
-        if self.score_per != "milliseconds" or file is None:
-            return operator_costs(unet, operators, self.score_per)
-        path = file.with_name(f"{file.stem}-milliseconds.json")
-        known = json.loads(path.read_text()) if path.is_file() else {}
-        if not all(operator.site in known for operator in operators):
-            known |= operator_costs(unet, operators, self.score_per)
-            write_json(path, known)
-        return {operator.site: known[operator.site] for operator in operators}
 
     def _score(
         self,

@@ -41,3 +41,10 @@ def test_another_seed_draws_other_layers(tiny_teacher):
 def test_a_ratio_out_of_reach_is_told(tiny_teacher):
     with pytest.raises(InputError, match=r"all layers together are 0\.\d+"):
         Magnitude(0.99, **SHARED).plan(tiny_teacher.denoiser, None, "tiny", None)
+
+
+def test_a_score_that_is_no_number_is_told(tiny_teacher):
+    site = "down_blocks.0.resnets.1"
+    tiny_teacher.denoiser.get_submodule(site).conv1.weight.data[0] = float("nan")
+    with pytest.raises(InputError, match=rf"magnitude: the score of {site} is nan"):
+        Magnitude(0.3, **SHARED).plan(tiny_teacher.denoiser, None, "tiny", None)

@@ -2,7 +2,8 @@
 
 import torch
 
-from common.branches import PrefixCache, branched
+from common.branches import PrefixCache, branched, edited_outputs
+from common.layers import list_layers
 from common.plans import edited
 from ld_pruner.initial_weights import initial_weights
 from ld_pruner.operators import list_operators
@@ -48,10 +49,26 @@ def test_replayed_prefix_equals_computing_it(tiny_teacher):
     computed = []
     handles = [unet.get_submodule(name).register_forward_hook(lambda *_: computed.append(1)) for name in cache.order]
     repeated_arguments, repeated_conditions = inputs(3)
-    with cache.replayed(blocks, 3):
+    with cache.replayed([blocks] * 3):
         replayed = unet(*repeated_arguments, **repeated_conditions).sample
     for handle in handles:
         handle.remove()
     assert len(computed) == len(cache.order) - blocks
     assert torch.allclose(replayed, plain.repeat(3, 1, 1, 1), atol=1e-5)
     assert torch.equal(unet(*arguments, **conditions).sample, plain)
+
+
+@torch.no_grad()
+def test_each_copy_is_computed_from_its_own_edit_on(tiny_teacher):
+    unet = tiny_teacher.denoiser
+    arguments, conditions = inputs()
+    edits = [layer.edit for layer in list_layers(unet, "transformer_block")]
+    rows = []
+    handle = unet.up_blocks[3].resnets[2].register_forward_hook(lambda _m, given, _o: rows.append(len(given[0])))
+    for edit, intact, changed in edited_outputs(unet, edits, {}, arguments, conditions, copies=7):
+        assert torch.allclose(intact, unet(*arguments, **conditions).sample, atol=1e-6)
+        with edited(unet, [edit], {}):
+            assert torch.allclose(changed, unet(*arguments, **conditions).sample, atol=1e-5), edit.site
+    handle.remove()
+    in_groups = [count for count in rows if count > 2]  # the checks above run two rows at a time
+    assert in_groups and sum(in_groups) < 2 * len(edits)  # the last copies need not compute this block

@@ -5,7 +5,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from common.errors import InputError
-from common.layers import list_layers
+from common.layers import layer_sizes, list_layers
 from common.plans import Plan, apply_plan
 
 SDXL = {
@@ -77,3 +77,10 @@ def test_bad_options_are_told(sd15):
         list_layers(sd15, width_changing="drop")
     with pytest.raises(InputError, match="'nothing' matches no layer"):
         list_layers(sd15, exclude=["nothing"])
+
+
+def test_measured_times_are_kept_and_read_again(tiny_teacher, tmp_path):
+    layers = list_layers(tiny_teacher.denoiser)
+    first = layer_sizes(tiny_teacher.denoiser, layers, "milliseconds", tmp_path, "tiny")
+    assert layer_sizes(tiny_teacher.denoiser, layers, "milliseconds", tmp_path, "tiny") == first
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny-cpu-milliseconds.json"]

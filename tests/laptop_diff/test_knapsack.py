@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
-from common.layers import lowest_layers
+from common.layer_pruner import lowest_layers
 from laptop_diff import select_layers
 from laptop_diff.knapsack import greedy_layers
 

@@ -1,0 +1,83 @@
+"""What all methods that remove whole layers have in common: from a score per layer to a plan of the wanted size."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from common.errors import InputError
+from common.layers import Layer, layer_sizes, list_layers
+from common.plans import Edit, Plan
+
+
+def removal_budget(ratio: float, unit: str, sizes: Sequence[float], whole: float) -> float:
+    """ratio * whole; InputError when the ratio is outside (0, 1), or larger than all layers together."""
+    if not 0 < ratio < 1:
+        raise InputError(f"method.ratio={ratio}: a share between 0 and 1 is needed.")
+    largest = sum(sizes) / whole
+    if ratio > largest:
+        raise InputError(f"method.ratio={ratio}: all layers together are {largest:.4f} of the {unit}; ask for less.")
+    return ratio * whole
+
+
+def lowest_layers(scores: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:
+    """Indices, ascending, of the layers with the lowest scores until their sizes sum to `budget` at least."""
+    chosen: list[int] = []
+    removed = 0.0
+    for index in sorted(range(len(scores)), key=scores.__getitem__):
+        if removed >= budget:
+            break
+        chosen.append(index)
+        removed += sizes[index]
+    return sorted(chosen)
+
+
+@dataclass
+class LayerPruner:
+    """Base of a method: scores the layers, selects among them, returns the plan. A method gives `name` and layer_scores.
+
+    ratio: the share of the U-Net to remove, at least, in `unit`. granularity, width_changing, exclude: which layers
+    (common.layers).
+    """
+
+    name: ClassVar[str]
+    ratio: float
+    unit: str
+    granularity: str
+    width_changing: str
+    exclude: tuple[str, ...]
+
+    def layer_scores(
+        self, unet: nn.Module, layers: Sequence[Layer], calibration: Any, teacher: str, folder: Path | None
+    ) -> dict[str, float]:
+        """A number per layer by its site, low for layers that are cheap to remove; `folder` survives a kill."""
+        raise NotImplementedError
+
+    def select(self, scores: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:
+        """Indices of the layers to remove, whose sizes sum to `budget` at least."""
+        return lowest_layers(scores, sizes, budget)
+
+    def plan(self, unet: nn.Module, calibration: Any, teacher: str, scores: Path | None) -> Plan:
+        """The plan for `unet`; scores and measured times are kept below the folder `scores`.
+
+        `teacher` names the weights (Teacher.fingerprint). InputError for a ratio outside (0, 1) or out of reach, and for a
+        score that is not a number.
+        """
+        layers = list_layers(unet, self.granularity, self.width_changing, self.exclude)
+        sizes, whole = layer_sizes(unet, layers, self.unit, scores, teacher)
+        budget = removal_budget(self.ratio, self.unit, sizes, whole)
+        found = self.layer_scores(unet, layers, calibration, teacher, scores)
+        for site, score in found.items():
+            if not math.isfinite(score):
+                raise InputError(f"{self.name}: the score of {site} is {score}; are the teacher's weights finite?")
+        chosen = self.select([found[layer.site] for layer in layers], sizes, budget)
+        return Plan(
+            method=self.name,
+            edits=tuple(Edit(layers[i].site, layers[i].edit.operation, score=found[layers[i].site]) for i in chosen),
+            teacher=teacher,
+            scores=found,
+            settings=asdict(self) | {"ratio_reached": sum(sizes[i] for i in chosen) / whole},
+        )
