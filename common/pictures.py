@@ -1,9 +1,13 @@
-"""Grids of images as PNG files."""
+"""Grids of images and matplotlib figures as PNG files."""
 
+import io
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+
+from common.files import write_atomically
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
@@ -22,3 +26,13 @@ def save_grid(images: torch.Tensor, path: Path, columns: int) -> None:
         top, left = row * (height + 2) + 1, column * (width + 2) + 1
         sheet[:, top : top + height, left : left + width] = image
     Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a matplotlib figure as PNG, whole or not at all, and closes it."""
+    from matplotlib import pyplot
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    pyplot.close(figure)
+    write_atomically(path, buffer.getvalue())

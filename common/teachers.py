@@ -134,8 +134,8 @@ def find_folder(name_or_path: str, revision: str | None = None) -> Path:
         ) from error
 
 
-def load_part(folder: Path, name: str, library: str, class_name: str) -> Any:
-    """One part of a pipeline folder, by the library and class that model_index.json names."""
+def load_part(folder: Path, name: str, library: str, class_name: str, network: bool) -> Any:
+    """One part of a pipeline folder, by the library and class that model_index.json names; `network`: it has weights."""
     import diffusers
     import transformers
 
@@ -148,7 +148,6 @@ def load_part(folder: Path, name: str, library: str, class_name: str) -> Any:
         raise InputError(f"{folder / name}: {library}.{class_name} is not a class this project can load.")
     if not (folder / name).is_dir():
         raise InputError(f"{folder} lacks its part {name!r} ({class_name}), which model_index.json names.")
-    network = name in NETWORKS
     options = {"torch_dtype": torch.float32, "output_loading_info": True} if network else {}
     if library != "transformers" and network:
         options["low_cpu_mem_usage"] = False
@@ -164,6 +163,8 @@ def load_part(folder: Path, name: str, library: str, class_name: str) -> Any:
         absent = sorted(report["missing_keys"])
         if absent:
             raise InputError(f"{folder / name} lacks {len(absent)} of the weights of {class_name}, {absent[0]} among them.")
+        for parameter in part.parameters():  # weights mapped from a file lie unaligned, and then sums round differently
+            parameter.data = parameter.data.clone()
     return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
 
 
@@ -180,7 +181,7 @@ def load_teacher(name_or_path: str, revision: str | None = None) -> Teacher:
     named = {name: value for name, value in index.items() if name in PARTS and isinstance(value, list) and value[0]}
     if "unet" not in named:
         raise InputError(f"{folder} has no U-Net: its model_index.json names {', '.join(sorted(named)) or 'no parts'}.")
-    parts = {name: load_part(folder, name, *value) for name, value in named.items()}
+    parts = {name: load_part(folder, name, *value, network=name in NETWORKS) for name, value in named.items()}
     autoencoder = parts.get("vae") or parts.get("vqvae")
     if autoencoder is None or "scheduler" not in parts:
         raise InputError(f"{folder} needs an autoencoder ('vae' or 'vqvae') and a 'scheduler'.")
@@ -205,7 +206,7 @@ def load_denoiser(path: str | Path) -> nn.Module:
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise InputError(f"{folder} holds no denoiser: no readable config.json with a _class_name.") from error
     library = "pruned_unet" if class_name.startswith("Pruned") else "diffusers"
-    return load_part(folder.parent, folder.name, library, class_name)
+    return load_part(folder.parent, folder.name, library, class_name, network=True)
 
 
 def save_student(teacher: Teacher, student: nn.Module, folder: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.pictures import save_figure
 from common.plans import Plan
 
 # title, how to read it from a model's figures, format, whether less is better (None: neither)
@@ -78,20 +79,6 @@ def draw_samples(folder: Path, rows: dict[str, torch.Tensor], captions: list[str
     save_figure(figure, folder / "samples.png")
 
 
-def save_figure(figure: Any, path: Path) -> None:
-    """Writes a matplotlib figure as PNG, whole or not at all, and closes it."""
-    import io
-
-    from matplotlib import pyplot
-
-    from common.files import write_atomically
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    pyplot.close(figure)
-    write_atomically(path, buffer.getvalue())
-
-
 def draw_scores(unet: nn.Module, plan: Plan, path: Path) -> None:
     """scores.png: one bar per scored site in the order of the network, coloured by type, edited ones marked by a dot.
 
@@ -115,7 +102,8 @@ def draw_scores(unet: nn.Module, plan: Plan, path: Path) -> None:
     axis.bar(places, [plan.scores[site] for site in sites], color=[palette[kind] for kind in kinds])
     chosen = [place for place, site in enumerate(sites) if site in edited]
     axis.plot(chosen, [plan.scores[sites[place]] for place in chosen], "k.", label="edited")
-    axis.set_yscale("log")
+    if all(plan.scores[site] > 0 for site in sites):  # the change of a task loss may be negative
+        axis.set_yscale("log")
     short = [
         site.replace("transformer_blocks", "tb").replace("attentions", "attn").replace("_blocks", "").replace("_block", "")
         for site in sites

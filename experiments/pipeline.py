@@ -94,7 +94,7 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
     row = {"settings": settings, **compute_row(cfg, folder)}
     write_json(path, row)
     print_table(row)
-    print(f"\nresult {path}\npicture {folder / 'samples.png'}\nstudent {folder / 'student'}")
+    print(f"\nresult {path}\npictures samples.png, plan.png beside it\nstudent {folder / 'student'}")
     return row
 
 
@@ -108,6 +108,7 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     from experiments.distill_student import distill
     from experiments.evaluate import evaluate, evaluation_prompts, measure_cost
     from experiments.job_report import draw_samples, draw_scores
+    from experiments.plan_picture import draw_plan
 
     if cfg.init not in ("preserved", "scratch"):
         raise InputError(f"init={cfg.init!r} is neither 'preserved' nor 'scratch'.")
@@ -145,6 +146,7 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     with stage("drawing", seconds):
         draw_samples(folder, images, prompts[0])
         draw_scores(teacher.denoiser, plan, folder / "scores.png")
+        draw_plan(teacher.denoiser, plan, folder / "plan.png")
     return {
         "models": {who: {**metrics.get(who, {}), **costs.get(who, {})} for who in ("real", *denoisers)},
         "plan": [edit.to_dict() for edit in plan.edits],

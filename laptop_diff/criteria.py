@@ -103,9 +103,10 @@ def layer_losses(
     """
     if criterion not in CRITERIA:
         raise InputError(f"method.criterion={criterion!r} is none of {', '.join(CRITERIA)}.")
-    if criterion == "random":
-        return random_scores(layers, seed)
-    if criterion == "magnitude":
+    if criterion in ("magnitude", "random"):
+        report(len(layers))
+        if criterion == "random":
+            return random_scores(layers, seed)
         return {layer.site: mean_magnitude(unet.get_submodule(layer.site)) for layer in layers}
     if criterion == "alignment":
         parts = [lambda waiting: _alignment_drops(unet, waiting, calibration, copies)]
@@ -126,23 +127,24 @@ def layer_losses(
     return {layer.site: sum(file.known(layer.site)[: len(parts)]) for layer in layers}
 
 
+def batch_loss(batch: NoisyBatch, intact: torch.Tensor, changed: torch.Tensor, task: bool, guidance_scale: float) -> float:
+    """This batch's share of the output loss, or of the change of the task loss, between two outputs (batch, ...)."""
+    rows = len(batch.target)
+    intact, changed = guide(intact, rows, guidance_scale), guide(changed, rows, guidance_scale)
+    if task:
+        loss = (changed - batch.target).square().mean() - (intact - batch.target).square().mean()
+    else:
+        loss = (changed - intact).square().mean()
+    return batch.share * loss.item()
+
+
 def _batch_losses(
     unet: nn.Module, layers: Sequence[Layer], batch: NoisyBatch, task: bool, guidance_scale: float, copies: int
 ) -> dict[str, float]:
     """This batch's share of the loss of each layer."""
-    rows = len(batch.target)
-    outputs = edited_outputs(
-        unet, [layer.edit for layer in layers], {}, (batch.latents, batch.timesteps), batch.conditions, copies
-    )
-    losses = {}
-    for edit, intact, changed in outputs:
-        intact, changed = guide(intact, rows, guidance_scale), guide(changed, rows, guidance_scale)
-        if task:
-            loss = (changed - batch.target).square().mean() - (intact - batch.target).square().mean()
-        else:
-            loss = (changed - intact).square().mean()
-        losses[edit.site] = batch.share * loss.item()
-    return losses
+    inputs = (batch.latents, batch.timesteps)
+    outputs = edited_outputs(unet, [layer.edit for layer in layers], {}, inputs, batch.conditions, copies)
+    return {edit.site: batch_loss(batch, intact, changed, task, guidance_scale) for edit, intact, changed in outputs}
 
 
 def _alignment_drops(unet: nn.Module, layers: Sequence[Layer], calibration: Calibration, copies: int) -> dict[str, float]:

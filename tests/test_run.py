@@ -75,7 +75,7 @@ def test_a_job_leaves_what_it_promises(finished):
     assert teacher["ssim"] == 1 and teacher["latent_mse"] == 0 and pruned["latent_mse"] > 0
     assert distilled["latent_mse"] != pruned["latent_mse"]
     assert len(row["plan"]) == 4 and row["settings"]["method"]["k"] == 4
-    for picture in ("samples.png", "scores.png"):
+    for picture in ("samples.png", "scores.png", "plan.png"):
         with Image.open(folder / picture) as image:
             assert image.width > 400
     assert all(len(line) <= 80 for line in finished[1].stdout.splitlines() if "result" not in line and "/" not in line)

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from common.errors import InputError
 from common.files import SHIPPED
 from common.teachers import load_denoiser, load_teacher, save_student, shipped_teachers
 
@@ -135,3 +136,17 @@ def test_shipped_and_saved_folders_name_no_path_of_this_machine(tiny_teacher, tm
     for path in configs:
         text = path.read_text()
         assert "_name_or_path" not in text and '"/' not in text, path
+
+
+def test_a_denoiser_folder_of_any_name_is_checked(tiny_teacher, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tiny_teacher.denoiser.save_pretrained(tmp_path / "student")
+    loaded = load_denoiser(tmp_path / "student")
+    assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
+    path = tmp_path / "student" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors.pop("conv_in.weight")
+    save_file(tensors, path)
+    with pytest.raises(InputError, match=r"lacks 1 of the weights of UNet2DConditionModel, conv_in\.weight"):
+        load_denoiser(tmp_path / "student")

@@ -28,14 +28,6 @@ METHOD = LaptopDiff(
 )
 
 
-@pytest.fixture
-def calibration(tiny_teacher, tiny_calibration):
-    generator = torch.Generator().manual_seed(3)
-    captions = [f"thing {index}, noto style" for index in range(6)]
-    rows = torch.randn(6, 4, 8, 8, generator=generator), tiny_teacher.encode_captions(captions)
-    return replace(tiny_calibration, data=lambda: rows, alignment=lambda latents: latents.mean().item())
-
-
 def plain_losses(unet, layers, calibration, guidance_scale=1.0):
     """One full forward pass per layer and batch."""
     losses = dict.fromkeys((layer.site for layer in layers), 0.0)
@@ -57,26 +49,26 @@ def plain_losses(unet, layers, calibration, guidance_scale=1.0):
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
-def test_output_losses_equal_a_forward_pass_per_layer(tiny_teacher, calibration, guidance_scale):
+def test_output_losses_equal_a_forward_pass_per_layer(tiny_teacher, data_calibration, guidance_scale):
     unet = tiny_teacher.denoiser
     layers = list_layers(unet)
-    fast = layer_losses(unet, layers, calibration, ScoreFile(), guidance_scale=guidance_scale, batch_size=4, copies=5)
-    for site, loss in plain_losses(unet, layers, calibration, guidance_scale).items():
+    fast = layer_losses(unet, layers, data_calibration, ScoreFile(), guidance_scale=guidance_scale, batch_size=4, copies=5)
+    for site, loss in plain_losses(unet, layers, data_calibration, guidance_scale).items():
         assert fast[site] == pytest.approx(loss, rel=1e-3, abs=1e-12), site
 
 
-def test_losses_do_not_depend_on_copies_but_on_the_layer(tiny_teacher, calibration):
+def test_losses_do_not_depend_on_copies_but_on_the_layer(tiny_teacher, data_calibration):
     unet = tiny_teacher.denoiser
     layers = list_layers(unet)
-    found = [layer_losses(unet, layers, calibration, ScoreFile(), batch_size=4, copies=copies) for copies in (1, 7)]
+    found = [layer_losses(unet, layers, data_calibration, ScoreFile(), batch_size=4, copies=copies) for copies in (1, 7)]
     assert all(found[0][site] == pytest.approx(found[1][site], rel=1e-3) for site in found[0])
     assert len(set(found[0].values())) == len(layers) and min(found[0].values()) > 0
 
 
-def test_a_killed_criterion_goes_on(tiny_teacher, calibration, tmp_path):
+def test_a_killed_criterion_goes_on(tiny_teacher, data_calibration, tmp_path):
     unet = tiny_teacher.denoiser
     layers = list_layers(unet)
-    whole = layer_losses(unet, layers, calibration, ScoreFile(), batch_size=2)
+    whole = layer_losses(unet, layers, data_calibration, ScoreFile(), batch_size=2)
 
     class Killed(Exception):
         pass
@@ -86,17 +78,17 @@ def test_a_killed_criterion_goes_on(tiny_teacher, calibration, tmp_path):
 
     path = tmp_path / "losses.json"
     with pytest.raises(Killed):
-        layer_losses(unet, layers, calibration, ScoreFile.open(path), batch_size=2, report=die)
+        layer_losses(unet, layers, data_calibration, ScoreFile.open(path), batch_size=2, report=die)
     known = ScoreFile.open(path)
     assert all(len(known.known(layer.site)) == 1 for layer in layers)
-    assert layer_losses(unet, layers, calibration, known, batch_size=2) == whole
+    assert layer_losses(unet, layers, data_calibration, known, batch_size=2) == whole
 
 
-def test_change_of_the_task_loss(tiny_teacher, calibration):
+def test_change_of_the_task_loss(tiny_teacher, data_calibration):
     unet = tiny_teacher.denoiser
     layers = list_layers(unet)[:3]
-    found = layer_losses(unet, layers, calibration, ScoreFile(), criterion="task", batch_size=6)
-    (batch,) = noisy_batches(calibration, "even", 6, False, 0)
+    found = layer_losses(unet, layers, data_calibration, ScoreFile(), criterion="task", batch_size=6)
+    (batch,) = noisy_batches(data_calibration, "even", 6, False, 0)
     with torch.no_grad():
         before = (unet(batch.latents, batch.timesteps, **batch.conditions).sample - batch.target).square().mean()
         for layer in layers:
@@ -105,26 +97,26 @@ def test_change_of_the_task_loss(tiny_teacher, calibration):
             assert found[layer.site] == pytest.approx((after - before).item(), rel=1e-2, abs=1e-6)
 
 
-def test_alignment_magnitude_and_random(tiny_teacher, calibration):
+def test_alignment_magnitude_and_random(tiny_teacher, data_calibration):
     unet = tiny_teacher.denoiser
     layers = list_layers(unet)[:4]
-    drops = layer_losses(unet, layers, calibration, ScoreFile(), criterion="alignment", copies=3)
+    drops = layer_losses(unet, layers, data_calibration, ScoreFile(), criterion="alignment", copies=3)
     assert len(set(drops.values())) == 4
     with torch.no_grad():
         for parameter in unet.get_submodule(layers[0].site).parameters():
             parameter.mul_(1e-3)
-    sizes = layer_losses(unet, layers, calibration, ScoreFile(), criterion="magnitude")
+    sizes = layer_losses(unet, layers, data_calibration, ScoreFile(), criterion="magnitude")
     assert min(sizes, key=sizes.get) == layers[0].site
-    draws = [layer_losses(unet, layers, calibration, ScoreFile(), criterion="random", seed=seed) for seed in (0, 0, 1)]
+    draws = [layer_losses(unet, layers, data_calibration, ScoreFile(), criterion="random", seed=seed) for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
 
 
 @pytest.mark.parametrize("unit", ["parameters", "macs", "milliseconds"])
-def test_the_plan_removes_what_was_asked(tiny_teacher, calibration, tmp_path, unit):
+def test_the_plan_removes_what_was_asked(tiny_teacher, data_calibration, tmp_path, unit):
     unet = tiny_teacher.denoiser
-    plan = replace(METHOD, unit=unit).plan(unet, calibration, "tiny", tmp_path)
+    plan = replace(METHOD, unit=unit).plan(unet, data_calibration, "tiny", tmp_path)
     assert plan.settings["ratio_reached"] >= 0.4 and len(plan.scores) == len(list_layers(unet))
-    assert replace(METHOD, unit=unit).plan(unet, calibration, "tiny", tmp_path) == plan
+    assert replace(METHOD, unit=unit).plan(unet, data_calibration, "tiny", tmp_path) == plan
     whole = sum(p.numel() for p in unet.parameters())
     left = sum(p.numel() for p in apply_plan(unet, Plan.from_json(plan.to_json())).parameters())
     if unit == "parameters":
@@ -132,15 +124,15 @@ def test_the_plan_removes_what_was_asked(tiny_teacher, calibration, tmp_path, un
     assert left < whole
 
 
-def test_losses_are_shared_by_a_sweep_over_ratios(tiny_teacher, calibration, tmp_path):
+def test_losses_are_shared_by_a_sweep_over_ratios(tiny_teacher, data_calibration, tmp_path):
     for ratio in (0.2, 0.5):
-        replace(METHOD, ratio=ratio).plan(tiny_teacher.denoiser, calibration, "tiny", tmp_path)
+        replace(METHOD, ratio=ratio).plan(tiny_teacher.denoiser, data_calibration, "tiny", tmp_path)
     assert len([*tmp_path.glob("*.json")]) == 1
 
 
-def test_bad_input_is_told(tiny_teacher, calibration):
+def test_bad_input_is_told(tiny_teacher, data_calibration):
     def plan(**changes):
-        return replace(METHOD, **changes).plan(tiny_teacher.denoiser, calibration, "tiny", None)
+        return replace(METHOD, **changes).plan(tiny_teacher.denoiser, data_calibration, "tiny", None)
 
     with pytest.raises(InputError, match="a share between 0 and 1"):
         plan(ratio=1.2)
@@ -151,5 +143,5 @@ def test_bad_input_is_told(tiny_teacher, calibration):
     with pytest.raises(InputError, match="none of even, uniform"):
         plan(timesteps="low")
     with pytest.raises(InputError, match="calibration set is empty"):
-        empty = replace(calibration, data=lambda: (torch.zeros(0, 4, 8, 8), {}))
+        empty = replace(data_calibration, data=lambda: (torch.zeros(0, 4, 8, 8), {}))
         layer_losses(tiny_teacher.denoiser, list_layers(tiny_teacher.denoiser), empty, ScoreFile())

@@ -1,14 +1,23 @@
-"""The knapsack is exact: against enumeration, and against dynamic programming over integer sizes."""
+"""The knapsack is exact: against enumeration, and against dynamic programming over integer sizes; SDXL up to a plan."""
 
+import json
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 
+from common import apply_plan
+from common.cost import count_parameters
 from common.errors import InputError
 from common.layer_pruner import lowest_layers
 from laptop_diff import select_layers
 from laptop_diff.knapsack import greedy_layers
+from laptop_diff.method import LaptopDiff
+
+GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden_counts.json").read_text())
 
 
 def by_enumeration(losses, sizes, budget):
@@ -68,3 +77,30 @@ def test_edges():
         select_layers([1.0, float("nan")], [3, 4], 2)
     with pytest.raises(InputError, match="1 losses for 2 sizes"):
         select_layers([1.0], [3, 4], 2)
+
+
+@pytest.mark.parametrize(("granularity", "unit"), [("transformer", "parameters"), ("transformer_block", "macs")])
+def test_sdxl_on_the_meta_device_up_to_the_plan(granularity, unit):
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**GOLDEN["sdxl-base UNet @128"]["config"])
+    method = LaptopDiff(
+        ratio=0.5,
+        unit=unit,
+        granularity=granularity,
+        width_changing="shortcut",
+        exclude=(),
+        criterion="random",
+        timesteps="even",
+        guidance_scale=1.0,
+        batch_size=1,
+        copies=1,
+        selection="knapsack",
+        seed=0,
+    )
+    plan = method.plan(unet, None, "sdxl", None)
+    assert len(plan.scores) == (28 if granularity == "transformer" else 87)
+    assert 0.5 <= plan.settings["ratio_reached"] < 0.6
+    student = apply_plan(unet, plan)
+    if unit == "parameters":
+        left = count_parameters(student) / count_parameters(unet)
+        assert left == pytest.approx(1 - plan.settings["ratio_reached"])
