@@ -13,6 +13,9 @@ from common.errors import InputError
 from experiments.jobs import job_settings
 
 
+GROUPS = ("task", "scale", "teacher", "method", "distill", "experiment")
+
+
 def pick_device(name: str) -> str:
     """The device of cfg.device; "auto" takes the first CUDA device where there is one."""
     import torch
@@ -91,7 +94,12 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
         print(f"This job is done: {path} (delete the folder to run it again).")
         print_table(row)
         return row
-    row = {"settings": settings, **compute_row(cfg, folder)}
+    hydra_config = HydraConfig.get()
+    made_by = {
+        "command": " ".join(["python run.py", *(value for value in hydra_config.overrides.task)]),
+        "choices": {name: hydra_config.runtime.choices.get(name) for name in GROUPS},
+    }
+    row = {"settings": settings, **made_by, **compute_row(cfg, folder)}
     write_json(path, row)
     print_table(row)
     print(f"\nresult {path}\npictures samples.png, plan.png beside it\nstudent {folder / 'student'}")
