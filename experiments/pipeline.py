@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from common.errors import InputError
 from experiments.jobs import job_settings
 
-
 GROUPS = ("task", "scale", "teacher", "method", "distill", "experiment")
 
 

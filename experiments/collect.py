@@ -1,0 +1,142 @@
+"""Puts the result rows of many jobs into one table.
+
+python -m experiments.collect outputs                    every result.json below the folder, as a table
+python -m experiments.collect outputs --csv rows.csv     and as CSV, one line per job and model
+"""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+from common.files import write_atomically
+
+KNOBS = ("variant", "k", "ratio", "sparsity")  # what a sweep of a method is usually over
+PARTS = ("settings", "models", "plan", "protocol")
+
+
+def read_rows(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """The result rows below the folders; a broken one is named on standard error and left out.
+
+    InputError when a folder does not exist, or when there is no row at all.
+    """
+    folders = list(folders)
+    rows = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is no folder; give one that holds jobs, such as outputs.")
+        for path in sorted(folder.rglob("result.json")):
+            try:
+                row = json.loads(path.read_text())
+                missing = [name for name in PARTS if name not in row]
+                if missing:
+                    raise ValueError(f"it lacks {', '.join(missing)}")
+                rows.append({**row, "path": str(path)})
+            except (ValueError, TypeError) as error:  # JSON's own error is a ValueError
+                print(f"left out: {path} is no whole row: {error}", file=sys.stderr)
+    if not rows:
+        raise InputError(f"No result.json below {', '.join(map(str, folders))}: run a job first.")
+    return rows
+
+
+def setting(row: dict[str, Any]) -> str:
+    """The value of the method's own knob, such as "0.5" or "base"."""
+    method = row["settings"]["method"]
+    return next((str(method[name]) for name in KNOBS if name in method), "")
+
+
+def flatten(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """One flat record per model of a job, for a table that a person can query."""
+    choices = row.get("choices", {})
+    shared = {
+        "task": row["settings"]["task"]["name"],
+        "method": choices.get("method", ""),
+        "setting": setting(row),
+        "distill": choices.get("distill", ""),
+        "distill_steps": row["settings"]["distill"]["steps"],
+        "init": row["settings"]["init"],
+        "seed": row["settings"]["seed"],
+        "edits": len(row["plan"]),
+    }
+    records = []
+    for who, figures in row["models"].items():
+        plain = {name: value for name, value in figures.items() if not isinstance(value, dict)}
+        nested = {f"{name}_{key}": v for name, value in figures.items() if isinstance(value, dict) for key, v in value.items()}
+        records.append({**shared, "model": who, **plain, **nested, "command": row.get("command", ""), "path": row["path"]})
+    return records
+
+
+def write_csv(records: list[dict[str, Any]], path: Path) -> None:
+    """All records with the union of their columns, whole or not at all."""
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns)
+    writer.writeheader()
+    writer.writerows(records)
+    write_atomically(path, buffer.getvalue().encode())
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """One line a job, within 80 columns: what is left, and the figures before -> after distillation."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    for title in ("method", "setting", "distill"):
+        table.add_column(title, no_wrap=True)
+    for title in ("left", "time", "FD", "retrieval %", "MSE to t."):
+        table.add_column(title, justify="right", no_wrap=True)
+
+    def arrow(models: dict[str, Any], name: str, form: str, factor: float = 1.0) -> str:
+        values = [models[who].get(name) for who in ("pruned", "distilled") if who in models]
+        return "→".join(form.format(factor * value) for value in values if value is not None)
+
+    for row in sorted(rows, key=lambda row: (setting(row), row.get("choices", {}).get("method", ""))):
+        models, choices = row["models"], row.get("choices", {})
+        distance = next((name for name in models["teacher"] if name.startswith("fd_")), "")
+        recipe = f"{choices.get('distill', '')} {row['settings']['distill']['steps']}"
+        last = models["distilled" if "distilled" in models else "pruned"]
+        table.add_row(
+            choices.get("method", ""),
+            setting(row),
+            recipe,
+            f"{100 * last['parameters'] / models['teacher']['parameters']:.0f}%",
+            f"{last['latency']['ratio']:.2f}x",
+            arrow(models, distance, "{:.0f}"),
+            arrow(models, "caption_retrieval", "{:.0f}", 100),
+            arrow(models, "latent_mse", "{:.3f}"),
+        )
+    console = Console(width=80)
+    console.print(table)
+    teacher = rows[0]["models"]["teacher"]
+    distance = next((name for name in teacher if name.startswith("fd_")), "")
+    console.print(
+        f"\n{len(rows)} jobs. left: parameters of the student; before → after distillation. The teacher: FD "
+        f"{teacher.get(distance, float('nan')):.0f}"
+        + (f", retrieval {100 * teacher['caption_retrieval']:.0f} %." if "caption_retrieval" in teacher else "."),
+        style="dim",
+        highlight=False,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--csv", type=Path)
+    arguments = parser.parse_args()
+    try:
+        rows = read_rows(arguments.folders)
+        if arguments.csv is not None:
+            write_csv([record for row in rows for record in flatten(row)], arguments.csv)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    print_rows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Rows of many jobs in one table: broken ones are named and left out, nothing else is lost."""
+
+import csv
+import json
+
+import pytest
+
+from common.errors import InputError
+from experiments.collect import flatten, print_rows, read_rows, setting, write_csv
+
+
+def job(folder, method="laptop_diff", ratio=0.5):
+    figures = {"parameters": 100, "fd_effnet": 1500.0, "caption_retrieval": 0.5, "latent_mse": 0.0, "latency": {"ratio": 1.0}}
+    row = {
+        "settings": {
+            "method": {"ratio": ratio},
+            "task": {"name": "t2i"},
+            "distill": {"steps": 20},
+            "init": "preserved",
+            "seed": 0,
+        },
+        "choices": {"method": method, "distill": "bk_sdm"},
+        "command": f"python run.py method={method}",
+        "models": {
+            "real": {"fd_effnet": 900.0},
+            "teacher": figures,
+            "pruned": {**figures, "parameters": 50, "fd_effnet": 2500.0},
+            "distilled": {**figures, "parameters": 50, "fd_effnet": 1600.0},
+        },
+        "plan": [{"site": "a"}],
+        "protocol": {},
+    }
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(row))
+    return row
+
+
+def test_rows_of_a_folder_and_a_broken_one(tmp_path, capsys):
+    job(tmp_path / "a")
+    job(tmp_path / "b", "magnitude", 0.33)
+    for name, text in {"c": "{", "d": "{}", "e": "[]"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(text)
+    rows = read_rows([tmp_path])
+    assert [setting(row) for row in rows] == ["0.5", "0.33"]
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 3 and all(str(tmp_path / name) in line for name, line in zip("cde", told, strict=True))
+    print_rows(rows)
+    out = capsys.readouterr().out
+    assert "2500→1600" in out and all(len(line) <= 80 for line in out.splitlines())
+    assert out.index("magnitude") < out.index("laptop_diff")  # by setting, then by method
+
+
+def test_csv_holds_every_model_of_every_job(tmp_path):
+    job(tmp_path / "a")
+    write_csv([record for row in read_rows([tmp_path]) for record in flatten(row)], tmp_path / "rows.csv")
+    with open(tmp_path / "rows.csv") as handle:
+        records = list(csv.DictReader(handle))
+    assert [record["model"] for record in records] == ["real", "teacher", "pruned", "distilled"]
+    assert records[3]["fd_effnet"] == "1600.0" and records[3]["latency_ratio"] == "1.0"
+    assert records[0]["command"] == "python run.py method=laptop_diff" and records[0]["setting"] == "0.5"
+
+
+def test_no_rows_are_told(tmp_path):
+    with pytest.raises(InputError, match="No result.json below"):
+        read_rows([tmp_path])
+    with pytest.raises(InputError, match="nowhere is no folder"):
+        read_rows([tmp_path / "nowhere"])
