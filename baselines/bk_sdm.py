@@ -6,14 +6,15 @@ small  base without the middle block.
 tiny   small without the innermost stage: the last down stage, the downsampler before it, the first up stage and its
        upsampler.
 
-Every kept weight is copied from the teacher; nothing is new.
+Every kept weight is copied from the teacher; nothing is new. The same table is applied to unconditional U-Nets of that shape
+(UNet2DModel), which the paper does not treat; there the innermost stage that tiny removes may have attention.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers import UNet2DConditionModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
 from common.errors import InputError
@@ -26,8 +27,8 @@ def check_topology(unet: nn.Module, variant: str) -> None:
     """InputError saying what is missing when the table of `variant` does not fit `unet`."""
     if variant not in VARIANTS:
         raise InputError(f"method.variant={variant!r} is none of {', '.join(VARIANTS)}.")
-    if not isinstance(unet, UNet2DConditionModel):
-        raise InputError(f"BK-SDM fits text-to-image U-Nets (UNet2DConditionModel), not a {type(unet).__name__}.")
+    if not isinstance(unet, UNet2DConditionModel | UNet2DModel):
+        raise InputError(f"BK-SDM fits UNet2DConditionModel and UNet2DModel, not a {type(unet).__name__}.")
     pairs = unet.config.layers_per_block
     if pairs != 2:
         raise InputError(f"BK-SDM drops one of two layers per block; this U-Net has layers_per_block={pairs}.")
@@ -36,14 +37,15 @@ def check_topology(unet: nn.Module, variant: str) -> None:
         raise InputError(f"BK-SDM needs at least two levels; this U-Net has {levels}.")
     if variant != "base" and unet.mid_block is None:
         raise InputError(f"BK-SDM-{variant} removes the middle block; this U-Net has no level 'mid_block'.")
-    if variant == "tiny" and (levels < 4 or unet.config.down_block_types[-1] != "DownBlock2D"):
+    plain = isinstance(unet, UNet2DModel) or unet.config.down_block_types[-1] == "DownBlock2D"
+    if variant == "tiny" and (levels < 4 or not plain):
         raise InputError(
             "BK-SDM-tiny removes an innermost stage without attention (DownBlock2D) below three others; this U-Net has "
             f"{levels} levels, {', '.join(unet.config.down_block_types)}: level 'down_blocks.3' of that kind is missing."
         )
 
 
-def student_config(unet: UNet2DConditionModel, variant: str) -> dict[str, Any]:
+def student_config(unet: nn.Module, variant: str) -> dict[str, Any]:
     """The entries of the teacher's configuration that change."""
     changes: dict[str, Any] = {"layers_per_block": 1}
     if variant != "base":
@@ -59,7 +61,7 @@ def student_config(unet: UNet2DConditionModel, variant: str) -> dict[str, Any]:
     return changes
 
 
-def teacher_paths(unet: UNet2DConditionModel, variant: str) -> dict[str, str]:
+def teacher_paths(unet: nn.Module, variant: str) -> dict[str, str]:
     """Where a student's module comes from: prefixes of student paths to prefixes of teacher paths, the longest counts."""
     skipped = 1 if variant == "tiny" else 0
     paths = {}
@@ -71,7 +73,7 @@ def teacher_paths(unet: UNet2DConditionModel, variant: str) -> dict[str, str]:
     return paths
 
 
-def removed_sites(unet: UNet2DConditionModel, variant: str) -> list[str]:
+def removed_sites(unet: nn.Module, variant: str) -> list[str]:
     """Paths in the teacher of all that the student lacks, outermost modules only."""
     sites = []
     levels = len(unet.down_blocks)
@@ -104,7 +106,7 @@ def plan_for(unet: nn.Module, variant: str, teacher: str = "") -> Plan:
     )
 
 
-def build_student(unet: UNet2DConditionModel, variant: str) -> UNet2DConditionModel:
+def build_student(unet: nn.Module, variant: str) -> nn.Module:
     """BK-SDM-<variant> ("base", "small" or "tiny") of `unet`: a stock diffusers model with the teacher's weights copied."""
     return apply_plan(unet, plan_for(unet, variant))
 

@@ -58,7 +58,7 @@ def training_rows(cfg: DictConfig, teacher: Teacher, cache: Path) -> TensorRows:
         data = hydra.utils.instantiate(cfg.task.data, split="train")
         with progress_bar("encoding images", len(data)) as bar:
             latents = teacher.encode_images(data.images, advance=bar.advance)
-        return {"latents": latents, **teacher.encode_captions(data.captions)}
+        return {"latents": latents, **(teacher.encode_captions(data.captions) if teacher.text_encoder is not None else {})}
 
     name = content_name("training rows", teacher.fingerprint(), OmegaConf.to_container(cfg.task.data))
     columns = cached_tensors(cache / f"{name}.safetensors", compute)

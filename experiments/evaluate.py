@@ -18,13 +18,18 @@ from common.teachers import Teacher
 from experiments.caches import cached_tensors, content_name, load_tensors
 
 
-def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str]]:
-    """Captions and names of the images to sample: a seeded draw without repetition while there are enough."""
+def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
+    """Captions and names of the images to sample: a seeded draw without repetition while there are enough.
+
+    Without captions in the data set: empty ones, and no names.
+    """
     data = hydra.utils.instantiate(cfg.task.data, split=cfg.evaluation.split)
     count = cfg.evaluation.images
     for name in ("images", "batch_size", "steps"):
         if cfg.evaluation[name] < (2 if name == "images" else 1):
             raise InputError(f"evaluation.{name}={cfg.evaluation[name]} is too small.")
+    if not hasattr(data, "captions"):
+        return [""] * count, None
     order = torch.randperm(len(data), generator=generator_for(cfg.evaluation.seed, 1)).tolist()
     chosen = [order[position % len(order)] for position in range(count)]
     return [data.captions[i] for i in chosen], [data.names[i] for i in chosen]
@@ -49,7 +54,7 @@ class Reference:
         held_back = min(cfg.evaluation.images, len(data) // 2)
         self.held_back, rest = order[:held_back], order[held_back:][: cfg.evaluation.reference_images]
         self.floor_features, self.features = features[self.held_back], features[rest]
-        self.all_features, self.all_names = features, data.names
+        self.all_features, self.all_names = features, getattr(data, "names", None)
         self.image_size = tuple(data.images.shape[2:])
 
 
@@ -91,7 +96,7 @@ def evaluate(
     cfg: DictConfig,
     teacher: Teacher,
     denoisers: dict[str, nn.Module],
-    prompts: tuple[list[str], list[str]],
+    prompts: tuple[list[str], list[str] | None],
     folder: Path,
     cache: Path,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, torch.Tensor]]:
@@ -106,7 +111,6 @@ def evaluate(
     captions, names = prompts
     reference = Reference(cfg, cfg.evaluation.split, cache, teacher.device)
     subset = min(100, len(captions))
-    pool = min(64, len(set(reference.all_names)))
     label = reference.extractor.name
 
     def distances(features: torch.Tensor) -> dict[str, float]:
@@ -140,14 +144,12 @@ def evaluate(
             squared += share * latent_mse(samples["latents"], original["latents"])
             similar += share * structural_similarity(samples["images"], original["images"])
         found = torch.cat(features)
-        rows[who] = {
-            **distances(found),
-            "caption_retrieval": caption_retrieval(
+        rows[who] = {**distances(found), "latent_mse": squared, "ssim": similar}
+        if names is not None:
+            pool = min(64, len(set(reference.all_names)))
+            rows[who]["caption_retrieval"] = caption_retrieval(
                 found, names, reference.all_features, reference.all_names, pool, cfg.evaluation.seed
-            ),
-            "latent_mse": squared,
-            "ssim": similar,
-        }
+            )
     return rows, first_images
 
 

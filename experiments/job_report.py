@@ -22,6 +22,14 @@ COLUMNS = (
 )
 
 
+def cell(figures: dict[str, Any], read: Any, form: str) -> str:
+    """One figure of a model as text; empty where it has none."""
+    try:
+        return form.format(read(figures))
+    except (KeyError, StopIteration):
+        return ""
+
+
 def print_table(row: dict[str, Any]) -> None:
     """Teacher, pruned and distilled side by side, within 80 columns."""
     from rich.console import Console
@@ -29,27 +37,24 @@ def print_table(row: dict[str, Any]) -> None:
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("")
-    for title, _, _ in COLUMNS:
+    columns = {title: [cell(figures, read, form) for figures in row["models"].values()] for title, read, form in COLUMNS}
+    shown = {title: cells for title, cells in columns.items() if any(cells)}
+    for title in shown:
         table.add_column(title, justify="right", no_wrap=True)
-    for who, figures in row["models"].items():
-        cells = []
-        for _, read, form in COLUMNS:
-            try:
-                cells.append(form.format(read(figures)))
-            except (KeyError, StopIteration):
-                cells.append("")
-        table.add_row(who, *cells)
+    for line in zip(row["models"], *shown.values(), strict=True):
+        table.add_row(*line)
     console = Console(width=80)
     console.print()
     console.print(table)
     protocol = row["protocol"]
+    guidance = f", guidance {protocol['guidance_scale']}" if protocol["guidance_scale"] else ""
     console.print(
         f"\nFD and KD (x1000): Fréchet and kernel distance of {protocol['images']} samples to "
         f"{row['models']['real']['reference_images']} real images over {protocol['extractor'].split(':')[0]} features; "
         "'real': as many real images against the same. t.: the teacher, from equal seeds. "
         f"time: one forward pass of {protocol['latency_batch']}, against the teacher in the same run. "
-        f"{protocol['steps']} steps, guidance {protocol['guidance_scale']}. "
-        f"{len(row['plan'])} edits; " + ", ".join(f"{name} {value:.0f} s" for name, value in row["seconds"].items()),
+        f"{protocol['steps']} steps{guidance}. {len(row['plan'])} edits; "
+        + ", ".join(f"{name} {value:.0f} s" for name, value in row["seconds"].items()),
         style="dim",
         highlight=False,
     )

@@ -50,6 +50,8 @@ def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
     data = hydra.utils.instantiate(cfg.task.data, split="train")
     order = torch.randperm(len(data), generator=generator_for(settings["seed"], 4)).tolist()
     captioned = teacher.text_encoder is not None
+    if captioned and not hasattr(data, "captions"):
+        raise InputError(f"The teacher {teacher.name} takes captions, and the data of task={cfg.task.name} has none.")
 
     def training_rows() -> tuple[Any, dict[str, Any]]:
         chosen = order[: max(0, data_rows)]
@@ -160,6 +162,7 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         "protocol": {
             "extractor": "effnet: EfficientNet-lite0, 1280 pooled features, at the images' own size",
             **OmegaConf.to_container(cfg.evaluation, resolve=True),
+            **({} if prompts[1] is not None else {"guidance_scale": None}),  # nothing to guide by without captions
             "seeds": "one per sample, from (seed, index)",
         },
         "seconds": seconds,

@@ -1,4 +1,4 @@
-"""A tiny text-to-image teacher with random weights in Stable Diffusion's folder layout, made once for all tests."""
+"""Tiny teachers with random weights in the layouts of Stable Diffusion (t2i) and LDM-4 (uig), made once for all tests."""
 
 import os
 
@@ -57,6 +57,41 @@ def tiny_teacher_folder(tmp_path_factory):
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_uig_teacher_folder(tmp_path_factory):
+    from diffusers import DDIMScheduler, LDMPipeline, UNet2DModel, VQModel
+
+    torch.manual_seed(0)
+    autoencoder = VQModel(
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        block_out_channels=[4] * 3,
+        norm_num_groups=2,
+        latent_channels=3,
+        num_vq_embeddings=16,
+        sample_size=64,
+    )
+    denoiser = UNet2DModel(
+        sample_size=16,
+        block_out_channels=(8, 16, 16, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    folder = tmp_path_factory.mktemp("teachers") / "tiny_uig"
+    LDMPipeline(vqvae=autoencoder, unet=denoiser, scheduler=DDIMScheduler(prediction_type="v_prediction")).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher_folders(tiny_teacher_folder, tiny_uig_teacher_folder):
+    """A teacher's folder by task."""
+    return {"t2i": tiny_teacher_folder, "uig": tiny_uig_teacher_folder}
 
 
 @pytest.fixture
