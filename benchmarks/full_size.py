@@ -23,11 +23,12 @@ def main() -> None:
 
     import torch
     from diffusers import PNDMScheduler, UNet2DConditionModel
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
 
     from common import apply_plan, load_denoiser
     from common.calibration import build_calibration
     from common.cost import count_parameters, peak_memory_mib
-    from laptop_diff.method import LaptopDiff
 
     clock = time.perf_counter()
 
@@ -55,20 +56,8 @@ def main() -> None:
         seed=0,
         data=lambda: (latents, conditions),
     )
-    method = LaptopDiff(
-        ratio=0.33,
-        unit="parameters",
-        granularity="transformer",
-        width_changing="shortcut",
-        exclude=(),
-        criterion="output",
-        timesteps="even",
-        guidance_scale=1.0,
-        batch_size=arguments.rows,
-        copies=arguments.copies,
-        selection="knapsack",
-        seed=0,
-    )
+    settings = {"criterion": "output", "batch_size": arguments.rows, "copies": arguments.copies, "seed": 0}
+    method = instantiate(OmegaConf.load("conf/method/laptop_diff.yaml"), **settings, _convert_="all")
     inputs = latents, torch.full((arguments.rows,), 500), conditions["encoder_hidden_states"]
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         unet(*inputs)

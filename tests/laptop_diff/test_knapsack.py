@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from common import apply_plan
 from common.cost import count_parameters
@@ -15,9 +17,9 @@ from common.errors import InputError
 from common.layer_pruner import lowest_layers
 from laptop_diff import select_layers
 from laptop_diff.knapsack import greedy_layers
-from laptop_diff.method import LaptopDiff
 
-GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden_counts.json").read_text())
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = json.loads((ROOT / "tests" / "golden_counts.json").read_text())
 
 
 def by_enumeration(losses, sizes, budget):
@@ -83,20 +85,8 @@ def test_edges():
 def test_sdxl_on_the_meta_device_up_to_the_plan(granularity, unit):
     with torch.device("meta"):
         unet = UNet2DConditionModel(**GOLDEN["sdxl-base UNet @128"]["config"])
-    method = LaptopDiff(
-        ratio=0.5,
-        unit=unit,
-        granularity=granularity,
-        width_changing="shortcut",
-        exclude=(),
-        criterion="random",
-        timesteps="even",
-        guidance_scale=1.0,
-        batch_size=1,
-        copies=1,
-        selection="knapsack",
-        seed=0,
-    )
+    settings = OmegaConf.load(ROOT / "conf" / "method" / "laptop_diff.yaml")
+    method = instantiate(settings, unit=unit, granularity=granularity, criterion="random", seed=0, _convert_="all")
     plan = method.plan(unet, None, "sdxl", None)
     assert len(plan.scores) == (28 if granularity == "transformer" else 87)
     assert 0.5 <= plan.settings["ratio_reached"] < 0.6
