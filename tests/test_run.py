@@ -195,7 +195,8 @@ def test_every_method_runs_on_every_task(finished, tiny_teacher_folders, method,
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = Path(finished[0]).glob(f"{task}/{method}/*/result.json")
     models = json.loads(path.read_text())["models"]
-    assert models["distilled"]["parameters"] < models["teacher"]["parameters"]
+    if method != "dense":
+        assert models["distilled"]["parameters"] < models["teacher"]["parameters"]
     assert models["distilled"]["latent_mse"] != models["pruned"]["latent_mse"]
     assert ("caption_retrieval" in models["teacher"]) == (task == "t2i")
     assert (path.parent / "student" / "unet" / "config.json").is_file()

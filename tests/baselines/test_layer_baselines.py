@@ -1,7 +1,9 @@
 """Magnitude and random layers: the wanted share goes, whatever the calibration."""
 
 import pytest
+import torch
 
+from baselines.dense import Dense
 from baselines.magnitude import Magnitude
 from baselines.random_layers import RandomLayers
 from common.cost import count_parameters
@@ -48,3 +50,10 @@ def test_a_score_that_is_no_number_is_told(tiny_teacher):
     tiny_teacher.denoiser.get_submodule(site).conv1.weight.data[0] = float("nan")
     with pytest.raises(InputError, match=rf"magnitude: the score of {site} is nan"):
         Magnitude(0.3, **SHARED).plan(tiny_teacher.denoiser, None, "tiny", None)
+
+
+def test_dense_removes_nothing(tiny_teacher):
+    student = apply_plan(tiny_teacher.denoiser, Dense().plan(tiny_teacher.denoiser, None, "tiny", None))
+    state = student.state_dict()
+    assert state.keys() == tiny_teacher.denoiser.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in tiny_teacher.denoiser.state_dict().items())

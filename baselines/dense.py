@@ -1,0 +1,17 @@
+"""Nothing is removed: what training alone does to a teacher, the other end of every comparison."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from common.plans import Plan
+
+
+@dataclass
+class Dense:
+    """A method (see README) whose plan is empty."""
+
+    def plan(self, unet: nn.Module, calibration: Any, teacher: str, scores: Any) -> Plan:
+        """The empty plan; neither calibration nor scores are used."""
+        return Plan(method="dense", edits=(), teacher=teacher)
