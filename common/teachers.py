@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,10 @@ class Teacher:
         size = self.denoiser.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return (self.denoiser.config.in_channels, height, width)
+
+    def with_parts(self, **parts: nn.Module) -> "Teacher":
+        """The same pipeline with other networks: with_parts(denoiser=student)."""
+        return replace(self, **parts, _fingerprint="")
 
     def to(self, device: str | torch.device) -> "Teacher":
         for network in (self.denoiser, self.autoencoder, self.text_encoder):

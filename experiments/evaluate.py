@@ -59,7 +59,7 @@ class Reference:
 
 
 def sampled_batches(
-    cfg: DictConfig, teacher: Teacher, denoiser: nn.Module, captions: list[str], extractor: nn.Module, who: str, folder: Path
+    cfg: DictConfig, model: Teacher, captions: list[str], extractor: nn.Module, who: str, folder: Path
 ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """File name and `latents`, `images` (uint8) and `features` of each batch, sample i from the seed of (evaluation.seed, i).
 
@@ -71,17 +71,17 @@ def sampled_batches(
 
     def compute(rows: range) -> dict[str, torch.Tensor]:
         latents = sample_latents(
-            denoiser,
-            teacher.scheduler,
-            teacher.latent_shape,
+            model.denoiser,
+            model.scheduler,
+            model.latent_shape,
             [mix_seed(settings.seed, 3, index) for index in rows],
-            teacher.encode_captions(captions[rows.start : rows.stop]),
-            teacher.empty_condition(),
+            model.encode_captions(captions[rows.start : rows.stop]),
+            model.empty_condition(),
             settings.steps,
             settings.guidance_scale,
             settings.batch_size,
         )
-        images = teacher.decode_latents(latents, settings.batch_size)
+        images = model.decode_latents(latents, settings.batch_size)
         return {"latents": latents, "images": images, "features": extract_features(extractor, images)}
 
     with progress_bar(f"sampling: {who}", len(captions)) as bar:
@@ -94,21 +94,21 @@ def sampled_batches(
 
 def evaluate(
     cfg: DictConfig,
-    teacher: Teacher,
-    denoisers: dict[str, nn.Module],
+    models: dict[str, Teacher],
     prompts: tuple[list[str], list[str] | None],
     folder: Path,
     cache: Path,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, torch.Tensor]]:
-    """Figures for "teacher" and each student, and "real" for the floor of the distances; and the first images (uint8).
+    """Figures for "teacher" and each other model, and "real" for the floor of the distances; and the first images (uint8).
 
-    prompts: captions and names of evaluation_prompts. The samples of each are kept in <folder>/<who>/; the teacher's, which
-    comes first, are shared by all jobs.
+    models: whole pipelines, the teacher's and those with a student in it. prompts: captions and names of evaluation_prompts.
+    The samples of each are kept in <folder>/<who>/; the teacher's, which comes first, are shared by all jobs.
     """
     from common.distances import caption_retrieval, frechet_distance, kernel_distance
     from common.similarity import latent_mse, structural_similarity
 
     captions, names = prompts
+    teacher = models["teacher"]
     reference = Reference(cfg, cfg.evaluation.split, cache, teacher.device)
     subset = min(100, len(captions))
     label = reference.extractor.name
@@ -130,11 +130,11 @@ def evaluate(
         OmegaConf.to_container(cfg.task.data),
         OmegaConf.to_container(cfg.evaluation, resolve=True),
     )
-    folders = {who: cache / f"samples-{shared}" if who == "teacher" else folder / who for who in denoisers}
+    folders = {who: cache / f"samples-{shared}" if who == "teacher" else folder / who for who in models}
     first_images: dict[str, torch.Tensor] = {}
-    for who, denoiser in denoisers.items():
+    for who, model in models.items():
         features, squared, similar = [], 0.0, 0.0
-        batches = sampled_batches(cfg, teacher, denoiser, captions, reference.extractor, who, folders[who])
+        batches = sampled_batches(cfg, model, captions, reference.extractor, who, folders[who])
         for name, samples in batches:
             original = samples if who == "teacher" else load_tensors(folders["teacher"] / name)
             check_size(samples["images"], reference.image_size)
@@ -160,10 +160,15 @@ def check_size(images: torch.Tensor, size: tuple[int, int]) -> None:
         raise InputError(f"The teacher draws {drawn} images, the data set has {real}: give task.data of the teacher's size.")
 
 
-def measure_cost(cfg: DictConfig, teacher: Teacher, denoisers: dict[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """Parameters, MACs of one forward pass of one sample, file size, and latency against the teacher in the same run."""
+def measure_cost(cfg: DictConfig, models: dict[str, Teacher]) -> dict[str, dict[str, Any]]:
+    """Parameters, MACs of one forward pass of one sample, file size, and latency against the teacher in the same run.
+
+    All of the denoiser; what is the same in every model is left out.
+    """
     from common.cost import checkpoint_bytes, count_macs, count_parameters
     from common.latency import compare_latency
+
+    teacher = models["teacher"]
 
     def arguments(batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]:
         latents = torch.zeros(batch, *teacher.latent_shape, device=teacher.device)
@@ -180,10 +185,11 @@ def measure_cost(cfg: DictConfig, teacher: Teacher, denoisers: dict[str, nn.Modu
 
         return run
 
-    calls = {who: call(denoiser) for who, denoiser in denoisers.items()}
+    calls = {who: call(model.denoiser) for who, model in models.items()}
     latencies = compare_latency(calls, "teacher", rounds=cfg.evaluation.latency_rounds)
     rows = {}
-    for who, denoiser in denoisers.items():
+    for who, model in models.items():
+        denoiser = model.denoiser
         macs = count_macs(denoiser, *arguments(1))
         latency = latencies[who]
         rows[who] = {

@@ -138,7 +138,7 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     if cfg.init == "scratch":
         torch.manual_seed(cfg.seed)
         pruned = type(pruned).from_config(pruned.config).to(teacher.device).eval()
-    denoisers = {"teacher": teacher.denoiser, "pruned": pruned}
+    models = {"teacher": teacher, "pruned": teacher.with_parts(denoiser=pruned)}
     student_folder = folder / "student"
     with stage("distilling", seconds):
         if not (student_folder / "model_index.json").is_file():
@@ -148,16 +148,16 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 student = distill(cfg, teacher, student, folder / "distill", cache)
             save_student(teacher, student, student_folder)
         if cfg.distill.steps:
-            denoisers["distilled"] = load_denoiser(student_folder).to(teacher.device)
+            models["distilled"] = teacher.with_parts(denoiser=load_denoiser(student_folder).to(teacher.device))
     with stage("measuring", seconds):
-        metrics, images = evaluate(cfg, teacher, denoisers, prompts, folder / "samples", cache)
-        costs = measure_cost(cfg, teacher, denoisers)
+        metrics, images = evaluate(cfg, models, prompts, folder / "samples", cache)
+        costs = measure_cost(cfg, models)
     with stage("drawing", seconds):
         draw_samples(folder, images, prompts[0])
         draw_scores(teacher.denoiser, plan, folder / "scores.png")
         draw_plan(teacher.denoiser, plan, folder / "plan.png")
     return {
-        "models": {who: {**metrics.get(who, {}), **costs.get(who, {})} for who in ("real", *denoisers)},
+        "models": {who: {**metrics.get(who, {}), **costs.get(who, {})} for who in ("real", *models)},
         "plan": [edit.to_dict() for edit in plan.edits],
         "protocol": {
             "extractor": "effnet: EfficientNet-lite0, 1280 pooled features, at the images' own size",

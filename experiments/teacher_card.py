@@ -51,7 +51,7 @@ def measure(cfg: DictConfig, teacher: Any, split: str, without: list[str]) -> di
     data = hydra.utils.instantiate(cfg.task.data, split=split)
     pool = min(64, len(set(reference.all_names)))
     name = content_name("card", teacher.fingerprint(), OmegaConf.to_container(cfg.evaluation), split, list(without))
-    batches = sampled_batches(cfg, teacher, teacher.denoiser, captions, reference.extractor, split, cache / name)
+    batches = sampled_batches(cfg, teacher, captions, reference.extractor, split, cache / name)
     sampled = torch.cat([samples["features"] for _, samples in batches])
     again = teacher.decode_latents(teacher.encode_images(data.images[reference.held_back]))
     sets = {"samples": sampled}
