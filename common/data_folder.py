@@ -11,8 +11,10 @@ from common.files import ROOT
 Entry = TypeVar("Entry")
 
 
-def read_index(folder: str | Path, what: str, builder: str) -> tuple[Path, dict[str, Any]]:
-    """The data folder and its index.json; `what` and `builder` tell in an InputError what is missing and what makes it.
+def read_index(folder: str | Path, what: str, builder: str, keys: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """The data folder and its index.json, which must have `keys`.
+
+    `what` and `builder` tell in an InputError what is missing and what makes it.
 
     `folder`: absolute, or relative to the working directory or the project.
     """
@@ -20,9 +22,13 @@ def read_index(folder: str | Path, what: str, builder: str) -> tuple[Path, dict[
     if not (folder / "index.json").is_file():
         raise InputError(f"{folder} has no index.json; build the {what} data with {builder}.")
     try:
-        return folder, json.loads((folder / "index.json").read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        document = json.loads((folder / "index.json").read_text())
+    except ValueError as error:  # not JSON, or not text
         raise InputError(f"{folder / 'index.json'} is damaged ({error}); build it anew.") from error
+    absent = [key for key in keys if not isinstance(document, dict) or key not in document]
+    if absent:
+        raise InputError(f"{folder / 'index.json'} is damaged (it lacks {', '.join(absent)}); build it anew.")
+    return folder, document
 
 
 def check_limit(limit: int | None, what: str) -> None:

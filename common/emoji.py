@@ -34,7 +34,7 @@ def load_emoji(folder: str | Path, split: str, without: tuple[str, ...] = (), li
     `folder`: absolute, or relative to the working directory or the project.
     """
     check_limit(limit, "name")
-    folder, document = read_index(folder, "emoji", "experiments/build_emoji.py")
+    folder, document = read_index(folder, "emoji", "experiments/build_emoji.py", ("tile", "columns", "styles", "entries"))
     size, columns = document["tile"], document["columns"]
     chosen = [
         (position, entry)
