@@ -1,6 +1,5 @@
 """The emoji data set: 64 px drawings in four styles with their names as captions (built by experiments/build_emoji.py)."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from common.data_folder import check_limit, evenly_spaced, read_index
 from common.errors import InputError
-from common.files import ROOT
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,8 @@ def load_emoji(folder: str | Path, split: str, without: tuple[str, ...] = (), li
 
     `folder`: absolute, or relative to the working directory or the project.
     """
-    folder = Path(folder) if Path(folder).is_dir() else ROOT / folder
-    if limit is not None and limit < 1:
-        raise InputError(f"task.data.limit={limit}: at least 1 name is needed.")
-    if not (folder / "index.json").is_file():
-        raise InputError(f"{folder} has no index.json; build the emoji data with experiments/build_emoji.py.")
-    try:
-        document = json.loads((folder / "index.json").read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{folder / 'index.json'} is damaged ({error}); build it anew.") from error
+    check_limit(limit, "name")
+    folder, document = read_index(folder, "emoji", "experiments/build_emoji.py", ("tile", "columns", "styles", "entries"))
     size, columns = document["tile"], document["columns"]
     chosen = [
         (position, entry)
@@ -51,8 +43,7 @@ def load_emoji(folder: str | Path, split: str, without: tuple[str, ...] = (), li
     ]
     if not chosen:
         raise InputError(f"{folder} holds no drawing of split={split!r}; the splits are 'train' and 'test'.")
-    if limit is not None and limit < len(chosen):
-        chosen = [chosen[index * len(chosen) // limit] for index in range(limit)]
+    chosen = evenly_spaced(chosen, limit)
     tiles, captions, names, categories = [], [], [], []
     for style in document["styles"]:
         with Image.open(folder / f"{style}.webp") as sheet:

@@ -236,3 +236,10 @@ def forget_origins(folder: Path) -> None:
         config = json.loads(path.read_text())
         if config.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def save_whole(part: Any, folder: Path) -> None:
+    """part.save_pretrained(folder), whole or not at all, without the path that the part was once loaded from."""
+    with whole_folder(folder) as scratch:
+        part.save_pretrained(scratch)
+        forget_origins(scratch)

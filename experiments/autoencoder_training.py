@@ -1,45 +1,58 @@
 """Trains a teacher's autoencoder: pixels to latents and back."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import hydra
 import lightning as L
 import torch
-from diffusers import AutoencoderKL
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from torch.nn import functional as F
 
-from common.batches import mix_seed, seeded_normal
+from common.batches import TensorRows
+from common.schedules import scheduler as learning_rate
+from common.teachers import save_whole
+from common.training import fit
 
 
 class AutoencoderTraining(L.LightningModule):
-    """L1 and squared error in pixels, and the Kullback-Leibler term per latent element, weighted by `kl_weight`.
+    """L1 and squared error in pixels, and what the kind of autoencoder adds for its latents.
 
     Batches are dictionaries with `images`, uint8 (batch, 3, height, width), and `position` (common.batches).
     """
 
     def __init__(
         self,
-        autoencoder: AutoencoderKL,
+        autoencoder: nn.Module,
         optimizer: Callable[..., torch.optim.Optimizer],
         schedule: Callable[[torch.optim.Optimizer], Any],
-        kl_weight: float,
         seed: int,
     ):
         super().__init__()
         self.autoencoder = autoencoder
         self.make_optimizer, self.make_schedule = optimizer, schedule
-        self.kl_weight, self.seed = kl_weight, seed
+        self.seed = seed
+
+    def reconstruct(self, images: torch.Tensor, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decoded images like `images`, and the weighted loss of the latents."""
+        raise NotImplementedError
+
+    def normalize_latents(self, latents: torch.Tensor) -> None:
+        """Folds an affine map into the trained weights, so that latents are of zero mean and unit deviation over `latents`.
+
+        The 1x1 convolutions on both sides of the latent space take it up: scaling_factor is 1, and every loader of
+        diffusers decodes correctly without knowing of it.
+        """
+        raise NotImplementedError
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
         images = batch["images"].float() / 127.5 - 1
-        posterior = self.autoencoder.encode(images).latent_dist
-        seeds = [mix_seed(self.seed, position) for position in batch["position"].tolist()]
-        noise = seeded_normal(seeds, posterior.mean.shape[1:]).to(images)
-        decoded = self.autoencoder.decode(posterior.mean + posterior.std * noise).sample
-        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+        decoded, penalty = self.reconstruct(images, batch["position"].tolist())
         absolute, squared = F.l1_loss(decoded, images), F.mse_loss(decoded, images)
-        self.log_dict({"l1": absolute, "mse": squared, "kl": kl}, prog_bar=True)
-        return absolute + squared + self.kl_weight * kl
+        self.log_dict({"l1": absolute, "mse": squared})
+        return absolute + squared + penalty
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer(self.parameters())
@@ -49,37 +62,63 @@ class AutoencoderTraining(L.LightningModule):
         }
 
 
+def train_autoencoder(cfg: DictConfig, images: torch.Tensor, work: Path) -> nn.Module:
+    """The trained autoencoder with normalised latents, from `work` if it is there."""
+    settings = cfg.teacher_training.autoencoder
+    kind = hydra.utils.get_class(settings.network._target_)
+    finished = work / settings.part
+    if not (finished / "config.json").is_file():
+        torch.manual_seed(cfg.seed)
+        if cfg.start is None:
+            autoencoder = hydra.utils.instantiate(settings.network, _convert_="all")
+        else:
+            autoencoder = kind.from_pretrained(Path(cfg.start) / settings.part, torch_dtype=torch.float32)
+        module = hydra.utils.instantiate(settings.objective)(
+            autoencoder.train(),
+            hydra.utils.instantiate(settings.optimizer),
+            learning_rate(**settings.schedule, steps=settings.steps),
+            seed=cfg.seed,
+        )
+        fit(
+            module,
+            TensorRows(images=images),
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            seed=cfg.seed,
+            folder=work / "autoencoder",
+            description="autoencoder",
+            checkpoint_every=cfg.teacher_training.checkpoint_every,
+            trainer=OmegaConf.to_container(cfg.teacher_training.trainer),
+        )
+        autoencoder = autoencoder.cpu().eval()
+        module.normalize_latents(encode_images(autoencoder, images))
+        save_whole(autoencoder, finished)
+    return kind.from_pretrained(finished, low_cpu_mem_usage=False).eval()
+
+
 @torch.no_grad()
-def encode_images(autoencoder: AutoencoderKL, images: torch.Tensor, batch_size: int = 128) -> torch.Tensor:
-    """Posterior means (count, channels, height, width) of uint8 images (count, 3, height, width)."""
-    chunks = [autoencoder.encode(chunk.float() / 127.5 - 1).latent_dist.mean for chunk in images.split(batch_size)]
+def encode_images(autoencoder: nn.Module, images: torch.Tensor, batch_size: int = 128) -> torch.Tensor:
+    """Latents (count, channels, height, width) of uint8 images (count, 3, height, width): posterior means, or before
+    quantisation."""
+    chunks = []
+    for chunk in images.split(batch_size):
+        encoded = autoencoder.encode(chunk.float() / 127.5 - 1)
+        chunks.append(encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents)
     return torch.cat(chunks)
 
 
 @torch.no_grad()
-def normalize_latents(autoencoder: AutoencoderKL, latents: torch.Tensor) -> None:
-    """Makes each latent channel zero mean and unit deviation over `latents`, by folding the affine map into the weights.
-
-    The 1x1 convolutions on both sides of the latent space take it up, so that scaling_factor is 1 and every loader of
-    diffusers decodes correctly without knowing of it.
-    """
-    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    outward, inward = autoencoder.quant_conv, autoencoder.post_quant_conv
-    channels = len(mean)
-    outward.weight[:channels] /= std[:, None, None, None]
-    outward.bias[:channels] = (outward.bias[:channels] - mean) / std
-    outward.bias[channels:] -= 2 * std.log()
-    inward.bias += (inward.weight[:, :, 0, 0] * mean).sum(1)
-    inward.weight *= std[None, :, None, None]
-    autoencoder.register_to_config(scaling_factor=1.0)
+def reconstruct_images(autoencoder: nn.Module, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+    """What is left in [-1, 1] of uint8 images (count, 3, height, width) after encoding and decoding."""
+    chunks = images.split(batch_size)
+    return torch.cat([autoencoder.decode(encode_images(autoencoder, chunk)).sample.clamp(-1, 1) for chunk in chunks])
 
 
 @torch.no_grad()
-def peak_signal_to_noise(autoencoder: AutoencoderKL, images: torch.Tensor, batch_size: int = 64) -> float:
+def peak_signal_to_noise(autoencoder: nn.Module, images: torch.Tensor, batch_size: int = 64) -> float:
     """PSNR in dB of the reconstructions of uint8 images (count, 3, height, width), over all pixels at once."""
     squared = 0.0
     for chunk in images.split(batch_size):
-        pixels = chunk.float() / 127.5 - 1
-        decoded = autoencoder.decode(autoencoder.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
-        squared += F.mse_loss(decoded, pixels, reduction="sum").item()
+        decoded = reconstruct_images(autoencoder, chunk, batch_size)
+        squared += F.mse_loss(decoded, chunk.float() / 127.5 - 1, reduction="sum").item()
     return 10 * torch.log10(torch.tensor(4 * images.numel() / squared)).item()

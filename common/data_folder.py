@@ -1,0 +1,44 @@
+"""What the loaders of the shipped data sets share: a folder with index.json, splits, and evenly spaced limits."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from common.errors import InputError
+from common.files import ROOT
+
+Entry = TypeVar("Entry")
+
+
+def read_index(folder: str | Path, what: str, builder: str, keys: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """The data folder and its index.json, which must have `keys`.
+
+    `what` and `builder` tell in an InputError what is missing and what makes it.
+
+    `folder`: absolute, or relative to the working directory or the project.
+    """
+    folder = Path(folder) if Path(folder).is_dir() else ROOT / folder
+    if not (folder / "index.json").is_file():
+        raise InputError(f"{folder} has no index.json; build the {what} data with {builder}.")
+    try:
+        document = json.loads((folder / "index.json").read_text())
+    except ValueError as error:  # not JSON, or not text
+        raise InputError(f"{folder / 'index.json'} is damaged ({error}); build it anew.") from error
+    absent = [key for key in keys if not isinstance(document, dict) or key not in document]
+    if absent:
+        raise InputError(f"{folder / 'index.json'} is damaged (it lacks {', '.join(absent)}); build it anew.")
+    return folder, document
+
+
+def check_limit(limit: int | None, what: str) -> None:
+    """InputError for a limit below one."""
+    if limit is not None and limit < 1:
+        raise InputError(f"task.data.limit={limit}: at least 1 {what} is needed.")
+
+
+def evenly_spaced(entries: Sequence[Entry], limit: int | None) -> Sequence[Entry]:
+    """At most `limit` of the entries, evenly spaced."""
+    if limit is None or limit >= len(entries):
+        return entries
+    return [entries[index * len(entries) // limit] for index in range(limit)]

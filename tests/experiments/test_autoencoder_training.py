@@ -1,0 +1,122 @@
+"""Both kinds of autoencoder: normalising the latents changes no reconstruction; a VQ codebook stays alive."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from common.batches import TensorRows
+from common.training import fit
+from experiments.autoencoder_training import encode_images, peak_signal_to_noise, reconstruct_images
+from experiments.kl_training import KLTraining
+from experiments.vq_training import VQTraining, divergence_from_normal
+
+SIZES = {
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "block_out_channels": [4, 8],
+    "norm_num_groups": 2,
+    "latent_channels": 3,
+}
+
+
+def no_schedule(optimizer):
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+
+
+def training(kind):
+    from diffusers import AutoencoderKL, VQModel
+
+    torch.manual_seed(0)
+    shared = (partial(torch.optim.AdamW, lr=1e-2), no_schedule)
+    if kind == "kl":
+        return KLTraining(AutoencoderKL(**SIZES), *shared, seed=0, kl_weight=1e-4)
+    network = VQModel(**SIZES, num_vq_embeddings=64)
+    return VQTraining(network, *shared, seed=0, codebook_weight=0.25, spread_weight=0.01, revive_every=4)
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (24, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def trained(kind, images, folder, steps=8):
+    module = training(kind)
+    fit(
+        module,
+        TensorRows(images=images),
+        steps=steps,
+        batch_size=4,
+        seed=0,
+        folder=folder,
+        description=kind,
+        checkpoint_every=4,
+        trainer={"accelerator": "cpu", "devices": 1},
+    )
+    return module
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_normalised_latents_decode_to_the_same_images(kind, images, tmp_path):
+    module = trained(kind, images, tmp_path)
+    autoencoder = module.autoencoder.eval()
+    latents, before = encode_images(autoencoder, images), reconstruct_images(autoencoder, images)
+    decibels = peak_signal_to_noise(autoencoder, images)
+    module.normalize_latents(latents)
+    after = encode_images(autoencoder, images)
+    assert after.mean((0, 2, 3)).abs().max() < 1e-4
+    assert after.std() == pytest.approx(1, abs=1e-2)
+    centred = latents - latents.mean((0, 2, 3))[:, None, None]
+    deviation = latents.std((0, 2, 3))[:, None, None] if kind == "kl" else centred.std()
+    torch.testing.assert_close(after, centred / deviation, atol=1e-3, rtol=0)
+    assert autoencoder.config.scaling_factor == 1
+    torch.testing.assert_close(reconstruct_images(autoencoder, images), before, atol=2e-3, rtol=0)
+    assert peak_signal_to_noise(autoencoder, images) == pytest.approx(decibels, abs=0.01)
+
+
+def test_psnr_is_of_pixels_in_0_to_255(images):
+    class Darker(torch.nn.Module):
+        """An autoencoder that loses one grey level of 255 everywhere."""
+
+        def encode(self, pixels):
+            return type("Encoded", (), {"latents": pixels - 2 / 255})
+
+        def decode(self, latents):
+            return type("Decoded", (), {"sample": latents})
+
+    expected = 20 * torch.log10(torch.tensor(255.0)).item()
+    assert peak_signal_to_noise(Darker(), images.clamp(min=1)) == pytest.approx(expected, abs=0.01)
+
+
+def test_the_codebook_starts_on_the_data(images):
+    module = training("vq")
+    latents = module.autoencoder.encode(images.float() / 127.5 - 1).latents.detach()
+    module.revive(latents)
+    vectors, codebook = latents.permute(0, 2, 3, 1).flatten(0, 2), module.autoencoder.quantize.embedding.weight
+    assert torch.cdist(codebook, vectors, compute_mode="donot_use_mm_for_euclid_dist").min(1).values.max() == 0
+
+
+def test_only_unused_entries_are_moved(images):
+    module = training("vq")
+    module.unused_steps[:] = 3
+    module.unused_steps[5] = 4
+    before = module.autoencoder.quantize.embedding.weight.detach().clone()
+    module.revive(torch.randn(2, 3, 4, 4))
+    moved = (module.autoencoder.quantize.embedding.weight != before).any(1)
+    assert moved.nonzero().flatten().tolist() == [5]
+
+
+def test_resumed_vq_training_ends_with_the_same_weights_and_counts(images, tmp_path):
+    whole = trained("vq", images, tmp_path / "whole", steps=12)
+    trained("vq", images, tmp_path / "halves", steps=6)
+    halves = trained("vq", images, tmp_path / "halves", steps=12)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, halves.state_dict()[name]), name
+
+
+def test_divergence_is_zero_for_the_standard_normal_and_large_for_a_line():
+    normal = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert divergence_from_normal(normal).abs() < 1e-3
+    line = normal[:, :1].expand(-1, 3, -1, -1)
+    assert divergence_from_normal(line) > 5
+    assert divergence_from_normal(2 * normal) == pytest.approx(0.5 * (12 - 3 - 6 * 0.6931), abs=0.02)
