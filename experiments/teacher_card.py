@@ -1,13 +1,15 @@
 """Measures a shipped teacher and writes its card: README.md, card.json and samples.png in the teacher's folder.
 
 python -m experiments.teacher_card task=t2i evaluation.images=512
+python -m experiments.teacher_card task=uig evaluation.images=512
 """
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.command_line import one_line_errors
 from experiments.jobs import register_job_folder
@@ -34,23 +36,24 @@ def common_captions(known: set[str], styles: list[str], count: int) -> list[str]
     return [f"{name}, {styles[index % len(styles)]} style" for index, name in enumerate(names)]
 
 
-def measure(cfg: DictConfig, teacher: Any, split: str, without: list[str]) -> dict[str, float]:
-    """Distances and retrieval of samples, of reconstructions and of other real images, for one split of the captions."""
+def measure(cfg: DictConfig, teacher: Any, split: str, subset: dict[str, Any]) -> dict[str, float]:
+    """Distances of samples, of reconstructions and of other real images, and caption retrieval where there are captions.
+
+    subset: settings of the data set that leave some of it out.
+    """
     import torch
-    from omegaconf import OmegaConf
 
     from common.distances import caption_retrieval, frechet_distance, kernel_distance
     from common.features import extract_features
     from experiments.caches import content_name
     from experiments.evaluate import Reference, evaluation_prompts, sampled_batches
 
-    cfg = OmegaConf.merge(cfg, {"evaluation": {"split": split}, "task": {"data": {"without": without}}})
+    cfg = OmegaConf.merge(cfg, {"evaluation": {"split": split}, "task": {"data": subset}})
     captions, names = evaluation_prompts(cfg)
     cache = Path(cfg.outputs) / "cache"
     reference = Reference(cfg, cfg.evaluation.split, cache, teacher.device)
     data = hydra.utils.instantiate(cfg.task.data, split=split)
-    pool = min(64, len(set(reference.all_names)))
-    name = content_name("card", teacher.fingerprint(), OmegaConf.to_container(cfg.evaluation), split, list(without))
+    name = content_name("card", teacher.fingerprint(), OmegaConf.to_container(cfg.evaluation), split, subset)
     batches = sampled_batches(cfg, teacher, captions, reference.extractor, split, cache / name)
     sampled = torch.cat([samples["features"] for _, samples in batches])
     again = teacher.decode_latents(teacher.encode_images(data.images[reference.held_back]))
@@ -60,13 +63,15 @@ def measure(cfg: DictConfig, teacher: Any, split: str, without: list[str]) -> di
     for who, features in sets.items():
         figures[f"fd_effnet {who}"] = frechet_distance(reference.features, features)
         figures[f"kd_effnet x1000 {who}"] = 1000 * kernel_distance(reference.features, features)[0]
-    figures[f"caption retrieval among {pool}"] = caption_retrieval(
-        sets["samples"], names, reference.all_features, reference.all_names, pool
-    )
+    if names is not None:
+        pool = min(64, len(set(reference.all_names)))
+        figures[f"caption retrieval among {pool}"] = caption_retrieval(
+            sets["samples"], names, reference.all_features, reference.all_names, pool
+        )
     return figures
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+@hydra.main(version_base="1.3", config_path="../conf", config_name="teacher_card")
 @one_line_errors
 def main(cfg: DictConfig) -> None:
     import json
@@ -85,11 +90,14 @@ def main(cfg: DictConfig) -> None:
     test = hydra.utils.instantiate(cfg.task.data, split="test")
     train = hydra.utils.instantiate(cfg.task.data, split="train")
     figures: dict[str, Any] = {"psnr held out (dB)": peak_signal_to_noise(teacher.autoencoder, test.images)}
-    for split in ("train", "test"):
-        for label, without in (("all", []), ("without flags", ["Flags"])):
-            figures[f"{split}, {label}"] = measure(cfg, teacher, split, without)
-    styles = list(dict.fromkeys(caption.rsplit(", ", 1)[1].removesuffix(" style") for caption in train.captions))
-    captions = common_captions(set(train.names), styles, 48)
+    card = OmegaConf.to_container(cfg.teacher_training.card)
+    for split in card["splits"]:
+        for label, subset in card["subsets"].items():
+            figures[f"{split}, {label}"] = measure(cfg, teacher, split, subset)
+    captions = [""] * 48
+    if hasattr(train, "captions"):
+        styles = list(dict.fromkeys(caption.rsplit(", ", 1)[1].removesuffix(" style") for caption in train.captions))
+        captions = common_captions(set(train.names), styles, 48)
     latents = sample_latents(
         teacher.denoiser,
         teacher.scheduler,
@@ -113,6 +121,8 @@ def card_text(teacher: Any, cfg: DictConfig, figures: dict[str, Any], history: d
     """The card in Markdown."""
     from common.cost import count_parameters
 
+    card = OmegaConf.to_container(cfg.teacher_training.card)
+    guidance = f"guidance {cfg.evaluation.guidance_scale}, " if any(captions) else ""
     sizes = {
         "denoiser": teacher.denoiser,
         "autoencoder": teacher.autoencoder,
@@ -121,13 +131,11 @@ def card_text(teacher: Any, cfg: DictConfig, figures: dict[str, Any], history: d
     lines = [
         f"# {teacher.name}",
         "",
-        "A text-to-image latent diffusion model in Stable Diffusion's topology, trained from scratch on the 64 px emoji of",
-        "`data/emoji` (four drawing styles, names as captions; licences beside the data).",
+        *textwrap.wrap(card["about"], 120),
         "",
         "![samples](samples.png)",
         "",
-        "Captions, row by row: " + "; ".join(captions) + ".",
-        "",
+        *(["Captions, row by row: " + "; ".join(captions) + ".", ""] if any(captions) else []),
         "| part | parameters |",
         "|---|---|",
         *(f"| {name} | {count_parameters(part):,} |" for name, part in sizes.items() if part is not None),
@@ -141,14 +149,13 @@ def card_text(teacher: Any, cfg: DictConfig, figures: dict[str, Any], history: d
         f"## Measured (`python -m experiments.teacher_card task={cfg.task.name} evaluation.images={cfg.evaluation.images}`)",
         "",
         f"Autoencoder, held-out images: {figures['psnr held out (dB)']:.2f} dB PSNR. Samples: {cfg.evaluation.steps} steps, "
-        f"guidance {cfg.evaluation.guidance_scale}, one seed per sample. Distances over EfficientNet-lite0 features against "
+        f"{guidance}one seed per sample. Distances over EfficientNet-lite0 features against "
         f"up to {cfg.evaluation.reference_images} real images; 'real' is as many other real images: the floor.",
         "",
     ]
-    for split in ("train", "test"):
-        for label in ("all", "without flags"):
+    for split, kind in card["splits"].items():
+        for label in card["subsets"]:
             row = figures[f"{split}, {label}"]
-            kind = "names seen in training" if split == "train" else "names held out of training"
             lines += [f"**{kind}, {label}**", "", "| figure | value |", "|---|---|"]
             lines += [f"| {name} | {value:.3g} |" for name, value in row.items()] + [""]
     return "\n".join(lines)
