@@ -30,18 +30,19 @@ def check_topology(unet: nn.Module, variant: str) -> None:
     if not isinstance(unet, UNet2DConditionModel | UNet2DModel):
         raise InputError(f"BK-SDM fits UNet2DConditionModel and UNet2DModel, not a {type(unet).__name__}.")
     pairs = unet.config.layers_per_block
-    if pairs != 2:
-        raise InputError(f"BK-SDM drops one of two layers per block; this U-Net has layers_per_block={pairs}.")
     levels = len(unet.down_blocks)
+    other = [f"down_blocks.{i}" for i, block in enumerate(unet.down_blocks) if len(block.resnets) != 2]
+    if other:
+        raise InputError(f"BK-SDM drops one of two layers per block; this U-Net has layers_per_block={pairs} at {other[0]}.")
     if levels < 2:
-        raise InputError(f"BK-SDM needs at least two levels; this U-Net has {levels}.")
+        raise InputError("BK-SDM needs at least two levels; this U-Net lacks level 'down_blocks.1'.")
     if variant != "base" and unet.mid_block is None:
         raise InputError(f"BK-SDM-{variant} removes the middle block; this U-Net has no level 'mid_block'.")
     plain = isinstance(unet, UNet2DModel) or unet.config.down_block_types[-1] == "DownBlock2D"
     if variant == "tiny" and (levels < 4 or not plain):
         raise InputError(
             "BK-SDM-tiny removes an innermost stage without attention (DownBlock2D) below three others; this U-Net has "
-            f"{levels} levels, {', '.join(unet.config.down_block_types)}: level 'down_blocks.3' of that kind is missing."
+            f"{', '.join(unet.config.down_block_types)}: such a level 'down_blocks.{max(3, levels - 1)}' is missing."
         )
 
 

@@ -11,7 +11,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def main() -> None:
         data=lambda: (latents, conditions),
     )
     settings = {"criterion": "output", "batch_size": arguments.rows, "copies": arguments.copies, "seed": 0}
-    method = instantiate(OmegaConf.load("conf/method/laptop_diff.yaml"), **settings, _convert_="all")
+    method = instantiate(OmegaConf.load(ROOT / "conf" / "method" / "laptop_diff.yaml"), **settings, _convert_="all")
     inputs = latents, torch.full((arguments.rows,), 500), conditions["encoder_hidden_states"]
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         unet(*inputs)
@@ -72,7 +73,9 @@ def main() -> None:
             del student
             loaded = load_denoiser(Path(scratch) / "student")
             report("saved and loaded")
-            print(f"equal output: {torch.equal(loaded(*inputs).sample, output)}")
+            if not torch.equal(loaded(*inputs).sample, output):
+                sys.exit("error: the loaded student's output differs from the saved one's")
+            print("equal output")
             del loaded
 
 

@@ -20,7 +20,8 @@ class Calibration:
     empty for unconditional models; empty: the row that guidance contrasts with.
 
     For criteria that look at training data: data() gives latents (rows, channels, height, width) of training images and
-    their conditions; alignment(latents), of final latents (conditions, samples, ...), how well they fit their captions.
+    their conditions; alignment(latents, chosen), of final latents (conditions, samples, ...) under the chosen conditions (a
+    slice), how well they fit their captions.
     """
 
     noise: torch.Tensor
@@ -30,7 +31,7 @@ class Calibration:
     steps: int
     guidance_scale: float
     data: Callable[[], tuple[torch.Tensor, Conditions]] | None = None
-    alignment: Callable[[torch.Tensor], float] | None = None
+    alignment: Callable[[torch.Tensor, slice], float] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -83,7 +84,7 @@ def build_calibration(
     guidance_scale: float,
     seed: int,
     data: Callable[[], tuple[torch.Tensor, Conditions]] | None = None,
-    alignment: Callable[[torch.Tensor], float] | None = None,
+    alignment: Callable[[torch.Tensor, slice], float] | None = None,
 ) -> Calibration:
     """Noise seeded by (seed, condition, sample). InputError when a size is below 1 or the conditions' rows differ."""
     for name, value in (("num_conditions", num_conditions), ("samples", samples), ("steps", steps)):

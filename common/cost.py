@@ -1,6 +1,8 @@
 """Sizes, multiply-accumulates and times of a network and of the modules in it."""
 
+import hashlib
 import json
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,8 +36,13 @@ def to_meta(value: Any) -> Any:
     return tuple(to_meta(item) for item in value) if isinstance(value, tuple | list) else value
 
 
-def probe_inputs(unet: nn.Module) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, Any]]:
-    """Zeros of the right shapes for one forward pass of a UNet2DConditionModel or UNet2DModel, on its device (or meta)."""
+def probe_inputs(
+    unet: nn.Module, given: dict[str, torch.Tensor] | None = None
+) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, Any]]:
+    """Zeros of the right shapes for one forward pass of a UNet2DConditionModel or UNet2DModel, on its device (or meta).
+
+    given: conditions of one row, for the number of tokens; CLIP's 77 without.
+    """
     weight = next(unet.parameters())
     size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
@@ -43,7 +50,8 @@ def probe_inputs(unet: nn.Module) -> tuple[tuple[torch.Tensor, torch.Tensor], di
     timestep = torch.zeros(1, device=weight.device, dtype=torch.long)
     conditions: dict[str, Any] = {}
     if "cross_attention_dim" in unet.config:
-        tokens = torch.zeros(1, 8, unet.config.cross_attention_dim, device=weight.device, dtype=weight.dtype)
+        length = given["encoder_hidden_states"].shape[1] if given else 77
+        tokens = torch.zeros(1, length, unet.config.cross_attention_dim, device=weight.device, dtype=weight.dtype)
         conditions["encoder_hidden_states"] = tokens
         if unet.config.addition_embed_type == "text_time":
             pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
@@ -75,15 +83,20 @@ def count_macs(denoiser: nn.Module, arguments: tuple, conditions: dict[str, Any]
     return Macs(total // 2, (total - products) // 2)
 
 
-def site_macs(denoiser: nn.Module, sites: Sequence[str]) -> dict[str, float]:
-    """MACs of one sample inside the module at each site, with attention products; "" is the whole network."""
-    counts = count_flops(denoiser, *probe_inputs(denoiser))
+def site_macs(denoiser: nn.Module, sites: Sequence[str], conditions: dict[str, torch.Tensor] | None = None) -> dict[str, float]:
+    """MACs of one sample inside the module at each site, with attention products; "" is the whole network.
+
+    conditions: one row of the denoiser's conditions (probe_inputs).
+    """
+    counts = count_flops(denoiser, *probe_inputs(denoiser, conditions))
     by_module = {name.partition(".")[2]: sum(found.values()) / 2 for name, found in counts.items() if name != "Global"}
     return {site: by_module.get(site, 0.0) for site in sites}
 
 
 @torch.no_grad()
-def site_milliseconds(denoiser: nn.Module, sites: Sequence[str], passes: int = 5) -> dict[str, float]:
+def site_milliseconds(
+    denoiser: nn.Module, sites: Sequence[str], conditions: dict[str, torch.Tensor] | None = None, passes: int = 5
+) -> dict[str, float]:
     """Median time of one sample inside the module at each site, on the denoiser's device; "" is the whole network."""
     started: dict[str, float] = {}
     times: dict[str, list[float]] = {site: [] for site in sites}
@@ -106,26 +119,33 @@ def site_milliseconds(denoiser: nn.Module, sites: Sequence[str], passes: int = 5
     modules = [(site, denoiser.get_submodule(site)) for site in sites]
     handles = [module.register_forward_pre_hook(before(site)) for site, module in modules]
     handles += [module.register_forward_hook(after(site)) for site, module in modules]
-    arguments, conditions = probe_inputs(denoiser)
+    arguments, probe = probe_inputs(denoiser, conditions)
     try:
         for _ in range(passes):
-            denoiser(*arguments, **conditions)
+            denoiser(*arguments, **probe)
     finally:
         for handle in handles:
             handle.remove()
     return {site: sorted(values)[len(values) // 2] for site, values in times.items()}
 
 
-def kept_milliseconds(denoiser: nn.Module, sites: Sequence[str], folder: Path | None, teacher: str) -> dict[str, float]:
-    """site_milliseconds, measured once per teacher and kind of device and kept in `folder`, so that a rerun decides alike."""
+def kept_milliseconds(
+    denoiser: nn.Module,
+    sites: Sequence[str],
+    folder: Path | None,
+    teacher: str,
+    conditions: dict[str, torch.Tensor] | None = None,
+) -> dict[str, float]:
+    """site_milliseconds, measured once per teacher, device and list of sites and kept in `folder`: a rerun decides alike."""
     if folder is None:
-        return site_milliseconds(denoiser, sites)
-    path = folder / f"{teacher}-{next(denoiser.parameters()).device.type}-milliseconds.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    if not set(sites) <= found.keys():
-        found |= site_milliseconds(denoiser, sites)
-        write_json(path, found)
-    return {site: found[site] for site in sites}
+        return site_milliseconds(denoiser, sites, conditions)
+    device = next(denoiser.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.processor()}"
+    content = hashlib.sha256(json.dumps([teacher, name, list(sites)]).encode()).hexdigest()[:16]
+    path = folder / f"{content}-milliseconds.json"
+    if not path.is_file():
+        write_json(path, site_milliseconds(denoiser, sites, conditions))
+    return json.loads(path.read_text())
 
 
 def checkpoint_bytes(module: nn.Module, dtype: torch.dtype = torch.float16) -> int:

@@ -171,7 +171,7 @@ class DenoiserTraining(L.LightningModule):
             for (path, _), value in zip(self.feature_pairs, by_pair, strict=True):
                 self.log(f"feature/{path}", value.detach())
             terms["feature"] = torch.stack(by_pair).sum()
-            shares = (torch.stack(by_pair) / terms["feature"]).detach()
+            shares = (torch.stack(by_pair) / terms["feature"].clamp_min(torch.finfo(torch.float32).tiny)).detach()
             self.log_dict({f"feature_share/{pair[0]}": share for pair, share in zip(self.feature_pairs, shares, strict=True)})
             loss = loss + self.feature_weight * terms["feature"]
         if not torch.isfinite(loss):
@@ -185,6 +185,15 @@ class DenoiserTraining(L.LightningModule):
         weights = {"task": self.task_weight, "output": self.output_weight, "feature": self.feature_weight}
         self.log_dict({f"share/{name}": weights[name] * value.detach() / loss.detach() for name, value in terms.items()})
         return loss
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to save weights that are not finite: the checkpoint before stays."""
+        for name, parameter in self.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise InputError(
+                    f"The weights of {name} are not finite after step {self.global_step}; the last checkpoint stays. "
+                    "Lower the learning rate, or clip gradients harder."
+                )
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])

@@ -15,11 +15,11 @@ from common.plans import Edit, Plan
 
 def removal_budget(ratio: float, unit: str, sizes: Sequence[float], whole: float) -> float:
     """ratio * whole; InputError when the ratio is outside (0, 1), or larger than all layers together."""
-    if not 0 < ratio < 1:
+    if not isinstance(ratio, int | float) or not 0 < ratio < 1:
         raise InputError(f"method.ratio={ratio}: a share between 0 and 1 is needed.")
     largest = sum(sizes) / whole
     if ratio > largest:
-        raise InputError(f"method.ratio={ratio}: all layers together are {largest:.4f} of the {unit}; ask for less.")
+        raise InputError(f"method.ratio={ratio}: all layers together are {math.floor(1e4 * largest) / 1e4} of the {unit}.")
     return ratio * whole
 
 
@@ -67,7 +67,8 @@ class LayerPruner:
         score that is not a number.
         """
         layers = list_layers(unet, self.granularity, self.width_changing, self.exclude)
-        sizes, whole = layer_sizes(unet, layers, self.unit, scores, teacher)
+        conditions = None if calibration is None else calibration.empty
+        sizes, whole = layer_sizes(unet, layers, self.unit, scores, teacher, conditions)
         budget = removal_budget(self.ratio, self.unit, sizes, whole)
         found = self.layer_scores(unet, layers, calibration, teacher, scores)
         for site, score in found.items():

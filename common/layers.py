@@ -61,15 +61,19 @@ def list_layers(
                 layers.append(layer)
     for pattern in exclude:
         if not any(fnmatch(layer.site, pattern) for layer in layers):
-            raise InputError(f"exclude pattern {pattern!r} matches no layer; paths look like {layers[0].site!r}.")
+            example = f"; paths look like {layers[0].site!r}" if layers else " of this U-Net, which has none"
+            raise InputError(f"exclude pattern {pattern!r} matches no layer{example}.")
     return [layer for layer in layers if not any(fnmatch(layer.site, pattern) for pattern in exclude)]
 
 
 def _layer(site: str, module: nn.Module, transformer: type, width_changing: str) -> Layer | None:
     parameters = count_parameters(module)
     if isinstance(module, ResnetBlock2D):
+        if module.up or module.down:
+            return None  # a sampler in the form of a ResNet block
         if module.in_channels == module.out_channels:
-            return Layer(site, "resnet", Edit(site, "identity"), parameters)
+            rest = "identity" if module.output_scale_factor == 1 else "shortcut"
+            return Layer(site, "resnet", Edit(site, rest), parameters)
         if width_changing == "keep":
             return None
         return Layer(site, "resnet", Edit(site, "shortcut"), parameters - count_parameters(module.conv_shortcut))
@@ -81,20 +85,32 @@ def _layer(site: str, module: nn.Module, transformer: type, width_changing: str)
 
 
 def layer_sizes(
-    unet: nn.Module, layers: Sequence[Layer], unit: str, folder: Path | None = None, teacher: str = ""
+    unet: nn.Module,
+    layers: Sequence[Layer],
+    unit: str,
+    folder: Path | None = None,
+    teacher: str = "",
+    conditions: dict[str, torch.Tensor] | None = None,
 ) -> tuple[list[float], float]:
     """What removing each layer saves, and the whole U-Net, in `unit`.
 
     unit: "parameters", "macs" (one sample, with attention products) or "milliseconds" (measured once and kept in `folder` for
-    `teacher`: common.cost.kept_milliseconds).
+    `teacher`: common.cost.kept_milliseconds). conditions: one row of the denoiser's conditions, for how many tokens there are.
     """
     if unit not in UNITS:
         raise InputError(f"method.unit={unit!r} is none of {', '.join(UNITS)}.")
     if unit == "parameters":
         return [layer.parameters for layer in layers], count_parameters(unet)
-    kept = {layer.site: f"{layer.site}.conv_shortcut" for layer in layers if layer.edit.operation == "shortcut"}
+    kept = {
+        layer.site: f"{layer.site}.conv_shortcut"
+        for layer in layers
+        if layer.edit.operation == "shortcut" and unet.get_submodule(layer.site).conv_shortcut is not None
+    }
     sites = ["", *(layer.site for layer in layers), *kept.values()]
-    found = site_macs(unet, sites) if unit == "macs" else kept_milliseconds(unet, sites, folder, teacher)
+    if unit == "macs":
+        found = site_macs(unet, sites, conditions)
+    else:
+        found = kept_milliseconds(unet, sites, folder, teacher, conditions)
     return [max(0.0, found[layer.site] - found.get(kept.get(layer.site), 0.0)) for layer in layers], found[""]
 
 

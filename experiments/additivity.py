@@ -12,6 +12,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from common.errors import InputError
 from experiments.command_line import one_line_errors
 from experiments.jobs import job_settings, teacher_content
 
@@ -36,27 +37,33 @@ def measure(cfg: DictConfig, settings: dict[str, Any]) -> dict[str, Any]:
     from common.progress import progress_bar
     from common.score_file import ScoreFile
     from common.teachers import load_teacher
-    from experiments.caches import content_name
     from experiments.pipeline import calibrate, pick_device
     from laptop_diff.additivity import JOINT, joint_losses, random_subsets
+    from laptop_diff.method import LaptopDiff
 
     cache = Path(cfg.outputs) / "cache"
     wanted = cfg.additivity
+    method = hydra.utils.instantiate(cfg.method, _convert_="all")
+    if not isinstance(method, LaptopDiff):
+        raise InputError(f"Additivity is a property of LAPTOP-Diff's losses: method=laptop_diff, not {cfg.method._target_}.")
+    for criterion in wanted.criteria:
+        replace(method, criterion=criterion)  # an unknown one is told now
+    if wanted.per_size < 2 or not wanted.sizes:
+        raise InputError("additivity.per_size of at least 2, and some additivity.sizes, are needed for a correlation.")
     teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))
     calibration = calibrate(cfg, teacher, cache).to(teacher.device)
-    method = hydra.utils.instantiate(cfg.method, _convert_="all")
     layers = list_layers(teacher.denoiser, method.granularity, method.width_changing, method.exclude)
     subsets = random_subsets(len(layers), wanted.sizes, wanted.per_size, wanted.seed)
 
     def joint(criterion: str) -> list[float]:
-        name = content_name("joint", criterion, settings["method"], settings["calibration"], teacher.fingerprint())
+        key = replace(method, criterion=criterion).score_key(calibration, teacher.fingerprint())
         with progress_bar(f"sets of layers: {criterion}", len(subsets)) as bar:
             return joint_losses(
                 teacher.denoiser,
                 layers,
                 subsets,
                 calibration,
-                ScoreFile.open(cache / "scores" / f"{name}.json"),
+                ScoreFile.open(cache / "scores" / f"{key}-joint.json"),
                 criterion=criterion,
                 timesteps=method.timesteps,
                 guidance_scale=method.guidance_scale,

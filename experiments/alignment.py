@@ -20,8 +20,8 @@ class CaptionAlignment:
         self.cfg, self.teacher, self.names, self.cache = cfg, teacher, names, cache
         self.reference = None
 
-    def __call__(self, latents: torch.Tensor) -> float:
-        """The alignment of final latents (conditions, samples, channels, height, width)."""
+    def __call__(self, latents: torch.Tensor, chosen: slice) -> float:
+        """The alignment of final latents (conditions, samples, channels, height, width) under the chosen conditions."""
         from common.features import extract_features
         from experiments.evaluate import Reference
 
@@ -30,5 +30,5 @@ class CaptionAlignment:
         real, known = self.reference.all_features, self.reference.all_names
         images = self.teacher.decode_latents(latents.flatten(0, 1), self.cfg.evaluation.batch_size)
         found = extract_features(self.reference.extractor, images).unflatten(0, latents.shape[:2]) - real.mean(0)
-        targets = torch.stack([real[[name == other for other in known]].mean(0) for name in self.names]) - real.mean(0)
+        targets = torch.stack([real[[name == other for other in known]].mean(0) for name in self.names[chosen]]) - real.mean(0)
         return cosine_similarity(found, targets[:, None], dim=2).mean().item()

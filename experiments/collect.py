@@ -15,6 +15,7 @@ from typing import Any
 
 from common.errors import InputError
 from common.files import write_atomically
+from experiments.command_line import explain
 
 KNOBS = ("variant", "k", "ratio", "sparsity")  # what a sweep of a method is usually over
 PARTS = ("settings", "models", "plan", "protocol")
@@ -81,47 +82,72 @@ def write_csv(records: list[dict[str, Any]], path: Path) -> None:
     write_atomically(path, buffer.getvalue().encode())
 
 
-def print_rows(rows: list[dict[str, Any]]) -> None:
-    """One line a job, within 80 columns: what is left, and the figures before -> after distillation."""
-    from rich.console import Console
-    from rich.table import Table
+def group_name(row: dict[str, Any]) -> str:
+    """What rows of one table have in common: task, teacher and protocol."""
+    settings, protocol = row["settings"], row["protocol"]
+    what = f"{settings['task']['name']}, teacher {settings['teacher']['path']}, seed {settings['seed']}"
+    return f"{what}, {protocol['images']} images of {protocol['steps']} steps"
 
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    for title in ("method", "setting", "distill"):
-        table.add_column(title, no_wrap=True)
-    for title in ("left", "time", "FD", "retrieval %", "MSE to t."):
-        table.add_column(title, justify="right", no_wrap=True)
+
+def changed_settings(rows: list[dict[str, Any]]) -> list[str]:
+    """For each row the method's settings that differ among the rows of the same method, its own knob left out."""
+    found = []
+    for row in rows:
+        method = row["settings"]["method"]
+        others = [other["settings"]["method"] for other in rows if other["settings"]["method"].keys() == method.keys()]
+        names = [name for name in method if name not in KNOBS and any(other[name] != method[name] for other in others)]
+        found.append(" ".join([setting(row), *(f"{name}={method[name]}" for name in names)]))
+    return found
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """A table for each task, teacher and protocol; one line a job, within 80 columns: before → after distillation."""
+    from rich.console import Console
+
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (setting(row), row.get("choices", {}).get("method", ""))):
+        groups.setdefault(group_name(row), []).append(row)
+    console = Console(width=80)
+    for name, members in groups.items():
+        teacher = members[0]["models"]["teacher"]
+        distance = next((key for key in teacher if key.startswith("fd_")), "")
+        console.print(table_of(members, distance))
+        retrieval = f", retrieval {100 * teacher['caption_retrieval']:.0f} %" if "caption_retrieval" in teacher else ""
+        console.print(
+            f"\n{len(members)} jobs; {name}; the teacher: FD {teacher.get(distance, float('nan')):.0f}{retrieval}. "
+            "left: parameters of the student; before → after distillation.\n",
+            style="dim",
+            highlight=False,
+        )
+
+
+def table_of(rows: list[dict[str, Any]], distance: str) -> Any:
+    """The rich table of one group of rows; `distance`: the name of its Fréchet distance."""
+    from rich.table import Table
 
     def arrow(models: dict[str, Any], name: str, form: str, factor: float = 1.0) -> str:
         values = [models[who].get(name) for who in ("pruned", "distilled") if who in models]
         return "→".join(form.format(factor * value) for value in values if value is not None)
 
-    for row in sorted(rows, key=lambda row: (setting(row), row.get("choices", {}).get("method", ""))):
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    for title in ("method", "setting", "distill"):
+        table.add_column(title, overflow="fold")
+    for title in ("left", "time", "FD", "retrieval", "MSE to t."):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row, settings in zip(rows, changed_settings(rows), strict=True):
         models, choices = row["models"], row.get("choices", {})
-        distance = next((name for name in models["teacher"] if name.startswith("fd_")), "")
-        recipe = f"{choices.get('distill', '')} {row['settings']['distill']['steps']}"
         last = models["distilled" if "distilled" in models else "pruned"]
         table.add_row(
             choices.get("method", ""),
-            setting(row),
-            recipe,
+            settings,
+            f"{choices.get('distill', '')} {row['settings']['distill']['steps']}",
             f"{100 * last['parameters'] / models['teacher']['parameters']:.0f}%",
             f"{last['latency']['ratio']:.2f}x",
             arrow(models, distance, "{:.0f}"),
-            arrow(models, "caption_retrieval", "{:.0f}", 100),
+            arrow(models, "caption_retrieval", "{:.0f}%", 100),
             arrow(models, "latent_mse", "{:.3f}"),
         )
-    console = Console(width=80)
-    console.print(table)
-    teacher = rows[0]["models"]["teacher"]
-    distance = next((name for name in teacher if name.startswith("fd_")), "")
-    console.print(
-        f"\n{len(rows)} jobs. left: parameters of the student; before → after distillation. The teacher: FD "
-        f"{teacher.get(distance, float('nan')):.0f}"
-        + (f", retrieval {100 * teacher['caption_retrieval']:.0f} %." if "caption_retrieval" in teacher else "."),
-        style="dim",
-        highlight=False,
-    )
+    return table
 
 
 def main() -> None:
@@ -133,8 +159,12 @@ def main() -> None:
         rows = read_rows(arguments.folders)
         if arguments.csv is not None:
             write_csv([record for row in rows for record in flatten(row)], arguments.csv)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
     print_rows(rows)
 
 

@@ -23,6 +23,8 @@ def feature_pairs(features: list[str], student: nn.Module, teacher: nn.Module) -
     alike in both (a * stays within one part of a path). Where a place is gone in the student, the pair moves to the
     enclosing block's output in both. InputError for what the teacher does not have.
     """
+    if not features:
+        raise InputError("distill.features is empty: name some, or set distill.feature_weight=0.")
     known = [name for name, _ in teacher.named_modules() if name]
     wanted = []
     for entry in features:
@@ -93,7 +95,7 @@ def distill(cfg: DictConfig, teacher: Teacher, student: nn.Module, folder: Path,
         task_weight=settings.task_weight,
         output_weight=settings.output_weight,
         feature_weight=settings.feature_weight,
-        feature_pairs=feature_pairs(OmegaConf.to_container(settings.features), student, teacher.denoiser),
+        feature_pairs=feature_pairs(list(settings.features), student, teacher.denoiser) if settings.feature_weight else (),
         feature_losses=hydra.utils.instantiate(settings.feature_loss),
         teacher=teacher.denoiser,
     )

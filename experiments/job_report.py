@@ -47,13 +47,14 @@ def print_table(row: dict[str, Any]) -> None:
     console.print()
     console.print(table)
     protocol = row["protocol"]
+    reached = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in row.get("reached", {}).items())
     guidance = f", guidance {protocol['guidance_scale']}" if protocol["guidance_scale"] else ""
     console.print(
         f"\nFD and KD (x1000): Fréchet and kernel distance of {protocol['images']} samples to "
         f"{row['models']['real']['reference_images']} real images over {protocol['extractor'].split(':')[0]} features; "
         "'real': as many real images against the same. t.: the teacher, from equal seeds. "
         f"time: one forward pass of {protocol['latency_batch']}, against the teacher in the same run. "
-        f"{protocol['steps']} steps{guidance}. {len(row['plan'])} edits; "
+        f"{protocol['steps']} steps{guidance}. {len(row['plan'])} edits{reached}; "
         + ", ".join(f"{name} {value:.0f} s" for name, value in row["seconds"].items()),
         style="dim",
         highlight=False,

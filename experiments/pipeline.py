@@ -1,6 +1,7 @@
 """One job from configuration to result row: plan, prune, distil, measure, show."""
 
 import functools
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,7 +98,7 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
         return row
     hydra_config = HydraConfig.get()
     made_by = {
-        "command": " ".join(["python run.py", *(value for value in hydra_config.overrides.task)]),
+        "command": shlex.join(["python", "run.py", *hydra_config.overrides.task]),
         "choices": {name: hydra_config.runtime.choices.get(name) for name in GROUPS},
     }
     row = {"settings": settings, **made_by, **compute_row(cfg, folder)}
@@ -159,6 +160,7 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     return {
         "models": {who: {**metrics.get(who, {}), **costs.get(who, {})} for who in ("real", *models)},
         "plan": [edit.to_dict() for edit in plan.edits],
+        "reached": {name: value for name, value in plan.settings.items() if name.endswith("_reached")},
         "protocol": {
             "extractor": "effnet: EfficientNet-lite0, 1280 pooled features, at the images' own size",
             **OmegaConf.to_container(cfg.evaluation, resolve=True),

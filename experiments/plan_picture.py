@@ -74,7 +74,9 @@ def removed_inside(box: Box, edits: Sequence[Edit], unet: nn.Module) -> tuple[Ed
     """The edit that covers the box, or the edits inside it with the share of its parameters that they are."""
     for edit in edits:
         if box.site == edit.site or box.site.startswith(f"{edit.site}."):
-            return edit, [], 1.0
+            module = unet.get_submodule(box.site)
+            kept = count_parameters(module.conv_shortcut) if edit.operation == "shortcut" and module.conv_shortcut else 0
+            return edit, [], 1 - kept / max(1, box.parameters)
     inside = [edit for edit in edits if edit.site.startswith(f"{box.site}.")]
     outermost = [e for e in inside if not any(e.site.startswith(f"{other.site}.") for other in inside)]
     gone = sum(count_parameters(unet.get_submodule(edit.site)) for edit in outermost)
@@ -116,7 +118,8 @@ def draw_plan(unet: nn.Module, plan: Plan, path: Path) -> None:
         if whole is not None and whole.operation == "shortcut":
             lines.append("(shortcut)")
         if inside:
-            lines.append(f"{len(inside)} inside")
+            scores = [edit.score for edit in inside if edit.score is not None]
+            lines.append(f"{len(inside)} inside" + (f"\n{min(scores):.1g}…{max(scores):.1g}" if scores else ""))
         background = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85} if share else None
         axis.text(left + 0.46, bottom + 0.48, "\n".join(lines), ha="center", va="center", fontsize=6.5, bbox=background)
     for row in range(rows):
@@ -131,6 +134,12 @@ def draw_plan(unet: nn.Module, plan: Plan, path: Path) -> None:
     handles.append(Patch(facecolor=COLORS["down"], edgecolor="0.4", label="sampler"))
     handles.append(Patch(facecolor="white", edgecolor="#b03030", hatch="////", label="removed, or the share of it"))
     figure.legend(handles=handles, fontsize=7, ncols=4, loc="lower left", frameon=False, bbox_to_anchor=(0.01, 0.0))
-    figure.text(0.99, 0.02, "in a box: kind, parameters, score", fontsize=7, ha="right")
+    figure.text(
+        0.99,
+        0.02,
+        "in a box: kind, parameters, score; lowest and highest score of what is removed inside",
+        fontsize=7,
+        ha="right",
+    )
     figure.tight_layout(rect=(0, 0.04, 1, 0.99))
     save_figure(figure, path)

@@ -14,9 +14,8 @@ from common.calibration import Calibration
 from common.errors import InputError
 from common.layers import Layer
 from common.plans import edited
-from common.roll_out import roll_out
 from common.score_file import ScoreFile
-from laptop_diff.criteria import batch_loss, noisy_batches
+from laptop_diff.criteria import alignment_of, batch_loss, condition_chunks, noisy_batches
 
 JOINT = ("output", "task", "alignment")  # criteria that say what a set of layers costs; the others score single layers
 
@@ -55,27 +54,27 @@ def joint_losses(
     if criterion not in JOINT:
         raise InputError(f"There is no joint loss of criterion {criterion!r}; there is one of {', '.join(JOINT)}.")
     names = [" ".join(layers[index].site for index in subset) for subset in subsets]
-    if criterion == "alignment":
-        everything = slice(0, calibration.shape[0])
-        intact = None
-    else:
+    waiting = [(name, subset) for name, subset in zip(names, subsets, strict=True) if not file.known(name)]
+    advance(len(names) - len(waiting))
+    if waiting and criterion == "alignment":
+        chunks = condition_chunks(calibration, batch_size)
+
+        def aligned() -> float:
+            return sum(alignment_of(unet, calibration, chosen)[0] for chosen in chunks)
+
+        intact = aligned()
+    elif waiting:
         batches = noisy_batches(calibration, timesteps, batch_size, guidance_scale > 1, seed)
-        intact = [unet(batch.latents, batch.timesteps, **batch.conditions).sample for batch in batches]
-    for name, subset in zip(names, subsets, strict=True):
-        if not file.known(name):
-            edits = [layers[index].edit for index in subset]
+        outputs = [unet(batch.latents, batch.timesteps, **batch.conditions).sample for batch in batches]
+    for name, subset in waiting:
+        with edited(unet, [layers[index].edit for index in subset], {}):
             if criterion == "alignment":
-                if "" not in file.parts:
-                    file.parts[""] = [calibration.alignment(roll_out(unet, calibration, everything)[0])]
-                with edited(unet, edits, {}):
-                    latents = roll_out(unet, calibration, everything)[0]
-                loss = file.parts[""][0] - calibration.alignment(latents)
+                loss = intact - aligned()
             else:
-                with edited(unet, edits, {}):
-                    outputs = [unet(batch.latents, batch.timesteps, **batch.conditions).sample for batch in batches]
-                triples = zip(batches, intact, outputs, strict=True)
+                changed = [unet(batch.latents, batch.timesteps, **batch.conditions).sample for batch in batches]
+                triples = zip(batches, outputs, changed, strict=True)
                 loss = sum(batch_loss(*triple, criterion == "task", guidance_scale) for triple in triples)
-            file.parts[name] = [loss]
-            file.save()
+        file.parts[name] = [loss]
+        file.save()
         advance(1)
     return [file.known(name)[0] for name in names]

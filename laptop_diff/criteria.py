@@ -22,6 +22,7 @@ from common.calibration import Calibration
 from common.distillation import noising_scheduler, training_target
 from common.errors import InputError
 from common.layers import Layer, mean_magnitude, random_scores
+from common.plans import Edit
 from common.roll_out import roll_out
 from common.score_file import ScoreFile
 
@@ -109,7 +110,10 @@ def layer_losses(
             return random_scores(layers, seed)
         return {layer.site: mean_magnitude(unet.get_submodule(layer.site)) for layer in layers}
     if criterion == "alignment":
-        parts = [lambda waiting: _alignment_drops(unet, waiting, calibration, copies)]
+        parts = [
+            lambda waiting, chosen=chosen: _alignment_drops(unet, waiting, calibration, chosen, copies)
+            for chosen in condition_chunks(calibration, batch_size)
+        ]
     else:
         batches = noisy_batches(calibration, timesteps, batch_size, guidance_scale > 1, seed)
         parts = [
@@ -147,16 +151,32 @@ def _batch_losses(
     return {edit.site: batch_loss(batch, intact, changed, task, guidance_scale) for edit, intact, changed in outputs}
 
 
-def _alignment_drops(unet: nn.Module, layers: Sequence[Layer], calibration: Calibration, copies: int) -> dict[str, float]:
-    """Alignment of the intact network's samples minus that of each network without a layer, over all conditions."""
+def condition_chunks(calibration: Calibration, batch_size: int) -> list[slice]:
+    """The conditions in chunks of `batch_size` samples each, one condition at least."""
+    count, samples = calibration.shape
+    size = max(1, batch_size // samples)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def alignment_of(unet: nn.Module, calibration: Calibration, chosen: slice, edits: Sequence[Edit] = ()) -> list[float]:
+    """The chosen conditions' share of the alignment of samples, of one copy of `unet` per edit (of `unet` itself without).
+
+    InputError where the task has no captions to align with.
+    """
     if calibration.alignment is None:
         raise InputError("method.criterion=alignment needs captions; this task has none.")
-    everything = slice(0, calibration.shape[0])
-    intact = calibration.alignment(roll_out(unet, calibration, everything)[0])
+    share = (chosen.stop - chosen.start) / calibration.shape[0]
+    return [share * calibration.alignment(latents, chosen) for latents in roll_out(unet, calibration, chosen, edits)]
+
+
+def _alignment_drops(
+    unet: nn.Module, layers: Sequence[Layer], calibration: Calibration, chosen: slice, copies: int
+) -> dict[str, float]:
+    """The chosen conditions' share of the intact network's alignment minus that of each network without a layer."""
+    (intact,) = alignment_of(unet, calibration, chosen)
     drops = {}
     for first in range(0, len(layers), copies):
         group = layers[first : first + copies]
-        copied = roll_out(unet, calibration, everything, [layer.edit for layer in group])
-        for layer, latents in zip(group, copied, strict=True):
-            drops[layer.site] = intact - calibration.alignment(latents)
+        found = alignment_of(unet, calibration, chosen, [layer.edit for layer in group])
+        drops |= {layer.site: intact - aligned for layer, aligned in zip(group, found, strict=True)}
     return drops

@@ -59,6 +59,8 @@ class NormalizedFeatureLosses(nn.Module):
         super().__init__()
         if variant not in VARIANTS:
             raise InputError(f"feature loss variant {variant!r} is none of {', '.join(VARIANTS)}.")
+        if momentum is not None and not 0 <= momentum < 1:
+            raise InputError(f"distill.feature_loss.momentum={momentum}: null, or a number from 0 to below 1, is needed.")
         self.variant, self.momentum = variant, momentum
         self.register_buffer("running", torch.zeros(2, 0))
 

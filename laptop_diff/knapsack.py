@@ -13,29 +13,45 @@ from common.layer_pruner import lowest_layers
 
 
 def select_layers(losses: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:
-    """Indices, ascending, of the layers with the least summed `losses` among all sets whose `sizes` sum to >= budget.
+    """Indices, ascending, of the layers with the least summed loss whose sizes sum to at least `budget`; exact.
 
-    losses: non-negative and finite, one per layer; sizes: one per layer, in the unit of `budget`.
-    InputError when the lengths differ, a loss is not finite, or even all layers together fall short of the budget.
+    losses: finite, one per layer; sizes: one per layer, not negative, in the unit of `budget`. A layer with a negative loss
+    is always among them: it lowers the sum. InputError when the lengths differ, a loss is not finite, or even all layers
+    together fall short of the budget.
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
     cost, size = np.asarray(losses, dtype=float), np.asarray(sizes, dtype=float)
     if cost.shape != size.shape or cost.ndim != 1:
         raise InputError(f"select_layers: {cost.size} losses for {size.size} sizes.")
     if not np.isfinite(cost).all():
         raise InputError(f"select_layers: the loss of layer {int(np.argmin(np.isfinite(cost)))} is not finite.")
-    largest = size[size > 0].sum()
+    largest = size.sum()
     if budget > largest * (1 + 1e-12):
         raise InputError(f"select_layers: a budget of {budget:g} is out of reach; all layers together have {largest:g}.")
-    if budget <= 0:
-        return []
-    # both rows are scaled to about 1, so that HiGHS' absolute tolerances mean something; the check below is exact
-    scale, unit = cost.max() or 1.0, size.max()
+    taken = set(np.flatnonzero(cost < 0).tolist())
+    rest = [index for index in range(len(cost)) if index not in taken]
+    short = budget - size[list(taken)].sum()
+    if short > 0:
+        # an optimum holds no layer that costs more than some set that is large enough: the rest is of one scale then
+        bound = cost[[rest[i] for i in greedy_layers(cost[rest], size[rest], short)]].sum()
+        rest = [index for index in rest if cost[index] <= bound]
+        taken |= {rest[place] for place in _least_costly(cost[rest], size[rest], short, bound)}
+    return sorted(taken)
+
+
+def _least_costly(cost: np.ndarray, size: np.ndarray, budget: float, bound: float) -> list[int]:
+    """The set of least cost with at least `budget`, by HiGHS; no cost is negative or above `bound`, the cost of some such set.
+
+    Rows are scaled to about 1, since HiGHS' tolerances are absolute; whether the budget is met is checked exactly.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    if bound == 0 or budget >= size.sum() * (1 - 1e-12):
+        return greedy_layers(cost, size, budget)
+    unit = size.max()
     wanted = budget / unit
     for _ in range(8):
         found = milp(
-            cost / scale,
+            cost / bound,
             constraints=LinearConstraint(size[None] / unit, lb=wanted),
             integrality=np.ones_like(cost),
             bounds=Bounds(0, 1),

@@ -12,7 +12,6 @@ from common.calibration import Calibration
 from common.errors import InputError
 from common.layer_pruner import LayerPruner, lowest_layers
 from common.layers import Layer
-from common.plans import Plan
 from common.progress import progress_bar
 from common.score_file import ScoreFile
 from laptop_diff.criteria import CRITERIA, layer_losses
@@ -39,24 +38,32 @@ class LaptopDiff(LayerPruner):
     selection: str
     seed: int
 
-    def plan(self, unet: nn.Module, calibration: Calibration, teacher: str, scores: Path | None) -> Plan:
-        """LayerPruner.plan, after the settings are checked."""
+    def __post_init__(self) -> None:
         for setting, valid in (("criterion", CRITERIA), ("selection", SELECTIONS)):
             if getattr(self, setting) not in valid:
                 raise InputError(f"method.{setting}={getattr(self, setting)!r} is none of {', '.join(valid)}.")
         for setting in ("batch_size", "copies"):
             if getattr(self, setting) < 1:
                 raise InputError(f"method.{setting}={getattr(self, setting)}: at least 1 is needed.")
-        return super().plan(unet, calibration, teacher, scores)
 
     def select(self, scores: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:
-        return SELECTIONS[self.selection](scores, sizes, budget)
+        """Layers by `selection`. Losses below 0 count as 0: that a removal helps on few rows is noise, and no reason to
+        remove more than was asked for. Free layers that the budget does not need stay.
+        """
+        losses = [max(0.0, score) for score in scores]
+        chosen = SELECTIONS[self.selection](losses, sizes, budget)
+        removed = sum(sizes[index] for index in chosen)
+        for index in sorted((i for i in chosen if losses[i] == 0), key=lambda i: -sizes[i]):
+            if removed - sizes[index] >= budget:
+                chosen.remove(index)
+                removed -= sizes[index]
+        return chosen
 
     def layer_scores(
         self, unet: nn.Module, layers: Sequence[Layer], calibration: Calibration, teacher: str, folder: Path | None
     ) -> dict[str, float]:
         """The losses; those of a whole run or a killed one are found again in `folder`."""
-        file = ScoreFile.open(None if folder is None else folder / f"{self._key(calibration, teacher)}.json")
+        file = ScoreFile.open(None if folder is None else folder / f"{self.score_key(calibration, teacher)}.json")
         with progress_bar("scoring layers", len(layers)) as bar:
             return layer_losses(
                 unet,
@@ -72,7 +79,7 @@ class LaptopDiff(LayerPruner):
                 report=bar.reach,
             )
 
-    def _key(self, calibration: Calibration, teacher: str) -> str:
+    def score_key(self, calibration: Calibration, teacher: str) -> str:
         """Names what the losses depend on: not the ratio, not how layers are selected."""
         names = ("width_changing", "criterion", "timesteps", "guidance_scale", "batch_size", "seed")
         settings = {name: getattr(self, name) for name in names}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from common.cost import kept_milliseconds, site_macs
@@ -13,7 +14,12 @@ UNITS = ("none", "parameters", "macs", "milliseconds")
 
 
 def operator_costs(
-    unet: nn.Module, operators: Sequence[Operator], unit: str, folder: Path | None = None, teacher: str = ""
+    unet: nn.Module,
+    operators: Sequence[Operator],
+    unit: str,
+    folder: Path | None = None,
+    teacher: str = "",
+    conditions: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, float]:
     """The cost of each operator in `unit`, at least a tiny positive number; 1 each for "none".
 
@@ -27,5 +33,8 @@ def operator_costs(
     if unit == "parameters":
         return {operator.site: max(operator.parameters_saved, 1.0) for operator in operators}
     sites = [operator.site for operator in operators]
-    found = site_macs(unet, sites) if unit == "macs" else kept_milliseconds(unet, sites, folder, teacher)
+    if unit == "macs":
+        found = site_macs(unet, sites, conditions)
+    else:
+        found = kept_milliseconds(unet, sites, folder, teacher, conditions)
     return {site: max(cost, 1.0 if unit == "macs" else 1e-6) for site, cost in found.items()}

@@ -89,7 +89,7 @@ class LDPruner:
         if not 0 <= self.k <= largest:
             raise InputError(f"method.k={self.k}: this U-Net has {largest} removable operators, so k is from 0 to {largest}.")
         file = None if scores is None else scores / f"{self._key(calibration, teacher)}.json"
-        costs = operator_costs(unet, operators, self.score_per, scores, teacher)
+        costs = operator_costs(unet, operators, self.score_per, scores, teacher, calibration.empty)
         batch = partial(self._batch, unet, calibration)
         tensors = initial_weights(unet, operators, self.initial_weights, batch, self.seed)
         settings = {"formula": self.formula, "squared": self.squared, "correction": self.correction}

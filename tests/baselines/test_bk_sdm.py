@@ -96,7 +96,7 @@ def test_a_topology_that_does_not_fit_is_told(tiny_teacher):
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
             block_out_channels=(32, 64),
         )
-    with pytest.raises(InputError, match="level 'down_blocks.3' of that kind is missing"):
+    with pytest.raises(InputError, match="such a level 'down_blocks.3' is missing"):
         build_student(shallow, "tiny")
     headless = build_student(tiny_teacher.denoiser, "small")
     with pytest.raises(InputError, match="layers_per_block=1"):

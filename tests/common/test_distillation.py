@@ -2,11 +2,13 @@
 
 import copy
 
+import lightning as L
 import pytest
 import torch
 
 from common.batches import TensorRows
 from common.distillation import DenoiserTraining
+from common.errors import InputError
 from common.plans import Edit, Plan, apply_plan
 from common.schedules import learning_rate_factor, scheduler
 from common.training import ExponentialAverage, fit, latest_checkpoint
@@ -45,9 +47,7 @@ class Killed(Exception):
     pass
 
 
-def train(teacher, folder, steps=6, stop_after=None):
-    import lightning as L
-
+def train(teacher, folder, steps=6, stop_after=None, callbacks=()):
     module = build(teacher, steps)
     average = ExponentialAverage(module.student, 0.9)
 
@@ -67,7 +67,7 @@ def train(teacher, folder, steps=6, stop_after=None):
         description="test",
         checkpoint_every=2,
         trainer=TRAINER,
-        callbacks=[average, Kill()],
+        callbacks=[average, Kill(), *callbacks],
     )
     module.remove_taps()
     return module, average
@@ -214,3 +214,18 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_teacher):
         module.remove_taps()
         gradients.append([parameter.grad.clone() for parameter in module.student.parameters()])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("last", [4, 5])
+def test_weights_that_break_at_a_checkpoint_or_at_the_end_are_not_saved(tiny_teacher, tmp_path, last):
+    class Break(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == last:
+                trainer.lightning_module.student.conv_in.weight.data[0] = float("nan")
+
+    with pytest.raises(InputError, match=rf"weights of student.conv_in.weight are not finite after step {last}"):
+        train(tiny_teacher, tmp_path, steps=5, callbacks=[Break()])
+    (kept,) = tmp_path.glob("step=*.ckpt")
+    assert kept.stem == f"step={2 if last == 4 else 4}"
+    state = torch.load(kept, weights_only=False)["state_dict"]
+    assert all(torch.isfinite(value).all() for value in state.values())

