@@ -13,10 +13,11 @@ from common.batches import generator_for
 from common.calibration import Calibration
 from common.errors import InputError
 from common.layers import Layer
+from common.noisy_batches import noisy_batches
 from common.plans import edited
 from common.roll_out import roll_out
 from common.score_file import ScoreFile
-from laptop_diff.criteria import batch_loss, noisy_batches
+from laptop_diff.criteria import batch_loss
 
 JOINT = ("output", "task", "alignment")  # criteria that say what a set of layers costs; the others score single layers
 
