@@ -159,8 +159,8 @@ def check_size(images: torch.Tensor, size: tuple[int, int]) -> None:
 
 
 def measure_cost(cfg: DictConfig, teacher: Teacher, denoisers: dict[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """Parameters, MACs of one forward pass of one sample, file size, and latency against the teacher in the same run."""
-    from common.cost import checkpoint_bytes, count_macs, count_parameters
+    """Parameters, all and not zero, MACs of one forward pass of one sample, file size, and latency against the teacher's."""
+    from common.cost import checkpoint_bytes, count_macs, count_nonzero, count_parameters
     from common.latency import compare_latency
 
     def arguments(batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]:
@@ -186,6 +186,7 @@ def measure_cost(cfg: DictConfig, teacher: Teacher, denoisers: dict[str, nn.Modu
         latency = latencies[who]
         rows[who] = {
             "parameters": count_parameters(denoiser),
+            "nonzero_parameters": count_nonzero(denoiser),
             "macs": macs.total,
             "macs_without_attention_products": macs.without_attention_products,
             "checkpoint_bytes_fp16": checkpoint_bytes(denoiser),

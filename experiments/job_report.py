@@ -89,9 +89,10 @@ def draw_scores(unet: nn.Module, plan: Plan, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    stages = ("down_blocks", "mid_block", "up_blocks")  # the order of computation; modules are registered in another
+    stages = ("down_blocks", "mid_block", "up_blocks", "conv_out")  # the order of computation, not of registration
+    ranks = {stage: rank for rank, stage in enumerate(stages)}
     order = {name: position for position, (name, _) in enumerate(unet.named_modules())}
-    sites = sorted(plan.scores, key=lambda site: (stages.index(site.split(".")[0]), order[site]))
+    sites = sorted(plan.scores, key=lambda site: (ranks.get(site.split(".")[0], -1), order[site]))
     if not sites:
         return
     kinds = [type(unet.get_submodule(site)).__name__ for site in sites]
