@@ -43,6 +43,11 @@ def print_table(row: dict[str, Any]) -> None:
     console.print()
     console.print(table)
     protocol = row["protocol"]
+    sparse = {who: figures.get("nonzero_parameters", 0) / 1e6 for who, figures in row["models"].items() if who != "teacher"}
+    dense = {who: row["models"][who].get("parameters", 0) / 1e6 for who in sparse}
+    notes = [f"{who}: {sparse[who]:.2f}M" for who in sparse if sparse[who] < 0.99 * dense[who]]
+    if notes:
+        console.print("\nparameters that are not zero: " + ", ".join(notes), highlight=False)
     console.print(
         f"\nFD and KD (x1000): Fréchet and kernel distance of {protocol['images']} samples to "
         f"{row['models']['real']['reference_images']} real images over {protocol['extractor'].split(':')[0]} features; "
