@@ -1,6 +1,6 @@
 """L1-Diff ("Towards Tiny Diffusion"): masks by importance, then training under an L1 penalty with regrowth."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from l1_diff.masks import (
 from l1_diff.regrowth import CHOICES, Regrowth
 from l1_diff.schedule import Ramp
 
+Losses = Callable[[], Iterable[Loss]]
 ONE_OF = {
     "variant": ("published", "reference"),
     "scope": SCOPES,
@@ -133,9 +134,10 @@ class L1Diff:
             parse_pattern(self.pattern)
 
     def plan(self, unet: nn.Module, calibration: Calibration, teacher: str, scores: Path | None) -> Plan:
-        """Masks for `unet`. Scoring is one pass back and forth over the calibration's rows: nothing is kept in `scores`.
+        """Masks for `unet`; a site's score in the plan is the share of its weights that stay.
 
-        With schedule=gradual they are those of initial_sparsity; training goes on from there.
+        Scoring is one pass back and forth over the calibration's rows: nothing is kept in the folder `scores`. With
+        schedule=gradual the masks are those of initial_sparsity; training goes on from there.
         """
         settings = self.checked()
         losses = partial(denoising_losses, unet, calibration, settings.timesteps, settings.batch_size, settings.seed)
@@ -149,27 +151,25 @@ class L1Diff:
         settings = self.checked()
         return settings._plan(autoencoder, partial(reconstruction_losses, autoencoder, images, settings.batch_size), "")
 
-    def _plan(self, network: nn.Module, losses: Any, teacher: str) -> Plan:
-        found = self._scores(network, losses)
-        masks = self._masks(network, found)
+    def _plan(self, network: nn.Module, losses: Losses, teacher: str) -> Plan:
+        masks = self._masks(network, self._scores(network, losses))
         pruned = {site: mask.numel() - int(mask.sum()) for site, mask in masks.items()}
-        means = {site: score.mean().item() for site, score in found.items()}
+        stays = {site: 1 - pruned[site] / mask.numel() for site, mask in masks.items()}
         total = sum(mask.numel() for mask in masks.values())
         return Plan(
             method="l1_diff",
-            edits=tuple(Edit(site, MASK, {"pruned": pruned[site]}, means[site]) for site in masks),
+            edits=tuple(Edit(site, MASK, {"pruned": pruned[site]}, stays[site]) for site in masks),
             teacher=teacher,
-            scores=means,
+            scores=stays,
             settings=asdict(self) | {"sparsity_reached": sum(pruned.values()) / total},
             tensors={f"{site}.{MASK}": mask.cpu() for site, mask in masks.items()},
         )
 
-    def _scores(self, network: nn.Module, losses: Any) -> dict[str, torch.Tensor]:
+    def _scores(self, network: nn.Module, losses: Losses) -> dict[str, torch.Tensor]:
         weights = prunable_weights(network, self.modules, self.exclude)
         gradients: Mapping[str, torch.Tensor] = {}
         if self.beta:
-            found: Iterable[Loss] = losses()
-            gradients = average_gradients(weights, found, self.gradient_average)
+            gradients = average_gradients(weights, losses(), self.gradient_average)
         return {site: self._importance(weight.detach(), gradients.get(site)) for site, weight in weights.items()}
 
     def _importance(self, weight: torch.Tensor, gradient: torch.Tensor | None) -> torch.Tensor:

@@ -64,6 +64,7 @@ def test_the_plan_prunes_the_least_important(tiny_teacher, data_calibration):
     kept, pruned = (torch.cat([scores[s][masks[s] == flag] for s in scores]) for flag in (True, False))
     assert pruned.numel() == round(0.5 * (kept.numel() + pruned.numel())) and pruned.max() <= kept.min()
     assert found.teacher == "fingerprint" and found.settings["sparsity_reached"] == pytest.approx(0.5, abs=1e-5)
+    assert all(edit.score == pytest.approx(masks[edit.site].float().mean().item(), abs=1e-6) for edit in found.edits)
     assert all(edit.sizes["pruned"] == int((~masks[edit.site]).sum()) for edit in found.edits)
     assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
     assert all(not parameter.requires_grad for parameter in unet.parameters())
