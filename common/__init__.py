@@ -1,7 +1,8 @@
 """What every method shares: teachers, plans, sampling, distillation, measuring.
 
 The names that other projects import are here too: common.load_teacher, common.load_denoiser, common.apply_plan,
-common.Plan, common.Edit. They are loaded when first asked for, so that `import common` stays cheap.
+common.Plan, common.Edit, common.save_sparse, common.load_sparse. They are loaded when first asked for, so that
+`import common` stays cheap.
 """
 
 from typing import Any
@@ -12,6 +13,8 @@ PUBLIC = {
     "apply_plan": "common.plans",
     "Plan": "common.plans",
     "Edit": "common.plans",
+    "save_sparse": "common.sparse_file",
+    "load_sparse": "common.sparse_file",
 }
 __all__ = list(PUBLIC)
 

@@ -27,6 +27,10 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def count_nonzero(module: nn.Module) -> int:
+    return sum(int(parameter.count_nonzero()) for parameter in module.parameters())
+
+
 def to_meta(value: Any) -> Any:
     """Tensors on the meta device, in nested dictionaries and tuples."""
     if isinstance(value, torch.Tensor):

@@ -1,7 +1,7 @@
 """What a pruning method decides: edits at sites of a denoiser, where they came from, and how they are carried out."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
+from common.masks import MASK, masked_copy, masked_weights, plan_masks
 
 PLAN_FILE, PLAN_TENSORS = "plan.json", "plan.safetensors"
 
@@ -39,7 +40,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Plan:
-    """The ordered edits of a method, with their origin. `tensors` holds the first weights of new 1x1 convolutions.
+    """The ordered edits of a method, with their origin. `tensors` holds the first weights of new 1x1 convolutions, and masks.
 
     scores: one number per candidate site, chosen or not; settings: the method's configuration as plain values.
     config_changes: where diffusers' own configuration can express the student (BK-SDM), the entries that differ from the
@@ -117,7 +118,7 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     """A new student with the weights that remain; `unet` is not touched.
 
     It is of the pruned subclass of `unet`'s class (common/pruned_unet.py), or of that class itself where the plan can be
-    said in diffusers' own configuration.
+    said in diffusers' own configuration, or where its edits are masks (common/masks.py; of autoencoders too).
     Raises InputError naming the site when an edit names a site that the U-Net does not have, or when the plan lacks the
     weights of a new module.
     """
@@ -126,6 +127,8 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     check_sites(unet, plan)
     if unet.config.get("plan"):
         raise InputError("This U-Net carries a plan already; a plan applies to the unpruned teacher.")
+    if has_masks(plan.edits):
+        return masked_copy(unet, plan_masks(plan.edits, plan.tensors))
     base = next((base for base in (pruned_unet.UNet2DConditionModel, pruned_unet.UNet2DModel) if isinstance(unet, base)), None)
     if base is None:
         raise InputError(f"A plan applies to UNet2DConditionModel and UNet2DModel, not to {type(unet).__name__}.")
@@ -165,6 +168,10 @@ def check_sites(unet: nn.Module, plan: Plan) -> None:
             raise InputError(f"The plan edits {edit.site!r}, which this {type(unet).__name__} does not have.")
 
 
+def has_masks(edits: Sequence[Edit]) -> bool:
+    return any(edit.operation == MASK for edit in edits)
+
+
 def load_replacement(module: nn.Module, edit: Edit, tensors: dict[str, torch.Tensor]) -> nn.Module:
     """The module that stands at the edit's site afterwards, with its first weights from `tensors`."""
     from common.pruned_unet import build_replacement
@@ -178,9 +185,13 @@ def load_replacement(module: nn.Module, edit: Edit, tensors: dict[str, torch.Ten
 
 @contextmanager
 def edited(unet: nn.Module, edits: list[Edit], tensors: dict[str, torch.Tensor]) -> Iterator[nn.Module]:
-    """`unet` with the edits in place inside the context; afterwards the very same modules are back."""
+    """`unet` with the edits in place inside the context; afterwards the very same modules, or weights, are back."""
     from common.pruned_unet import set_module
 
+    if has_masks(edits):
+        with masked_weights(unet, plan_masks(edits, tensors)):
+            yield unet
+        return
     originals: list[tuple[str, nn.Module]] = []
     try:
         for edit in edits:

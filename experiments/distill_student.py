@@ -1,5 +1,6 @@
 """The distillation stage of a job."""
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,13 @@ def training_rows(cfg: DictConfig, teacher: Teacher, cache: Path) -> TensorRows:
     return TensorRows(**columns)
 
 
-def distill(cfg: DictConfig, teacher: Teacher, student: nn.Module, folder: Path, cache: Path) -> nn.Module:
-    """The student after cfg.distill.steps optimiser steps; goes on from the last checkpoint in `folder`."""
+def distill(
+    cfg: DictConfig, teacher: Teacher, student: nn.Module, folder: Path, cache: Path, callbacks: Sequence[Any] = ()
+) -> nn.Module:
+    """The student after cfg.distill.steps optimiser steps; goes on from the last checkpoint in `folder`.
+
+    callbacks: the method's own (Lightning); where one has finish(network), it has the last word on the weights.
+    """
     from common.distillation import DenoiserTraining
     from common.schedules import scheduler
     from common.training import ExponentialAverage, fit
@@ -111,9 +117,12 @@ def distill(cfg: DictConfig, teacher: Teacher, student: nn.Module, folder: Path,
         description="distilling",
         checkpoint_every=settings.checkpoint_every,
         trainer=trainer_device(teacher.device) | OmegaConf.to_container(settings.trainer, resolve=True),
-        callbacks=[average] if average else [],
+        callbacks=[*callbacks, *([average] if average else [])],
     )
     module.remove_taps()
     if average:
         average.copy_to_network()
+    for callback in callbacks:
+        if hasattr(callback, "finish"):
+            callback.finish(student)
     return student.eval().requires_grad_(False)

@@ -161,11 +161,11 @@ def check_size(images: torch.Tensor, size: tuple[int, int]) -> None:
 
 
 def measure_cost(cfg: DictConfig, models: dict[str, Teacher]) -> dict[str, dict[str, Any]]:
-    """Parameters, MACs of one forward pass of one sample, file size, and latency against the teacher in the same run.
+    """Parameters, all and not zero, MACs of one forward pass of one sample, file size, and latency against the teacher's.
 
     All of the denoiser; what is the same in every model is left out.
     """
-    from common.cost import checkpoint_bytes, count_macs, count_parameters
+    from common.cost import checkpoint_bytes, count_macs, count_nonzero, count_parameters
     from common.latency import compare_latency
 
     teacher = models["teacher"]
@@ -194,6 +194,7 @@ def measure_cost(cfg: DictConfig, models: dict[str, Teacher]) -> dict[str, dict[
         latency = latencies[who]
         rows[who] = {
             "parameters": count_parameters(denoiser),
+            "nonzero_parameters": count_nonzero(denoiser),
             "macs": macs.total,
             "macs_without_attention_products": macs.without_attention_products,
             "checkpoint_bytes_fp16": checkpoint_bytes(denoiser),

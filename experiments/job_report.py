@@ -49,6 +49,11 @@ def print_table(row: dict[str, Any]) -> None:
     protocol = row["protocol"]
     reached = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in row.get("reached", {}).items())
     guidance = f", guidance {protocol['guidance_scale']}" if protocol["guidance_scale"] else ""
+    sparse = {who: figures.get("nonzero_parameters", 0) / 1e6 for who, figures in row["models"].items() if who != "teacher"}
+    dense = {who: row["models"][who].get("parameters", 0) / 1e6 for who in sparse}
+    notes = [f"{who}: {sparse[who]:.2f}M" for who in sparse if sparse[who] < 0.99 * dense[who]]
+    if notes:
+        console.print("\nparameters that are not zero: " + ", ".join(notes), highlight=False)
     console.print(
         f"\nFD and KD (x1000): Fréchet and kernel distance of {protocol['images']} samples to "
         f"{row['models']['real']['reference_images']} real images over {protocol['extractor'].split(':')[0]} features; "
@@ -95,9 +100,10 @@ def draw_scores(unet: nn.Module, plan: Plan, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    stages = ("down_blocks", "mid_block", "up_blocks")  # the order of computation; modules are registered in another
+    stages = ("down_blocks", "mid_block", "up_blocks", "conv_out")  # the order of computation, not of registration
+    ranks = {stage: rank for rank, stage in enumerate(stages)}
     order = {name: position for position, (name, _) in enumerate(unet.named_modules())}
-    sites = sorted(plan.scores, key=lambda site: (stages.index(site.split(".")[0]), order[site]))
+    sites = sorted(plan.scores, key=lambda site: (ranks.get(site.split(".")[0], -1), order[site]))
     if not sites:
         return
     kinds = [type(unet.get_submodule(site)).__name__ for site in sites]

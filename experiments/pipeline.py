@@ -113,7 +113,8 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     import hydra
     import torch
 
-    from common.plans import PLAN_FILE, Plan, apply_plan
+    from common.masks import apply_masks, plan_masks
+    from common.plans import PLAN_FILE, Plan, apply_plan, has_masks
     from common.teachers import load_denoiser, load_teacher, save_student
     from experiments.distill_student import distill
     from experiments.evaluate import evaluate, evaluation_prompts, measure_cost
@@ -139,6 +140,8 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     if cfg.init == "scratch":
         torch.manual_seed(cfg.seed)
         pruned = type(pruned).from_config(pruned.config).to(teacher.device).eval()
+        if has_masks(plan.edits):
+            apply_masks(pruned, plan_masks(plan.edits, plan.tensors))
     models = {"teacher": teacher, "pruned": teacher.with_parts(denoiser=pruned)}
     student_folder = folder / "student"
     with stage("distilling", seconds):
@@ -146,7 +149,9 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             student = apply_plan(teacher.denoiser, plan)
             student.load_state_dict(pruned.state_dict())
             if cfg.distill.steps:
-                student = distill(cfg, teacher, student, folder / "distill", cache)
+                bring = getattr(method, "training_callbacks", None)
+                callbacks = bring(student, plan) if bring else []
+                student = distill(cfg, teacher, student, folder / "distill", cache, callbacks)
             save_student(teacher, student, student_folder)
         if cfg.distill.steps:
             models["distilled"] = teacher.with_parts(denoiser=load_denoiser(student_folder).to(teacher.device))

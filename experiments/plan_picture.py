@@ -79,7 +79,8 @@ def removed_inside(box: Box, edits: Sequence[Edit], unet: nn.Module) -> tuple[Ed
             return edit, [], 1 - kept / max(1, box.parameters)
     inside = [edit for edit in edits if edit.site.startswith(f"{box.site}.")]
     outermost = [e for e in inside if not any(e.site.startswith(f"{other.site}.") for other in inside)]
-    gone = sum(count_parameters(unet.get_submodule(edit.site)) for edit in outermost)
+    sizes = [edit.sizes.get("pruned", count_parameters(unet.get_submodule(edit.site))) for edit in outermost]  # masks: a part
+    gone = sum(sizes)
     return None, inside, gone / max(1, box.parameters)
 
 

@@ -13,9 +13,10 @@ from common.batches import generator_for
 from common.calibration import Calibration
 from common.errors import InputError
 from common.layers import Layer
+from common.noisy_batches import noisy_batches
 from common.plans import edited
 from common.score_file import ScoreFile
-from laptop_diff.criteria import alignment_of, batch_loss, condition_chunks, noisy_batches
+from laptop_diff.criteria import alignment_of, batch_loss, condition_chunks
 
 JOINT = ("output", "task", "alignment")  # criteria that say what a set of layers costs; the others score single layers
 

@@ -11,68 +11,20 @@ to the first changed block, is computed once per batch; several layers share one
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from common.batches import generator_for, mix_seed, seeded_normal
 from common.branches import edited_outputs
 from common.calibration import Calibration
-from common.distillation import noising_scheduler, training_target
 from common.errors import InputError
 from common.layers import Layer, mean_magnitude, random_scores
+from common.noisy_batches import NoisyBatch, noisy_batches
 from common.plans import Edit
 from common.roll_out import roll_out
 from common.score_file import ScoreFile
 
 CRITERIA = ("output", "task", "alignment", "magnitude", "random")
-TIMESTEPS = ("even", "uniform")
-
-
-@dataclass(frozen=True)
-class NoisyBatch:
-    """Part of the calibration data with noise on it; `target` is what the denoiser should predict, `share` its weight."""
-
-    latents: torch.Tensor
-    timesteps: torch.Tensor
-    conditions: dict[str, torch.Tensor]
-    target: torch.Tensor
-    share: float
-
-
-def noisy_batches(calibration: Calibration, timesteps: str, batch_size: int, guided: bool, seed: int) -> list[NoisyBatch]:
-    """The calibration's training latents in batches, each row with one timestep and noise seeded by (seed, row).
-
-    timesteps: "even" spreads them over the schedule, "uniform" draws them. guided: every batch holds its rows twice, first
-    with the empty condition. InputError for an empty calibration set or an unknown option.
-    """
-    if timesteps not in TIMESTEPS:
-        raise InputError(f"method.timesteps={timesteps!r} is none of {', '.join(TIMESTEPS)}.")
-    latents, conditions = calibration.data()
-    if not len(latents):
-        raise InputError("The calibration set is empty: calibration.data_rows must be at least 1.")
-    scheduler = noising_scheduler(calibration.scheduler)
-    total, rows = scheduler.config.num_train_timesteps, len(latents)
-    generator = generator_for(seed, 1)
-    if timesteps == "even":
-        steps = ((torch.arange(rows) + 0.5) * total / rows).long()[torch.randperm(rows, generator=generator)]
-    else:
-        steps = torch.randint(total, (rows,), generator=generator)
-    steps = steps.to(latents.device)
-    noise = seeded_normal([mix_seed(seed, 2, row) for row in range(rows)], latents.shape[1:]).to(latents)
-    noisy = scheduler.add_noise(latents, noise, steps)
-    target = training_target(scheduler, latents, noise, steps)
-    batches = []
-    for start in range(0, rows, batch_size):
-        chosen = slice(start, start + batch_size)
-        own = {name: value[chosen] for name, value in conditions.items()}
-        x, t = noisy[chosen], steps[chosen]
-        if guided and own:
-            own = {name: torch.cat([calibration.empty[name].expand_as(value), value]) for name, value in own.items()}
-            x, t = torch.cat([x, x]), torch.cat([t, t])
-        batches.append(NoisyBatch(x, t, own, target[chosen], len(target[chosen]) / rows))
-    return batches
 
 
 def guide(output: torch.Tensor, rows: int, guidance_scale: float) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Tiny teachers with random weights in the layouts of Stable Diffusion (t2i) and LDM-4 (uig), made once for all tests."""
 
 import os
+from dataclasses import replace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -117,3 +118,12 @@ def tiny_calibration(tiny_teacher):
         guidance_scale=2.0,
         seed=0,
     )
+
+
+@pytest.fixture
+def data_calibration(tiny_teacher, tiny_calibration):
+    """With training rows and an alignment, which criteria over data look at."""
+    generator = torch.Generator().manual_seed(3)
+    captions = [f"thing {index}, noto style" for index in range(6)]
+    rows = torch.randn(6, 4, 8, 8, generator=generator), tiny_teacher.encode_captions(captions)
+    return replace(tiny_calibration, data=lambda: rows, alignment=lambda latents, chosen: latents.mean().item())

@@ -196,7 +196,7 @@ def test_every_method_runs_on_every_task(finished, tiny_teacher_folders, method,
     (path,) = Path(finished[0]).glob(f"{task}/{method}/*/result.json")
     models = json.loads(path.read_text())["models"]
     if method != "dense":
-        assert models["distilled"]["parameters"] < models["teacher"]["parameters"]
+        assert models["distilled"]["nonzero_parameters"] < models["teacher"]["nonzero_parameters"]
     assert models["distilled"]["latent_mse"] != models["pruned"]["latent_mse"]
     assert ("caption_retrieval" in models["teacher"]) == (task == "t2i")
     assert (path.parent / "student" / "unet" / "config.json").is_file()
@@ -246,7 +246,7 @@ def test_help_answers_without_loading_torch():
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "method: bk_sdm, laptop_diff, ld_pruner" in done.stdout
+    assert "method: bk_sdm, l1_diff, laptop_diff, ld_pruner" in done.stdout
 
 
 def test_torch_is_the_constrained_one():

@@ -87,7 +87,7 @@ def test_similarity():
     assert latent_mse(torch.zeros(2, 3), torch.full((2, 3), 2.0)) == 4
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("name", [name for name in GOLDEN if "UNet" in name])
 def test_golden_counts(name):
     import diffusers
 

@@ -5,11 +5,12 @@ import torch
 
 from common.errors import InputError
 from common.layers import list_layers
+from common.noisy_batches import noisy_batches
 from common.plans import edited
 from common.score_file import ScoreFile
 from experiments.additivity import correlations
 from laptop_diff.additivity import joint_losses, random_subsets
-from laptop_diff.criteria import layer_losses, noisy_batches
+from laptop_diff.criteria import layer_losses
 
 
 @pytest.mark.parametrize("criterion", ["output", "task", "alignment"])

@@ -1,0 +1,213 @@
+"""L1-Diff ("Towards Tiny Diffusion"): masks by importance, then training under an L1 penalty with regrowth."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.calibration import Calibration
+from common.errors import InputError
+from common.masks import MASK, plan_masks
+from common.plans import Edit, Plan
+from l1_diff.importance import (
+    AVERAGES,
+    Loss,
+    average_gradients,
+    check_weights,
+    denoising_losses,
+    importance,
+    reconstruction_losses,
+)
+from l1_diff.masks import (
+    SCOPES,
+    Masks,
+    check_sparsity,
+    parse_pattern,
+    pattern_masks,
+    prunable_weights,
+    reference_masks,
+    sparsity_masks,
+    threshold_masks,
+)
+from l1_diff.regrowth import CHOICES, Regrowth
+from l1_diff.schedule import Ramp
+
+Losses = Callable[[], Iterable[Loss]]
+ONE_OF = {
+    "variant": ("published", "reference"),
+    "scope": SCOPES,
+    "gradient_average": AVERAGES,
+    "penalty_step": ("proximal", "subgradient"),
+    "schedule": ("oneshot", "gradual"),
+    "regrow_by": CHOICES,
+}
+REFERENCE = {
+    "threshold": None,
+    "scope": "layer",
+    "pattern": None,
+    "modules": ("conv",),
+    "exclude": (),
+    "alpha": 1.0,
+    "beta": 0.0,
+    "balance": False,
+    "penalty": 0.0,
+    "schedule": "oneshot",
+    "regrowth": 0.0,
+}
+
+
+@dataclass
+class L1Diff:
+    """A method (see README): reads a teacher's denoiser and a calibration, returns a plan of masks; acts during training.
+
+    The settings are explained in conf/method/l1_diff.yaml. variant "published" follows the authors' README, with its open
+    points as settings; "reference" does what their code does, and takes `sparsity` alone from the settings.
+    """
+
+    variant: str
+    sparsity: float | None
+    threshold: float | None
+    scope: str
+    pattern: str | None
+    modules: tuple[str, ...]
+    exclude: tuple[str, ...]
+    alpha: float
+    beta: float
+    balance: bool
+    gradient_average: str
+    penalty: float
+    penalty_step: str
+    schedule: str
+    initial_sparsity: float
+    ramp: float
+    remask_every: int
+    gradient_decay: float
+    regrowth: float
+    regrow_by: str
+    regrow_every: int
+    reprune: bool
+    batch_size: int
+    timesteps: str
+    seed: int
+
+    def checked(self) -> "L1Diff":
+        """These settings as they take effect (variant "reference" fixes most); InputError naming the first bad one."""
+        for name, valid in ONE_OF.items():
+            if getattr(self, name) not in valid:
+                raise InputError(f"method.{name}={getattr(self, name)!r} is none of {', '.join(valid)}.")
+        settings = replace(self, **REFERENCE) if self.variant == "reference" else self
+        settings._check_amount()
+        check_weights(settings.alpha, settings.beta)
+        for name in ("batch_size", "remask_every", "regrow_every"):
+            if getattr(settings, name) < 1:
+                raise InputError(f"method.{name}={getattr(settings, name)}: at least 1 is needed.")
+        if settings.penalty < 0:
+            raise InputError(f"method.penalty={settings.penalty}: lambda is at least 0.")
+        if not 0 <= settings.regrowth <= 1:
+            raise InputError(f"method.regrowth={settings.regrowth}: a probability from 0 to 1 is needed.")
+        if settings.regrowth and settings.pattern is not None:
+            raise InputError(f"method.regrowth={settings.regrowth} would break method.pattern; set method.regrowth=0.")
+        if not 0 <= settings.gradient_decay < 1:
+            raise InputError(f"method.gradient_decay={settings.gradient_decay}: from 0 to below 1 is needed.")
+        if settings.schedule == "gradual":
+            check_sparsity(settings.initial_sparsity, "initial_sparsity")
+            if settings.sparsity is None or settings.initial_sparsity > settings.sparsity:
+                raise InputError("method.schedule=gradual needs method.sparsity, and initial_sparsity not above it.")
+            if not 0 < settings.ramp <= 1:
+                raise InputError(f"method.ramp={settings.ramp}: a share of the steps above 0, up to 1, is needed.")
+        return settings
+
+    def _check_amount(self) -> None:
+        given = [name for name in ("sparsity", "threshold", "pattern") if getattr(self, name) is not None]
+        if len(given) != 1:
+            named = " and ".join(f"method.{name}={getattr(self, name)}" for name in given) or "nothing"
+            raise InputError(f"How much to prune is said by {named}; give one of sparsity, threshold, pattern, others null.")
+        if self.sparsity is not None:
+            check_sparsity(self.sparsity)
+        if self.threshold is not None and self.threshold < 0:
+            raise InputError(f"method.threshold={self.threshold}: a threshold of importance is at least 0.")
+        if self.pattern is not None:
+            parse_pattern(self.pattern)
+
+    def plan(self, unet: nn.Module, calibration: Calibration, teacher: str, scores: Path | None) -> Plan:
+        """Masks for `unet`; a site's score in the plan is the share of its weights that stay.
+
+        Scoring is one pass back and forth over the calibration's rows: nothing is kept in the folder `scores`. With
+        schedule=gradual the masks are those of initial_sparsity; training goes on from there.
+        """
+        settings = self.checked()
+        losses = partial(denoising_losses, unet, calibration, settings.timesteps, settings.batch_size, settings.seed)
+        return settings._plan(unet, losses, teacher)
+
+    def autoencoder_plan(self, autoencoder: nn.Module, images: torch.Tensor) -> Plan:
+        """Masks for a VQModel or AutoencoderKL, importance by its reconstruction error on `images` (uint8).
+
+        `exclude` is over the autoencoder's paths; InputError where a pattern matches none of them.
+        """
+        settings = self.checked()
+        return settings._plan(autoencoder, partial(reconstruction_losses, autoencoder, images, settings.batch_size), "")
+
+    def _plan(self, network: nn.Module, losses: Losses, teacher: str) -> Plan:
+        masks = self._masks(network, self._scores(network, losses))
+        pruned = {site: mask.numel() - int(mask.sum()) for site, mask in masks.items()}
+        stays = {site: 1 - pruned[site] / mask.numel() for site, mask in masks.items()}
+        total = sum(mask.numel() for mask in masks.values())
+        return Plan(
+            method="l1_diff",
+            edits=tuple(Edit(site, MASK, {"pruned": pruned[site]}, stays[site]) for site in masks),
+            teacher=teacher,
+            scores=stays,
+            settings=asdict(self) | {"sparsity_reached": sum(pruned.values()) / total},
+            tensors={f"{site}.{MASK}": mask.cpu() for site, mask in masks.items()},
+        )
+
+    def _scores(self, network: nn.Module, losses: Losses) -> dict[str, torch.Tensor]:
+        weights = prunable_weights(network, self.modules, self.exclude)
+        gradients: Mapping[str, torch.Tensor] = {}
+        if self.beta:
+            gradients = average_gradients(weights, losses(), self.gradient_average)
+        return {site: self._importance(weight.detach(), gradients.get(site)) for site, weight in weights.items()}
+
+    def _importance(self, weight: torch.Tensor, gradient: torch.Tensor | None) -> torch.Tensor:
+        return importance(weight, gradient, self.alpha, self.beta, self.balance)
+
+    def _masks(self, network: nn.Module, scores: dict[str, torch.Tensor]) -> Masks:
+        if self.variant == "reference":
+            return reference_masks(network, self.sparsity)
+        if self.threshold is not None:
+            return threshold_masks(scores, self.threshold)
+        if self.pattern is not None:
+            return pattern_masks(scores, self.pattern)
+        amount = self.initial_sparsity if self.schedule == "gradual" else self.sparsity
+        return sparsity_masks(scores, amount, self.scope)
+
+    def training_callbacks(self, student: nn.Module, plan: Plan) -> list[Any]:
+        """The Lightning callback that keeps the masks of `plan` on `student`, with penalty, gradual pruning and regrowth."""
+        from l1_diff.sparse_training import SparseTraining
+
+        settings = self.checked()
+        ramp = Ramp(settings.initial_sparsity, settings.sparsity or 0.0, settings.ramp, settings.remask_every)
+        return [
+            SparseTraining(
+                student,
+                plan_masks(plan.edits, plan.tensors),
+                score=settings._importance,
+                uses_gradient=settings.beta > 0,
+                gradient_decay=settings.gradient_decay,
+                scope=settings.scope,
+                penalty=settings.penalty,
+                penalty_step=settings.penalty_step,
+                ramp=ramp if settings.schedule == "gradual" else None,
+                regrowth=Regrowth(
+                    probability=settings.regrowth,
+                    by=settings.regrow_by,
+                    every=settings.regrow_every,
+                    reprune=settings.reprune,
+                    seed=settings.seed,
+                ),
+            )
+        ]

@@ -1,0 +1,66 @@
+"""Pruned weights that come back: L1-Diff's "small random regrowth", of which the README gives no probability.
+
+Decisions depend on (seed, step, site) alone, so that a resumed run and every device decide alike.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from zlib import crc32
+
+import torch
+
+from common.batches import generator_for
+from l1_diff.masks import Masks, lowest, lowest_everywhere
+
+CHOICES = ("chance", "gradient")
+
+
+@dataclass(frozen=True)
+class Regrowth:
+    """Every `every` optimiser steps each pruned weight comes back with `probability`.
+
+    by: "chance" draws each weight; "gradient" takes the same share of each layer's pruned weights, those of largest gradient
+    (as RigL, arXiv 1911.11134). reprune: as many active weights of least importance are pruned in exchange.
+    """
+
+    probability: float
+    by: str
+    every: int
+    reprune: bool
+    seed: int
+
+    def due(self, step: int) -> bool:
+        return self.probability > 0 and step % self.every == 0
+
+
+def regrow(masks: Masks, regrowth: Regrowth, step: int, gradients: Mapping[str, torch.Tensor]) -> Masks:
+    """True where a pruned weight comes back at optimiser step `step`.
+
+    gradients: dL/dw by site, of pruned weights too; read for by="gradient" alone.
+    """
+    grown = {}
+    for site, mask in masks.items():
+        if regrowth.by == "chance":
+            generator = generator_for(regrowth.seed, step, crc32(site.encode()))
+            drawn = torch.rand(mask.shape, generator=generator) < regrowth.probability
+            grown[site] = drawn.to(mask.device) & ~mask
+        else:
+            wanted = round(regrowth.probability * int((~mask).sum()))
+            size = gradients[site].abs().masked_fill(mask, -torch.inf)
+            grown[site] = lowest(-size, wanted)
+    return grown
+
+
+def exchange(scores: Mapping[str, torch.Tensor], masks: Masks, grown: Masks, scope: str) -> Masks:
+    """The masks with `grown` put in, and as many of the active weights with the lowest scores taken out.
+
+    scope: counted in each layer, or over all ("global"). Where fewer weights are active than grown, all of them go.
+    """
+    free = {site: scores[site].masked_fill(~masks[site], torch.inf) for site in masks}
+    wanted = {site: int(flags.sum()) for site, flags in grown.items()}
+    active = {site: int(mask.sum()) for site, mask in masks.items()}
+    if scope == "layer":
+        removed = {site: lowest(free[site], min(wanted[site], active[site])) for site in masks}
+    else:
+        removed = lowest_everywhere(free, min(sum(wanted.values()), sum(active.values())))
+    return {site: (masks[site] & ~removed[site]) | grown[site] for site in masks}
