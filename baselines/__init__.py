@@ -1,1 +1,1 @@
-"""BK-SDM, magnitude and random layers on the same contract; Diff-Pruning is not built yet."""
+"""BK-SDM, Diff-Pruning, magnitude and random layers on the same contract."""

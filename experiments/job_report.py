@@ -90,8 +90,9 @@ def draw_scores(unet: nn.Module, plan: Plan, path: Path) -> None:
     from matplotlib import pyplot
 
     stages = ("down_blocks", "mid_block", "up_blocks")  # the order of computation; modules are registered in another
+    place_of_stage = {stage: place for place, stage in enumerate(stages, start=1)}  # the first layers have none: 0
     order = {name: position for position, (name, _) in enumerate(unet.named_modules())}
-    sites = sorted(plan.scores, key=lambda site: (stages.index(site.split(".")[0]), order[site]))
+    sites = sorted(plan.scores, key=lambda site: (place_of_stage.get(site.split(".")[0], 0), order[site]))
     if not sites:
         return
     kinds = [type(unet.get_submodule(site)).__name__ for site in sites]

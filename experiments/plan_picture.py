@@ -1,14 +1,17 @@
 """One picture of a U-Net with what a plan removes: levels as rows, layers as boxes, skip connections as lines."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from common.cost import count_parameters
 from common.pictures import save_figure
 from common.plans import Edit, Plan
+from common.pruned_unet import build_replacement
 
 KINDS = {"resnets": "ResNet", "attentions": "attention", "downsamplers": "down", "upsamplers": "up"}
 COLORS = {"ResNet": "#cfe0f3", "attention": "#fbe3c4", "down": "#dcecd3", "up": "#dcecd3"}
@@ -70,14 +73,24 @@ def skip_connections(boxes: Sequence[Box]) -> list[tuple[Box, Box]]:
     return [(source, taker) for source, taker in pairs if source is not None]
 
 
+def removed_parameters(edit: Edit, unet: nn.Module) -> int:
+    """How many parameters go with an edit: all at its site, or those of the channels that a "resize" takes away."""
+    module = unet.get_submodule(edit.site)
+    if edit.operation != "resize":
+        return count_parameters(module)
+    with torch.device("meta"):
+        return count_parameters(module) - count_parameters(build_replacement(copy.deepcopy(module).to("meta"), edit.to_dict()))
+
+
 def removed_inside(box: Box, edits: Sequence[Edit], unet: nn.Module) -> tuple[Edit | None, list[Edit], float]:
     """The edit that covers the box, or the edits inside it with the share of its parameters that they are."""
-    for edit in edits:
+    whole = [edit for edit in edits if edit.operation != "resize"]  # a resized module stays, and what is in it
+    for edit in whole:
         if box.site == edit.site or box.site.startswith(f"{edit.site}."):
             return edit, [], 1.0
-    inside = [edit for edit in edits if edit.site.startswith(f"{box.site}.")]
-    outermost = [e for e in inside if not any(e.site.startswith(f"{other.site}.") for other in inside)]
-    gone = sum(count_parameters(unet.get_submodule(edit.site)) for edit in outermost)
+    inside = [edit for edit in edits if f"{edit.site}.".startswith(f"{box.site}.")]
+    outermost = [e for e in inside if not any(e.site.startswith(f"{other.site}.") for other in whole)]
+    gone = sum(removed_parameters(edit, unet) for edit in outermost)
     return None, inside, gone / max(1, box.parameters)
 
 

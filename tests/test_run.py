@@ -242,7 +242,7 @@ def test_help_answers_without_loading_torch():
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "method: bk_sdm, laptop_diff, ld_pruner" in done.stdout
+    assert "method: bk_sdm, diff_pruning, laptop_diff, ld_pruner" in done.stdout
 
 
 def test_torch_is_the_constrained_one():
