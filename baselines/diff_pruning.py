@@ -111,7 +111,8 @@ class DiffPruning:
         if self.variant in ("diff_pruning", "taylor"):
             losses = self._gradients(pruned, calibration, teacher, scores)
         found = prune_channels(pruned, self.ratio, self._importance(), self.exclude)
-        settings = asdict(self) | {"ratio_reached": 1 - count_parameters(pruned) / count_parameters(unet)}
+        reached = 1 - count_parameters(pruned) / count_parameters(unet)
+        settings = asdict(self) | {"exclude": list(self.exclude), "ratio_reached": reached}
         return Plan(
             method="diff_pruning",
             edits=found.edits,

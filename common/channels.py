@@ -76,7 +76,9 @@ def prune_channels(unet: nn.Module, ratio: float, importance: Importance, exclud
             decided.append((first, gone))
             scores[site] = (values[gone].sum() / values.sum().clamp_min(torch.finfo(values.dtype).tiny)).item()
     if not decided:
-        raise InputError(f"method.ratio={ratio} removes no channel: every group, norm group or head is too narrow.")
+        raise InputError(
+            f"method.ratio={ratio} removes no channel: all are excluded, or in norm groups and heads too narrow for it."
+        )
     kept: dict[tuple[str, str], list[int]] = {}
     for first, gone in decided:
         group = graph.get_pruning_group(first.target.module, first.handler, gone)
@@ -179,7 +181,7 @@ def _tell_samplers(unet: nn.Module) -> None:
     arguments, conditions = probe_inputs(unet)
     try:
         unet(*arguments, **conditions)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: norm groups of a single value
         reason = str(error).splitlines()[0]
         raise InputError(f"The channels of this {type(unet).__name__} cannot be pruned: {reason}") from error
     finally:
