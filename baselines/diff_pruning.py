@@ -5,7 +5,9 @@
 
 Timesteps are visited from 0, the least noisy one, on. The loop stops at the first t with L_t < threshold * max_{s<=t} L_s:
 what is nearly solved there, noise in noise, tells little about the weights. As in the authors' code for latent diffusion,
-the step that stops the loop does not count (their code for pixels counts it).
+the step that stops the loop does not count (their code for pixels counts it). The paper's thresholds are for networks that
+predict the noise; where velocity is predicted, L_t has a floor (0.21 of the largest on the shipped teacher) and the loop
+runs to the end unless the threshold is above it.
 
 The importance of a channel is the mean over the layers that it ties together (torch-pruning's group importances). The
 variants are the paper's comparisons:

@@ -76,9 +76,7 @@ def prune_channels(unet: nn.Module, ratio: float, importance: Importance, exclud
             decided.append((first, gone))
             scores[site] = (values[gone].sum() / values.sum().clamp_min(torch.finfo(values.dtype).tiny)).item()
     if not decided:
-        raise InputError(
-            f"method.ratio={ratio} removes no channel: all are excluded, or in norm groups and heads too narrow for it."
-        )
+        raise InputError(f"method.ratio={ratio} removes no channel: all are excluded, or in too narrow norm groups and heads.")
     kept: dict[tuple[str, str], list[int]] = {}
     for first, gone in decided:
         group = graph.get_pruning_group(first.target.module, first.handler, gone)
