@@ -1,1 +1,1 @@
-"""BK-SDM, magnitude, random layers and the dense teacher itself on the same contract."""
+"""BK-SDM, Diff-Pruning, magnitude, random layers and the dense teacher itself on the same contract."""

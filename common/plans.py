@@ -20,7 +20,7 @@ PLAN_FILE, PLAN_TENSORS = "plan.json", "plan.safetensors"
 class Edit:
     """One change at one site (a module path of the unpruned denoiser); operations: common/pruned_unet.py.
 
-    `sizes` are the operation's own numbers (in, out, stride, bias, scale); `score` is the site's score, low = cheap.
+    `sizes` are the operation's own numbers (in, out, channels, stride, bias, scale); `score` is the site's score, low = cheap.
     """
 
     site: str
@@ -40,7 +40,10 @@ class Edit:
 
 @dataclass(frozen=True)
 class Plan:
-    """The ordered edits of a method, with their origin. `tensors` holds the first weights of new 1x1 convolutions, and masks.
+    """The ordered edits of a method, with their origin.
+
+    tensors: the first weights of new 1x1 convolutions by their names in the student; for "resize" the indices, ascending, of
+    the kept rows and columns of the teacher's weight, "<site>.out" and "<site>.in"; for "mask" what is kept, "<site>.mask".
 
     scores: one number per candidate site, chosen or not; settings: the method's configuration as plain values.
     config_changes: where diffusers' own configuration can express the student (BK-SDM), the entries that differ from the
@@ -141,6 +144,9 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     with torch.device("meta"):
         student = student_class.from_config(settings)
     weights = {**unet.state_dict(), **{name: value.to(weight) for name, value in plan.tensors.items()}}
+    for edit in plan.edits:
+        if edit.operation == "resize":
+            weights |= kept_weights(unet.get_submodule(edit.site), edit.site, plan.tensors)
     wanted = student.state_dict()
     if plan.sources:
         weights = {name: weights[source] for name in wanted if (source := source_name(name, plan.sources)) in weights}
@@ -172,14 +178,29 @@ def has_masks(edits: Sequence[Edit]) -> bool:
     return any(edit.operation == MASK for edit in edits)
 
 
+def kept_weights(module: nn.Module, site: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of `module` at the kept indices, by their names in the whole network."""
+    weights = {}
+    for name, weight in module.named_parameters(recurse=False):
+        for dimension, side in enumerate(("out", "in")[: weight.dim()]):
+            if f"{site}.{side}" in tensors:
+                weight = weight.detach().index_select(dimension, tensors[f"{site}.{side}"].to(weight.device))
+        weights[f"{site}.{name}"] = weight
+    return weights
+
+
 def load_replacement(module: nn.Module, edit: Edit, tensors: dict[str, torch.Tensor]) -> nn.Module:
     """The module that stands at the edit's site afterwards, with its first weights from `tensors`."""
     from common.pruned_unet import build_replacement
 
     replacement = build_replacement(module, edit.to_dict())
+    first = kept_weights(module, edit.site, tensors) if edit.operation == "resize" else tensors
     for name, parameter in replacement.named_parameters(recurse=False):
-        if f"{edit.site}.{name}" in tensors:
-            parameter.data.copy_(tensors[f"{edit.site}.{name}"])
+        weight = first.get(f"{edit.site}.{name}")
+        if weight is not None:
+            if weight.shape != parameter.shape:
+                raise InputError(f"The plan brings no weights for {edit.site}.{name}; load it with Plan.load.")
+            parameter.data.copy_(weight)
     return replacement
 
 

@@ -12,8 +12,11 @@ the sizes that the operation needs:
     conv1x1  in, out, bias          a 1x1 convolution takes the place of a wider module
     avg_pool stride                 average pooling takes the place of a strided module
     upsample scale                  nearest upsampling takes the place of an upsampling module
+    resize   in, out                the same convolution or linear map with fewer channels
+    resize   channels               the same norm, up- or downsampler for fewer channels (of a sampler its layers apart)
 """
 
+import copy
 import inspect
 import json
 import os
@@ -22,9 +25,11 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.downsampling import Downsample2D
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers' pipeline loader looks the name up here
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.nn import functional as F
 
@@ -118,7 +123,30 @@ def build_replacement(module: nn.Module, edit: dict[str, Any]) -> nn.Module:
         return AveragePool(edit["stride"])
     if operation == "upsample":
         return NearestUpsample(edit["scale"])
+    if operation == "resize":
+        return resized(module, edit)
     raise ValueError(f"{edit['site']}: unknown operation {operation!r}.")
+
+
+def resized(module: nn.Module, edit: dict[str, Any]) -> nn.Module:
+    """A new layer like `module` for the channels that `edit` tells; a sampler keeps the very layers it holds."""
+    if isinstance(module, Downsample2D | Upsample2D):
+        twin = copy.copy(module)
+        twin._modules = dict(module._modules)  # else an edit inside the twin would reach the original
+        twin.channels = edit["channels"]
+        return twin
+    if isinstance(module, nn.Conv2d):
+        form = (module.kernel_size, module.stride, module.padding, module.dilation, module.groups)
+        twin = nn.Conv2d(edit["in"], edit["out"], *form, module.bias is not None, module.padding_mode)
+    elif isinstance(module, nn.Linear):
+        twin = nn.Linear(edit["in"], edit["out"], module.bias is not None)
+    elif isinstance(module, nn.GroupNorm):
+        twin = nn.GroupNorm(module.num_groups, edit["channels"], module.eps, module.affine)
+    elif isinstance(module, nn.LayerNorm):
+        twin = nn.LayerNorm(edit["channels"], module.eps, module.elementwise_affine, module.bias is not None)
+    else:
+        raise ValueError(f"{edit['site']}: 'resize' does not know a {type(module).__name__}.")
+    return twin.to(module.weight.device, module.weight.dtype)
 
 
 def set_module(network: nn.Module, path: str, module: nn.Module) -> None:

@@ -1,14 +1,17 @@
 """One picture of a U-Net with what a plan removes: levels as rows, layers as boxes, skip connections as lines."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from common.cost import count_parameters
 from common.pictures import save_figure
 from common.plans import Edit, Plan
+from common.pruned_unet import build_replacement
 
 KINDS = {"resnets": "ResNet", "attentions": "attention", "downsamplers": "down", "upsamplers": "up"}
 COLORS = {"ResNet": "#cfe0f3", "attention": "#fbe3c4", "down": "#dcecd3", "up": "#dcecd3"}
@@ -70,17 +73,29 @@ def skip_connections(boxes: Sequence[Box]) -> list[tuple[Box, Box]]:
     return [(source, taker) for source, taker in pairs if source is not None]
 
 
+def removed_parameters(edit: Edit, unet: nn.Module) -> int:
+    """How many parameters go with an edit: all at its site but a kept shortcut; of a "mask" and a "resize" their part."""
+    module = unet.get_submodule(edit.site)
+    kept = 0
+    if edit.operation == "mask":
+        return edit.sizes["pruned"]
+    if edit.operation == "resize":
+        with torch.device("meta"):
+            kept = count_parameters(build_replacement(copy.deepcopy(module).to("meta"), edit.to_dict()))
+    if edit.operation == "shortcut" and module.conv_shortcut is not None:
+        kept = count_parameters(module.conv_shortcut)
+    return count_parameters(module) - kept
+
+
 def removed_inside(box: Box, edits: Sequence[Edit], unet: nn.Module) -> tuple[Edit | None, list[Edit], float]:
     """The edit that covers the box, or the edits inside it with the share of its parameters that they are."""
-    for edit in edits:
+    whole = [edit for edit in edits if edit.operation not in ("mask", "resize")]  # there the module stays, and what is in it
+    for edit in whole:
         if box.site == edit.site or box.site.startswith(f"{edit.site}."):
-            module = unet.get_submodule(box.site)
-            kept = count_parameters(module.conv_shortcut) if edit.operation == "shortcut" and module.conv_shortcut else 0
-            return edit, [], 1 - kept / max(1, box.parameters)
-    inside = [edit for edit in edits if edit.site.startswith(f"{box.site}.")]
-    outermost = [e for e in inside if not any(e.site.startswith(f"{other.site}.") for other in inside)]
-    sizes = [edit.sizes.get("pruned", count_parameters(unet.get_submodule(edit.site))) for edit in outermost]  # masks: a part
-    gone = sum(sizes)
+            return edit, [], removed_parameters(Edit(box.site, edit.operation), unet) / max(1, box.parameters)
+    inside = [edit for edit in edits if f"{edit.site}.".startswith(f"{box.site}.")]
+    outermost = [e for e in inside if not any(e.site.startswith(f"{other.site}.") for other in whole)]
+    gone = sum(removed_parameters(edit, unet) for edit in outermost)
     return None, inside, gone / max(1, box.parameters)
 
 

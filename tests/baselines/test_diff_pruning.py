@@ -1,0 +1,187 @@
+"""Diff-Pruning: the threshold loop, importances against autograd, plans by variant, gradients that survive."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from torch import nn
+from torch.nn import functional as F
+
+from baselines.diff_pruning import DiffPruning, accumulate_gradients
+from common.batches import mix_seed, seeded_normal
+from common.cost import count_parameters
+from common.distillation import noising_scheduler, training_target
+from common.errors import InputError
+from common.plans import Plan, apply_plan
+
+METHOD = DiffPruning(ratio=0.3, variant="diff_pruning", threshold=0.05, every=250, rows=4, exclude=(), seed=0)
+
+
+@pytest.fixture
+def data_calibration(tiny_teacher, tiny_calibration):
+    generator = torch.Generator().manual_seed(3)
+    captions = [f"thing {index}, noto style" for index in range(6)]
+    rows = torch.randn(6, 4, 8, 8, generator=generator), tiny_teacher.encode_captions(captions)
+    return replace(tiny_calibration, data=lambda: rows)
+
+
+class Scripted(nn.Module):
+    """Its loss at timestep t is script[t] * weight^2 where the target is zero."""
+
+    def __init__(self, script):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.script = script
+
+    def forward(self, noisy, timesteps):
+        return SimpleNamespace(sample=self.weight * self.script[timesteps[0]] ** 0.5 * torch.ones_like(noisy))
+
+
+def scripted(script, **options):
+    network = Scripted(script)
+    scheduler = DDPMScheduler(num_train_timesteps=len(script), prediction_type="sample")
+    calibration = SimpleNamespace(data=lambda: (torch.zeros(3, 4, 2, 2), {}), scheduler=scheduler)
+    losses = accumulate_gradients(network, calibration, **options)
+    return [round(loss, 4) for loss in losses], network.weight.grad.item()
+
+
+@pytest.mark.parametrize(
+    ("threshold", "every", "counted"),
+    [
+        (0.0, 1, [1.0, 4.0, 3.0, 0.5, 0.3, 9.0, 0.8, 0.1]),
+        (0.1, 1, [1.0, 4.0, 3.0, 0.5]),  # 0.3 < 0.1 * 4: later timesteps are not looked at, however large
+        (0.07, 1, [1.0, 4.0, 3.0, 0.5, 0.3, 9.0, 0.8]),  # 0.1 < 0.07 * 9
+        (0.2, 1, [1.0, 4.0, 3.0]),
+        (0.2, 2, [1.0, 3.0]),
+        (0.05, 2, [1.0, 3.0, 0.3, 0.8]),
+        (1.0, 1, [1.0, 4.0]),
+    ],
+)
+def test_the_loop_stops_at_the_first_loss_below_the_share_of_the_largest(threshold, every, counted):
+    losses, gradient = scripted([1.0, 4.0, 3.0, 0.5, 0.3, 9.0, 0.8, 0.1], threshold=threshold, every=every)
+    assert losses == counted
+    assert gradient == pytest.approx(2 * sum(counted), rel=1e-5)  # the step that stops the loop does not count
+
+
+def test_a_loss_that_is_no_number_is_told():
+    with pytest.raises(InputError, match="loss at timestep 1 is nan"):
+        scripted([1.0, float("nan"), 1.0], threshold=0.0)
+
+
+def plain_gradients(unet, calibration, every, rows):
+    """dL/dw of the summed losses, by one call of autograd."""
+    latents, conditions = calibration.data()
+    latents, conditions = latents[:rows], {name: value[:rows] for name, value in conditions.items()}
+    noise = seeded_normal([mix_seed(0, 2, row) for row in range(rows)], latents.shape[1:])
+    scheduler = noising_scheduler(calibration.scheduler)
+    total = 0.0
+    unet.requires_grad_(True)
+    for timestep in range(0, 1000, every):
+        steps = torch.full((rows,), timestep)
+        prediction = unet(scheduler.add_noise(latents, noise, steps), steps, **conditions).sample
+        total = total + F.mse_loss(prediction, training_target(scheduler, latents, noise, steps))
+    names = [name for name, _ in unet.named_parameters()]
+    found = dict(zip(names, torch.autograd.grad(total, list(unet.parameters())), strict=True))
+    unet.requires_grad_(False)
+    return found
+
+
+@pytest.mark.parametrize("variant", ["diff_pruning", "taylor"])
+def test_the_channels_of_least_taylor_importance_go(tiny_teacher, data_calibration, variant):
+    unet = tiny_teacher.denoiser
+    plan = replace(METHOD, variant=variant, threshold=0.0).plan(unet, data_calibration, "tiny", None)
+    gradients = plain_gradients(unet, data_calibration, METHOD.every, METHOD.rows)
+    block = "down_blocks.1.resnets.0"
+    weights = dict(unet.named_parameters())
+    parts = []
+    for name, dimension in ((f"{block}.conv1", 0), (f"{block}.conv2", 1), (f"{block}.time_emb_proj", 0)):
+        product = (weights[f"{name}.weight"] * gradients[f"{name}.weight"]).transpose(0, dimension).flatten(1)
+        parts.append(product.abs().sum(1) if variant == "diff_pruning" else product.sum(1).abs())
+    by_place = torch.stack(parts).mean(0).view(4, 4).mean(0)  # four norm groups of four channels
+    stay = by_place.argsort(descending=True)[:2].sort().values  # floor(4 * 0.7)
+    expected = (stay + 4 * torch.arange(4)[:, None]).flatten()
+    assert torch.equal(plan.tensors[f"{block}.conv1.out"], expected)
+    assert torch.equal(plan.tensors[f"{block}.conv2.in"], expected)
+    share = 1 - by_place[stay].sum() / by_place.sum()
+    assert plan.scores[f"{block}.conv1"] == pytest.approx(share.item(), rel=1e-3)
+    assert plan.settings["timesteps_counted"] == 4
+
+
+@pytest.mark.parametrize("variant", ["diff_pruning", "taylor", "magnitude", "random"])
+def test_every_variant_gives_a_plan_of_the_same_size(tiny_teacher, data_calibration, variant):
+    unet = tiny_teacher.denoiser
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    method = replace(METHOD, variant=variant)
+    plan = method.plan(unet, data_calibration, "tiny", None)
+    student = apply_plan(unet, plan)
+    assert 1 - count_parameters(student) / count_parameters(unet) == pytest.approx(plan.settings["ratio_reached"])
+    assert 0.3 < plan.settings["ratio_reached"] < 0.8
+    again = method.plan(unet, data_calibration, "tiny", None)
+    assert again == plan and all(torch.equal(again.tensors[name], value) for name, value in plan.tensors.items())
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in unet.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
+
+
+def test_variants_and_seeds_choose_differently(tiny_teacher, data_calibration):
+    def kept(**changes):
+        plan = replace(METHOD, **changes).plan(tiny_teacher.denoiser, data_calibration, "tiny", None)
+        return torch.cat([plan.tensors[name] for name in sorted(plan.tensors)]).tolist()
+
+    random = {"variant": "random"}
+    choices = [kept(), kept(variant="taylor"), kept(variant="magnitude"), kept(**random), kept(**random, seed=1)]
+    assert all(choices[i] != choices[j] for i in range(5) for j in range(i))
+
+
+def test_gradients_are_shared_by_a_sweep_over_ratios(tiny_teacher, data_calibration, tmp_path, monkeypatch):
+    unet = tiny_teacher.denoiser
+    first = METHOD.plan(unet, data_calibration, "tiny", tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    monkeypatch.setattr("baselines.diff_pruning.accumulate_gradients", lambda *_, **__: pytest.fail("computed again"))
+    again = METHOD.plan(unet, data_calibration, "tiny", tmp_path)
+    assert again == first and all(torch.equal(again.tensors[name], value) for name, value in first.tensors.items())
+    wider = replace(METHOD, ratio=0.5).plan(unet, data_calibration, "tiny", tmp_path)
+    assert wider.settings["ratio_reached"] > first.settings["ratio_reached"]
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match="damaged"):
+        METHOD.plan(unet, data_calibration, "tiny", tmp_path)
+
+
+def test_other_options_need_other_gradients(tiny_teacher, data_calibration, tmp_path):
+    for changes in ({}, {"rows": 2}, {"every": 500}, {"threshold": 0.0}, {"seed": 1}):
+        replace(METHOD, **changes).plan(tiny_teacher.denoiser, data_calibration, "tiny", tmp_path)
+    assert len([*tmp_path.glob("*.safetensors")]) == 5
+    replace(METHOD, variant="taylor").plan(tiny_teacher.denoiser, data_calibration, "tiny", tmp_path)
+    assert len([*tmp_path.glob("*.safetensors")]) == 5  # taylor counts all timesteps, as threshold=0 does
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ratio": 0.0}, "method.ratio=0.0: a share between 0 and 1"),
+        ({"ratio": 1.0}, "method.ratio=1.0: a share between 0 and 1"),
+        ({"variant": "l1"}, "method.variant='l1' is none of diff_pruning, taylor, magnitude, random"),
+        ({"threshold": -0.1}, "method.threshold=-0.1: a share from 0 to 1"),
+        ({"every": 0}, "method.every=0: at least 1"),
+        ({"rows": 0}, "method.rows=0: at least 1"),
+        ({"exclude": ("nothing.*",)}, r"'nothing\.\*' matches no module"),
+    ],
+)
+def test_bad_input_is_told(tiny_teacher, data_calibration, changes, message):
+    with pytest.raises(InputError, match=message):
+        replace(METHOD, **changes).plan(tiny_teacher.denoiser, data_calibration, "tiny", None)
+
+
+def test_an_empty_calibration_set_is_told(tiny_teacher, data_calibration):
+    empty = replace(data_calibration, data=lambda: (torch.zeros(0, 4, 8, 8), {}))
+    with pytest.raises(InputError, match="calibration set is empty"):
+        METHOD.plan(tiny_teacher.denoiser, empty, "tiny", None)
+
+
+def test_the_plan_goes_through_json_and_a_folder(tiny_teacher, data_calibration, tmp_path):
+    plan = METHOD.plan(tiny_teacher.denoiser, data_calibration, "tiny", None)
+    assert Plan.from_json(plan.to_json()) == plan
+    plan.save(tmp_path)
+    students = [apply_plan(tiny_teacher.denoiser, found).state_dict() for found in (plan, Plan.load(tmp_path))]
+    assert all(torch.equal(students[0][name], students[1][name]) for name in students[0])
