@@ -185,6 +185,8 @@ def load_teacher(name_or_path: str, revision: str | None = None) -> Teacher:
     named = {name: value for name, value in index.items() if name in PARTS and isinstance(value, list) and value[0]}
     if "unet" not in named:
         raise InputError(f"{folder} has no U-Net: its model_index.json names {', '.join(sorted(named)) or 'no parts'}.")
+    if index.get("text_encoder_2", [None])[0]:
+        raise InputError(f"{folder} has two text encoders (Stable Diffusion XL), which jobs cannot condition on yet.")
     parts = {name: load_part(folder, name, *value, network=name in NETWORKS) for name, value in named.items()}
     autoencoder = parts.get("vae") or parts.get("vqvae")
     if autoencoder is None or "scheduler" not in parts:
