@@ -1,8 +1,10 @@
 """Measures a shipped teacher and writes its card: README.md, card.json and samples.png in the teacher's folder.
 
 python -m experiments.teacher_card task=t2i evaluation.images=512
+python -m experiments.teacher_card task=uig evaluation.images=512
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,13 @@ def common_captions(known: set[str], styles: list[str], count: int) -> list[str]
     return [f"{name}, {styles[index % len(styles)]} style" for index, name in enumerate(names)]
 
 
-def measure(cfg: DictConfig, teacher: Any, split: str, without: list[str]) -> dict[str, float]:
-    """Distances and retrieval of samples, of reconstructions and of other real images, for one split of the captions."""
+def subsets(data: Any) -> dict[str, dict[str, Any]]:
+    """What is measured, by its label: further arguments of the loader."""
+    return {"all": {}, **({"without flags": {"without": ["Flags"]}} if "Flags" in getattr(data, "categories", ()) else {})}
+
+
+def measure(cfg: DictConfig, teacher: Any, split: str, subset: dict[str, Any]) -> dict[str, float]:
+    """Distances, and retrieval where there are captions, of samples, of reconstructions and of other real images."""
     import torch
     from omegaconf import OmegaConf
 
@@ -44,13 +51,13 @@ def measure(cfg: DictConfig, teacher: Any, split: str, without: list[str]) -> di
     from experiments.caches import content_name
     from experiments.evaluate import Reference, evaluation_prompts, sampled_batches
 
-    cfg = OmegaConf.merge(cfg, {"evaluation": {"split": split}, "task": {"data": {"without": without}}})
+    cfg = OmegaConf.merge(cfg, {"evaluation": {"split": split}, "task": {"data": subset}})
     captions, names = evaluation_prompts(cfg)
     cache = Path(cfg.outputs) / "cache"
     reference = Reference(cfg, cfg.evaluation.split, cache, teacher.device)
     data = hydra.utils.instantiate(cfg.task.data, split=split)
-    pool = min(64, len(set(reference.all_names)))
-    name = content_name("card", teacher.fingerprint(), OmegaConf.to_container(cfg.evaluation), split, list(without))
+    settings = OmegaConf.to_container(cfg.evaluation) | {"split": None}  # the captions say which; without them, one set
+    name = content_name("card", teacher.fingerprint(), settings, captions)
     batches = sampled_batches(cfg, teacher, teacher.denoiser, captions, reference.extractor, split, cache / name)
     sampled = torch.cat([samples["features"] for _, samples in batches])
     again = teacher.decode_latents(teacher.encode_images(data.images[reference.held_back]))
@@ -60,9 +67,11 @@ def measure(cfg: DictConfig, teacher: Any, split: str, without: list[str]) -> di
     for who, features in sets.items():
         figures[f"fd_effnet {who}"] = frechet_distance(reference.features, features)
         figures[f"kd_effnet x1000 {who}"] = 1000 * kernel_distance(reference.features, features)[0]
-    figures[f"caption retrieval among {pool}"] = caption_retrieval(
-        sets["samples"], names, reference.all_features, reference.all_names, pool
-    )
+    if names is not None:
+        pool = min(64, len(set(reference.all_names)))
+        figures[f"caption retrieval among {pool}"] = caption_retrieval(
+            sets["samples"], names, reference.all_features, reference.all_names, pool
+        )
     return figures
 
 
@@ -86,10 +95,12 @@ def main(cfg: DictConfig) -> None:
     train = hydra.utils.instantiate(cfg.task.data, split="train")
     figures: dict[str, Any] = {"psnr held out (dB)": peak_signal_to_noise(teacher.autoencoder, test.images)}
     for split in ("train", "test"):
-        for label, without in (("all", []), ("without flags", ["Flags"])):
-            figures[f"{split}, {label}"] = measure(cfg, teacher, split, without)
-    styles = list(dict.fromkeys(caption.rsplit(", ", 1)[1].removesuffix(" style") for caption in train.captions))
-    captions = common_captions(set(train.names), styles, 48)
+        for label, subset in subsets(train).items():
+            figures[f"{split}, {label}"] = measure(cfg, teacher, split, subset)
+    captions = [""] * 48
+    if hasattr(train, "captions"):
+        styles = list(dict.fromkeys(caption.rsplit(", ", 1)[1].removesuffix(" style") for caption in train.captions))
+        captions = common_captions(set(train.names), styles, 48)
     latents = sample_latents(
         teacher.denoiser,
         teacher.scheduler,
@@ -104,12 +115,14 @@ def main(cfg: DictConfig) -> None:
     save_grid(teacher.decode_latents(latents), teacher.folder / "samples.png", columns=8)
     write_json(teacher.folder / "card.json", figures)
     history = json.loads((teacher.folder / "training.json").read_text())
-    text = card_text(teacher, cfg, figures, history, captions)
+    text = card_text(teacher, cfg, figures, history, captions, subsets(train))
     write_atomically(teacher.folder / "README.md", text.encode())
     print(text)
 
 
-def card_text(teacher: Any, cfg: DictConfig, figures: dict[str, Any], history: dict[str, Any], captions: list[str]) -> str:
+def card_text(
+    teacher: Any, cfg: DictConfig, figures: dict[str, Any], history: list[dict], captions: list[str], labels: Iterable[str]
+) -> str:
     """The card in Markdown."""
     from common.cost import count_parameters
 
@@ -118,19 +131,26 @@ def card_text(teacher: Any, cfg: DictConfig, figures: dict[str, Any], history: d
         "autoencoder": teacher.autoencoder,
         "text encoder": teacher.text_encoder,
     }
+    captioned = teacher.text_encoder is not None
+    shown = f"Captions, row by row: {'; '.join(captions)}." if captioned else f"{len(captions)} samples, none chosen."
+    guidance = f"guidance {cfg.evaluation.guidance_scale}, " if captioned else ""
+    pictures = ["![samples](samples.png)", "", shown, ""]
+    if (teacher.folder / "reconstructions.png").is_file():
+        pictures += ["![reconstructions](reconstructions.png)", "", "Held-out images, and below each its reconstruction.", ""]
     lines = [
         f"# {teacher.name}",
         "",
-        "A text-to-image latent diffusion model in Stable Diffusion's topology, trained from scratch on the 64 px emoji of",
-        "`data/emoji` (four drawing styles, names as captions; licences beside the data).",
+        f"{'A text-to-image' if captioned else 'An unconditional'} latent diffusion model, trained from scratch on",
+        f"`{cfg.task.data.folder}` (whose it is: LICENSES.md there).",
         "",
-        "![samples](samples.png)",
-        "",
-        "Captions, row by row: " + "; ".join(captions) + ".",
-        "",
-        "| part | parameters |",
-        "|---|---|",
-        *(f"| {name} | {count_parameters(part):,} |" for name, part in sizes.items() if part is not None),
+        *pictures,
+        "| part | class | parameters |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {type(part).__name__} | {count_parameters(part):,} |"
+            for name, part in sizes.items()
+            if part is not None
+        ),
         "",
         f"Latents: {' x '.join(map(str, teacher.latent_shape))}.",
         "",
@@ -141,14 +161,14 @@ def card_text(teacher: Any, cfg: DictConfig, figures: dict[str, Any], history: d
         f"## Measured (`python -m experiments.teacher_card task={cfg.task.name} evaluation.images={cfg.evaluation.images}`)",
         "",
         f"Autoencoder, held-out images: {figures['psnr held out (dB)']:.2f} dB PSNR. Samples: {cfg.evaluation.steps} steps, "
-        f"guidance {cfg.evaluation.guidance_scale}, one seed per sample. Distances over EfficientNet-lite0 features against "
-        f"up to {cfg.evaluation.reference_images} real images; 'real' is as many other real images: the floor.",
+        f"{guidance}one seed per sample. Distances over EfficientNet-lite0 features against up to "
+        f"{cfg.evaluation.reference_images} real images; 'real' is as many other real images: the floor.",
         "",
     ]
-    for split in ("train", "test"):
-        for label in ("all", "without flags"):
+    what = ("names seen in training", "names held out of training") if captioned else ("training images", "held-out images")
+    for split, kind in zip(("train", "test"), what, strict=True):
+        for label in labels:
             row = figures[f"{split}, {label}"]
-            kind = "names seen in training" if split == "train" else "names held out of training"
             lines += [f"**{kind}, {label}**", "", "| figure | value |", "|---|---|"]
             lines += [f"| {name} | {value:.3g} |" for name, value in row.items()] + [""]
     return "\n".join(lines)
