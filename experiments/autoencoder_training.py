@@ -100,9 +100,9 @@ def train_autoencoder(cfg: DictConfig, images: torch.Tensor, work: Path) -> nn.M
 def encode_images(autoencoder: nn.Module, images: torch.Tensor, batch_size: int = 128) -> torch.Tensor:
     """Latents (count, channels, height, width) of uint8 images (count, 3, height, width): posterior means, or before
     quantisation."""
-    chunks = []
+    chunks, device = [], next(autoencoder.parameters()).device
     for chunk in images.split(batch_size):
-        encoded = autoencoder.encode(chunk.float() / 127.5 - 1)
+        encoded = autoencoder.encode(chunk.to(device).float() / 127.5 - 1)
         chunks.append(encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents)
     return torch.cat(chunks)
 
@@ -111,7 +111,8 @@ def encode_images(autoencoder: nn.Module, images: torch.Tensor, batch_size: int 
 def reconstruct_images(autoencoder: nn.Module, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
     """What is left in [-1, 1] of uint8 images (count, 3, height, width) after encoding and decoding."""
     chunks = images.split(batch_size)
-    return torch.cat([autoencoder.decode(encode_images(autoencoder, chunk)).sample.clamp(-1, 1) for chunk in chunks])
+    decoded = [autoencoder.decode(encode_images(autoencoder, chunk)).sample.clamp(-1, 1).cpu() for chunk in chunks]
+    return torch.cat(decoded)
 
 
 @torch.no_grad()

@@ -1,15 +1,15 @@
 """Measures a shipped teacher and writes its card: README.md, card.json and samples.png in the teacher's folder.
 
-python -m experiments.teacher_card task=t2i evaluation.images=512
-python -m experiments.teacher_card task=uig evaluation.images=512
+    python -m experiments.teacher_card task=t2i evaluation.images=512
+    python -m experiments.teacher_card task=uig evaluation.images=512
 """
 
-import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.command_line import one_line_errors
 from experiments.jobs import register_job_folder
@@ -36,12 +36,15 @@ def common_captions(known: set[str], styles: list[str], count: int) -> list[str]
     return [f"{name}, {styles[index % len(styles)]} style" for index, name in enumerate(names)]
 
 
-def measure(cfg: DictConfig, teacher: Any, split: str, subset: dict[str, Any]) -> dict[str, float]:
-    """Distances of samples, of reconstructions and of other real images, and caption retrieval where there are captions.
+def subsets(data: Any) -> dict[str, dict[str, Any]]:
+    """What is measured, by its label: further arguments of the loader."""
+    return {"all": {}, **({"without flags": {"without": ["Flags"]}} if "Flags" in getattr(data, "categories", ()) else {})}
 
-    subset: settings of the data set that leave some of it out.
-    """
+
+def measure(cfg: DictConfig, teacher: Any, split: str, subset: dict[str, Any]) -> dict[str, float]:
+    """Distances, and retrieval where there are captions, of samples, of reconstructions and of other real images."""
     import torch
+    from omegaconf import OmegaConf
 
     from common.distances import caption_retrieval, frechet_distance, kernel_distance
     from common.features import extract_features
@@ -53,7 +56,8 @@ def measure(cfg: DictConfig, teacher: Any, split: str, subset: dict[str, Any]) -
     cache = Path(cfg.outputs) / "cache"
     reference = Reference(cfg, cfg.evaluation.split, cache, teacher.device)
     data = hydra.utils.instantiate(cfg.task.data, split=split)
-    name = content_name("card", teacher.fingerprint(), OmegaConf.to_container(cfg.evaluation), split, subset)
+    settings = OmegaConf.to_container(cfg.evaluation) | {"split": None}  # the captions say which; without them, one set
+    name = content_name("card", teacher.fingerprint(), settings, captions)
     batches = sampled_batches(cfg, teacher, captions, reference.extractor, split, cache / name)
     sampled = torch.cat([samples["features"] for _, samples in batches])
     again = teacher.decode_latents(teacher.encode_images(data.images[reference.held_back]))
@@ -71,7 +75,7 @@ def measure(cfg: DictConfig, teacher: Any, split: str, subset: dict[str, Any]) -
     return figures
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="teacher_card")
+@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 @one_line_errors
 def main(cfg: DictConfig) -> None:
     import json
@@ -90,9 +94,8 @@ def main(cfg: DictConfig) -> None:
     test = hydra.utils.instantiate(cfg.task.data, split="test")
     train = hydra.utils.instantiate(cfg.task.data, split="train")
     figures: dict[str, Any] = {"psnr held out (dB)": peak_signal_to_noise(teacher.autoencoder, test.images)}
-    card = OmegaConf.to_container(cfg.teacher_training.card)
-    for split in card["splits"]:
-        for label, subset in card["subsets"].items():
+    for split in ("train", "test"):
+        for label, subset in subsets(train).items():
             figures[f"{split}, {label}"] = measure(cfg, teacher, split, subset)
     captions = [""] * 48
     if hasattr(train, "captions"):
@@ -112,33 +115,42 @@ def main(cfg: DictConfig) -> None:
     save_grid(teacher.decode_latents(latents), teacher.folder / "samples.png", columns=8)
     write_json(teacher.folder / "card.json", figures)
     history = json.loads((teacher.folder / "training.json").read_text())
-    text = card_text(teacher, cfg, figures, history, captions)
+    text = card_text(teacher, cfg, figures, history, captions, subsets(train))
     write_atomically(teacher.folder / "README.md", text.encode())
     print(text)
 
 
-def card_text(teacher: Any, cfg: DictConfig, figures: dict[str, Any], history: dict[str, Any], captions: list[str]) -> str:
+def card_text(
+    teacher: Any, cfg: DictConfig, figures: dict[str, Any], history: list[dict], captions: list[str], labels: Iterable[str]
+) -> str:
     """The card in Markdown."""
     from common.cost import count_parameters
 
-    card = OmegaConf.to_container(cfg.teacher_training.card)
-    guidance = f"guidance {cfg.evaluation.guidance_scale}, " if any(captions) else ""
     sizes = {
         "denoiser": teacher.denoiser,
         "autoencoder": teacher.autoencoder,
         "text encoder": teacher.text_encoder,
     }
+    captioned = teacher.text_encoder is not None
+    shown = f"Captions, row by row: {'; '.join(captions)}." if captioned else f"{len(captions)} samples, none chosen."
+    guidance = f"guidance {cfg.evaluation.guidance_scale}, " if captioned else ""
+    pictures = ["![samples](samples.png)", "", shown, ""]
+    if (teacher.folder / "reconstructions.png").is_file():
+        pictures += ["![reconstructions](reconstructions.png)", "", "Held-out images, and below each its reconstruction.", ""]
     lines = [
         f"# {teacher.name}",
         "",
-        *textwrap.wrap(card["about"], 120),
+        f"{'A text-to-image' if captioned else 'An unconditional'} latent diffusion model, trained from scratch on",
+        f"`{cfg.task.data.folder}` (whose it is: LICENSES.md there).",
         "",
-        "![samples](samples.png)",
-        "",
-        *(["Captions, row by row: " + "; ".join(captions) + ".", ""] if any(captions) else []),
-        "| part | parameters |",
-        "|---|---|",
-        *(f"| {name} | {count_parameters(part):,} |" for name, part in sizes.items() if part is not None),
+        *pictures,
+        "| part | class | parameters |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {type(part).__name__} | {count_parameters(part):,} |"
+            for name, part in sizes.items()
+            if part is not None
+        ),
         "",
         f"Latents: {' x '.join(map(str, teacher.latent_shape))}.",
         "",
@@ -149,12 +161,13 @@ def card_text(teacher: Any, cfg: DictConfig, figures: dict[str, Any], history: d
         f"## Measured (`python -m experiments.teacher_card task={cfg.task.name} evaluation.images={cfg.evaluation.images}`)",
         "",
         f"Autoencoder, held-out images: {figures['psnr held out (dB)']:.2f} dB PSNR. Samples: {cfg.evaluation.steps} steps, "
-        f"{guidance}one seed per sample. Distances over EfficientNet-lite0 features against "
-        f"up to {cfg.evaluation.reference_images} real images; 'real' is as many other real images: the floor.",
+        f"{guidance}one seed per sample. Distances over EfficientNet-lite0 features against up to "
+        f"{cfg.evaluation.reference_images} real images; 'real' is as many other real images: the floor.",
         "",
     ]
-    for split, kind in card["splits"].items():
-        for label in card["subsets"]:
+    what = ("names seen in training", "names held out of training") if captioned else ("training images", "held-out images")
+    for split, kind in zip(("train", "test"), what, strict=True):
+        for label in labels:
             row = figures[f"{split}, {label}"]
             lines += [f"**{kind}, {label}**", "", "| figure | value |", "|---|---|"]
             lines += [f"| {name} | {value:.3g} |" for name, value in row.items()] + [""]

@@ -25,7 +25,7 @@ def check_work(cfg: DictConfig, work: Path) -> None:
 
     settings = OmegaConf.to_container(cfg, resolve=True)
     begun = {"seed": settings["seed"], "start": settings["start"], **settings["teacher_training"]}
-    for name in ("card", "checkpoint_every", "sample_every", "trainer"):
+    for name in ("checkpoint_every", "sample_every", "trainer"):
         begun.pop(name)
     for part in ("autoencoder", "denoiser"):
         begun[part].pop("steps")

@@ -78,6 +78,10 @@ def test_psnr_is_of_pixels_in_0_to_255(images):
     class Darker(torch.nn.Module):
         """An autoencoder that loses one grey level of 255 everywhere."""
 
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
         def encode(self, pixels):
             return type("Encoded", (), {"latents": pixels - 2 / 255})
 
