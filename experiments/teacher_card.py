@@ -1,7 +1,7 @@
 """Measures a shipped teacher and writes its card: README.md, card.json and samples.png in the teacher's folder.
 
-    python -m experiments.teacher_card task=t2i evaluation.images=512
-    python -m experiments.teacher_card task=uig evaluation.images=512
+python -m experiments.teacher_card task=t2i evaluation.images=512
+python -m experiments.teacher_card task=uig evaluation.images=512
 """
 
 from collections.abc import Iterable
