@@ -15,7 +15,7 @@ from typing import Any
 
 from common.errors import InputError
 from common.files import write_atomically
-from experiments.command_line import explain
+from experiments.command_line import one_line_errors
 
 KNOBS = ("variant", "k", "ratio", "sparsity")  # what a sweep of a method is usually over
 PARTS = ("settings", "models", "plan", "protocol")
@@ -150,22 +150,20 @@ def table_of(rows: list[dict[str, Any]], distance: str) -> Any:
     return table
 
 
+@one_line_errors
+def collect(arguments: argparse.Namespace) -> None:
+    """Prints the table of all rows, and writes them as CSV where that is asked for."""
+    rows = read_rows(arguments.folders)
+    if arguments.csv is not None:
+        write_csv([record for row in rows for record in flatten(row)], arguments.csv)
+    print_rows(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--csv", type=Path)
-    arguments = parser.parse_args()
-    try:
-        rows = read_rows(arguments.folders)
-        if arguments.csv is not None:
-            write_csv([record for row in rows for record in flatten(row)], arguments.csv)
-    except Exception as error:
-        message = explain(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
-    print_rows(rows)
+    collect(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -4,19 +4,18 @@ import errno
 import functools
 import sys
 from collections.abc import Callable
-
-from omegaconf import DictConfig
+from typing import Any
 
 from common.errors import InputError
 
 
-def one_line_errors(command: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+def one_line_errors(command: Callable[[Any], None]) -> Callable[[Any], None]:
     """`command` with InputError and a full disk told in one line (exit code 2), and an interrupt likewise (130)."""
 
     @functools.wraps(command)
-    def run(cfg: DictConfig) -> None:
+    def run(settings: Any) -> None:
         try:
-            command(cfg)
+            command(settings)
         except Exception as error:
             message = explain(error)
             if message is None:
