@@ -96,7 +96,8 @@ def changed_settings(rows: list[dict[str, Any]]) -> list[str]:
         method = row["settings"]["method"]
         others = [other["settings"]["method"] for other in rows if other["settings"]["method"].keys() == method.keys()]
         names = [name for name in method if name not in KNOBS and any(other[name] != method[name] for other in others)]
-        found.append(" ".join([setting(row), *(f"{name}={method[name]}" for name in names)]))
+        words = [method[name] if isinstance(method[name], str) else f"{name}={method[name]}" for name in names]
+        found.append(" ".join([setting(row), *words]))
     return found
 
 

@@ -13,8 +13,9 @@ def job(folder, method="laptop_diff", ratio=0.5, criterion="output", steps=20):
     figures = {"parameters": 100, "fd_effnet": 1500.0, "caption_retrieval": 0.5, "latent_mse": 0.0, "latency": {"ratio": 1.0}}
     row = {
         "settings": {
-            "method": {"ratio": ratio},
+            "method": {"ratio": ratio, "criterion": criterion},
             "task": {"name": "t2i"},
+            "teacher": {"path": "emoji_t2i"},
             "distill": {"steps": 20},
             "init": "preserved",
             "seed": 0,
@@ -58,7 +59,7 @@ def test_rows_of_other_protocols_and_settings_are_told_apart(tmp_path, capsys):
     print_rows(read_rows([tmp_path]))
     out = capsys.readouterr().out
     assert "2 jobs; t2i" in out and "1 jobs; t2i" in out
-    assert "criterion=output" in out.replace("\n", "") and "criterion=task" in out.replace("\n", "")
+    assert "0.5 output" in out and "0.5 task" in out
 
 
 def test_csv_holds_every_model_of_every_job(tmp_path):
