@@ -152,6 +152,20 @@ def kept_milliseconds(
     return json.loads(path.read_text())
 
 
+def site_costs(
+    denoiser: nn.Module,
+    sites: Sequence[str],
+    unit: str,
+    folder: Path | None = None,
+    teacher: str = "",
+    conditions: dict[str, torch.Tensor] | None = None,
+) -> dict[str, float]:
+    """What the module at each site costs in "macs" (site_macs) or "milliseconds" (kept_milliseconds, in `folder`)."""
+    if unit == "macs":
+        return site_macs(denoiser, sites, conditions)
+    return kept_milliseconds(denoiser, sites, folder, teacher, conditions)
+
+
 def checkpoint_bytes(module: nn.Module, dtype: torch.dtype = torch.float16) -> int:
     """Bytes of the parameters and buffers when saved in `dtype`."""
     return sum(tensor.numel() for tensor in module.state_dict().values()) * dtype.itemsize

@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from common.batches import generator_for
-from common.cost import count_parameters, kept_milliseconds, site_macs
+from common.cost import count_parameters, site_costs
 from common.errors import InputError
 from common.plans import Edit
 
@@ -107,10 +107,7 @@ def layer_sizes(
         if layer.edit.operation == "shortcut" and unet.get_submodule(layer.site).conv_shortcut is not None
     }
     sites = ["", *(layer.site for layer in layers), *kept.values()]
-    if unit == "macs":
-        found = site_macs(unet, sites, conditions)
-    else:
-        found = kept_milliseconds(unet, sites, folder, teacher, conditions)
+    found = site_costs(unet, sites, unit, folder, teacher, conditions)
     return [max(0.0, found[layer.site] - found.get(kept.get(layer.site), 0.0)) for layer in layers], found[""]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.cost import kept_milliseconds, site_macs
+from common.cost import site_costs
 from common.errors import InputError
 from ld_pruner.operators import Operator
 
@@ -33,8 +33,5 @@ def operator_costs(
     if unit == "parameters":
         return {operator.site: max(operator.parameters_saved, 1.0) for operator in operators}
     sites = [operator.site for operator in operators]
-    if unit == "macs":
-        found = site_macs(unet, sites, conditions)
-    else:
-        found = kept_milliseconds(unet, sites, folder, teacher, conditions)
+    found = site_costs(unet, sites, unit, folder, teacher, conditions)
     return {site: max(cost, 1.0 if unit == "macs" else 1e-6) for site, cost in found.items()}
