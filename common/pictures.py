@@ -36,3 +36,11 @@ def save_figure(figure: Any, path: Path) -> None:
     figure.savefig(buffer, format="png", dpi=110)
     pyplot.close(figure)
     write_atomically(path, buffer.getvalue())
+
+
+def short_path(site: str) -> str:
+    """A module path short enough for a tick of an axis."""
+    words = {"transformer_blocks": "tb", "attentions": "attn", "resnets": "res", "_blocks": "", "_block": ""}
+    for long, brief in words.items():
+        site = site.replace(long, brief)
+    return site

@@ -121,7 +121,7 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     """A new student with the weights that remain; `unet` is not touched.
 
     It is of the pruned subclass of `unet`'s class (common/pruned_unet.py), or of that class itself where the plan can be
-    said in diffusers' own configuration, or where its edits are masks (common/masks.py; of autoencoders too).
+    said in diffusers' own configuration, where its edits are masks (common/masks.py; of autoencoders too) or it has none.
     Raises InputError naming the site when an edit names a site that the U-Net does not have, or when the plan lacks the
     weights of a new module.
     """
@@ -130,7 +130,7 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     check_sites(unet, plan)
     if unet.config.get("plan"):
         raise InputError("This U-Net carries a plan already; a plan applies to the unpruned teacher.")
-    if has_masks(plan.edits):
+    if has_masks(plan.edits) or not plan.edits:
         return masked_copy(unet, plan_masks(plan.edits, plan.tensors))
     base = next((base for base in (pruned_unet.UNet2DConditionModel, pruned_unet.UNet2DModel) if isinstance(unet, base)), None)
     if base is None:

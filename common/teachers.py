@@ -202,32 +202,58 @@ def load_teacher(name_or_path: str, revision: str | None = None) -> Teacher:
     )
 
 
+def autoencoder_part(folder: Path) -> str:
+    """The name of the autoencoder in a pipeline folder: "vae" or "vqvae"."""
+    index = json.loads((folder / "model_index.json").read_text())
+    return next(name for name in ("vae", "vqvae") if index.get(name, [None])[0])
+
+
 def load_denoiser(path: str | Path) -> nn.Module:
     """A denoiser from its own folder (config.json beside the weights), with its plan where it has one."""
     folder = Path(path)
     if (folder / "model_index.json").is_file():
         folder = folder / "unet"
+    return load_network(folder, "denoiser")
+
+
+def load_autoencoder(folder: Path) -> nn.Module:
+    """The autoencoder of a pipeline folder."""
+    return load_network(folder / autoencoder_part(folder), "autoencoder")
+
+
+def load_network(folder: Path, what: str) -> nn.Module:
+    """A network from its own folder by the class that its config.json names; `what` it is tells the InputError."""
     try:
         class_name = json.loads((folder / "config.json").read_text())["_class_name"]
     except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise InputError(f"{folder} holds no denoiser: no readable config.json with a _class_name.") from error
+        raise InputError(f"{folder} holds no {what}: no readable config.json with a _class_name.") from error
     library = "pruned_unet" if class_name.startswith("Pruned") else "diffusers"
     return load_part(folder.parent, folder.name, library, class_name, network=True)
 
 
-def save_student(teacher: Teacher, student: nn.Module, folder: Path) -> None:
+def load_student(teacher: Teacher, folder: Path) -> Teacher:
+    """The pipeline that save_student wrote; parts without weights of their own in `folder` are the teacher's."""
+    return teacher.with_parts(denoiser=load_denoiser(folder), autoencoder=load_autoencoder(folder))
+
+
+def save_student(teacher: Teacher, student: Teacher, folder: Path) -> None:
     """Writes the student as a pipeline folder in the teacher's layout, fp16 weights, whole or not at all.
 
+    A part that is the very network of the teacher is copied from the teacher's folder.
     diffusers loads it with DiffusionPipeline.from_pretrained(folder, trust_remote_code=True), without this project.
     """
     index = json.loads((teacher.folder / "model_index.json").read_text())
-    pruned = type(student).__name__.startswith("Pruned")
-    index["unet"] = ["pruned_unet" if pruned else "diffusers", type(student).__name__]
+    pruned = type(student.denoiser).__name__.startswith("Pruned")
+    index["unet"] = ["pruned_unet" if pruned else "diffusers", type(student.denoiser).__name__]
+    own = {"unet": student.denoiser}
+    if student.autoencoder is not teacher.autoencoder:
+        own[autoencoder_part(teacher.folder)] = student.autoencoder
     with whole_folder(folder) as scratch:
         for name in index:
-            if name in PARTS and name != "unet" and (teacher.folder / name).is_dir():
+            if name in PARTS and name not in own and (teacher.folder / name).is_dir():
                 shutil.copytree(teacher.folder / name, scratch / name)
-        copy.deepcopy(student).cpu().half().save_pretrained(scratch / "unet")
+        for name, network in own.items():
+            copy.deepcopy(network).cpu().half().save_pretrained(scratch / name)
         (scratch / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         forget_origins(scratch)
 

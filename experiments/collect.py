@@ -64,12 +64,16 @@ def flatten(row: dict[str, Any]) -> list[dict[str, Any]]:
         "seed": row["settings"]["seed"],
         "edits": len(row["plan"]),
     }
-    records = []
-    for who, figures in row["models"].items():
-        plain = {name: value for name, value in figures.items() if not isinstance(value, dict)}
-        nested = {f"{name}_{key}": v for name, value in figures.items() if isinstance(value, dict) for key, v in value.items()}
-        records.append({**shared, "model": who, **plain, **nested, "command": row.get("command", ""), "path": row["path"]})
-    return records
+    made = {"command": row.get("command", ""), "path": row["path"]}
+    return [{**shared, "model": who, **flat(figures), **made} for who, figures in row["models"].items()]
+
+
+def flat(figures: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested figures side by side: {"latency": {"ratio": 1}} becomes {"latency_ratio": 1}."""
+    found: dict[str, Any] = {}
+    for name, value in figures.items():
+        found |= flat(value, f"{prefix}{name}_") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def write_csv(records: list[dict[str, Any]], path: Path) -> None:

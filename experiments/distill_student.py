@@ -1,6 +1,6 @@
 """The distillation stage of a job."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from common.batches import TensorRows
 from common.errors import InputError
 from common.pruned_unet import REPLACEMENTS
 from common.teachers import Teacher
+from common.training import ExponentialAverage
 from experiments.caches import cached_tensors, content_name
 
 
@@ -54,7 +55,7 @@ def trainer_device(device: torch.device) -> dict[str, Any]:
 
 
 def training_rows(cfg: DictConfig, teacher: Teacher, cache: Path) -> TensorRows:
-    """Latents and conditions of the training images, computed once for all jobs on this teacher and data."""
+    """Latents and conditions of the training images, computed once for all jobs on this pipeline and data in `cache`."""
     from common.progress import progress_bar
 
     def compute() -> dict[str, torch.Tensor]:
@@ -71,16 +72,31 @@ def training_rows(cfg: DictConfig, teacher: Teacher, cache: Path) -> TensorRows:
     return TensorRows(**columns)
 
 
-def distill(
-    cfg: DictConfig, teacher: Teacher, student: nn.Module, folder: Path, cache: Path, callbacks: Sequence[Any] = ()
-) -> nn.Module:
-    """The student after cfg.distill.steps optimiser steps; goes on from the last checkpoint in `folder`.
+def finish(network: nn.Module, callbacks: Sequence[Any]) -> nn.Module:
+    """The trained network for use; a callback that has finish(network) has the last word on the weights."""
+    for callback in callbacks:
+        if hasattr(callback, "finish"):
+            callback.finish(network)
+    return network.eval().requires_grad_(False)
 
-    callbacks: the method's own (Lightning); where one has finish(network), it has the last word on the weights.
+
+def distill(
+    cfg: DictConfig,
+    teacher: Teacher,
+    student: nn.Module,
+    rows: TensorRows,
+    folder: Path,
+    callbacks: Sequence[Any] = (),
+    watch: Callable[[ExponentialAverage | None], Any] | None = None,
+) -> nn.Module:
+    """The student after cfg.distill.steps optimiser steps on `rows`; goes on from the last checkpoint in `folder`.
+
+    callbacks: the method's own (Lightning), see `finish`. watch: makes a callback that looks at the student on the way,
+    from the average of its weights or None.
     """
     from common.distillation import DenoiserTraining
     from common.schedules import scheduler
-    from common.training import ExponentialAverage, fit
+    from common.training import fit
 
     settings = cfg.distill
     for name in ("steps", "batch_size", "accumulate", "checkpoint_every"):
@@ -106,9 +122,10 @@ def distill(
         teacher=teacher.denoiser,
     )
     average = ExponentialAverage(student, settings.ema_decay) if settings.ema_decay else None
+    further = [*([average] if average else []), *([watch(average)] if watch else [])]
     fit(
         module,
-        training_rows(cfg, teacher, cache),
+        rows,
         steps=settings.steps,
         batch_size=settings.batch_size,
         accumulate=settings.accumulate,
@@ -117,12 +134,9 @@ def distill(
         description="distilling",
         checkpoint_every=settings.checkpoint_every,
         trainer=trainer_device(teacher.device) | OmegaConf.to_container(settings.trainer, resolve=True),
-        callbacks=[*callbacks, *([average] if average else [])],
+        callbacks=[*callbacks, *further],
     )
     module.remove_taps()
     if average:
         average.copy_to_network()
-    for callback in callbacks:
-        if hasattr(callback, "finish"):
-            callback.finish(student)
-    return student.eval().requires_grad_(False)
+    return finish(student, callbacks)

@@ -1,4 +1,4 @@
-"""The measuring stage of a job: samples from equal seeds, their distances, sizes and speeds."""
+"""The measuring stage of a job: samples from equal seeds and their distances."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -16,6 +16,8 @@ from common.progress import progress_bar
 from common.sampling import sample_latents
 from common.teachers import Teacher
 from experiments.caches import cached_tensors, content_name, load_tensors
+
+SAMPLING = ("images", "steps", "guidance_scale", "batch_size", "split", "seed")  # what the samples of a model depend on
 
 
 def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
@@ -56,6 +58,21 @@ class Reference:
         self.floor_features, self.features = features[self.held_back], features[rest]
         self.all_features, self.all_names = features, getattr(data, "names", None)
         self.image_size = tuple(data.images.shape[2:])
+        self.seed = cfg.evaluation.seed
+
+    def distances(self, features: torch.Tensor) -> dict[str, float]:
+        """Fréchet and kernel distance (x1000) of `features` (count, width) to the real ones, named for the extractor."""
+        from common.distances import frechet_distance, kernel_distance
+
+        label = self.extractor.name
+        kernel, spread = kernel_distance(self.features, features, subset_size=min(100, len(features)), seed=self.seed)
+        return {
+            f"fd_{label}": frechet_distance(self.features, features),
+            f"kd_{label}": 1000 * kernel,
+            f"kd_{label}_spread": 1000 * spread,
+            "reference_images": len(self.features),
+            "images": len(features),
+        }
 
 
 def sampled_batches(
@@ -104,31 +121,18 @@ def evaluate(
     models: whole pipelines, the teacher's and those with a student in it. prompts: captions and names of evaluation_prompts.
     The samples of each are kept in <folder>/<who>/; the teacher's, which comes first, are shared by all jobs.
     """
-    from common.distances import caption_retrieval, frechet_distance, kernel_distance
+    from common.distances import caption_retrieval
     from common.similarity import latent_mse, structural_similarity
 
     captions, names = prompts
     teacher = models["teacher"]
     reference = Reference(cfg, cfg.evaluation.split, cache, teacher.device)
-    subset = min(100, len(captions))
-    label = reference.extractor.name
-
-    def distances(features: torch.Tensor) -> dict[str, float]:
-        kernel, spread = kernel_distance(reference.features, features, subset_size=subset, seed=cfg.evaluation.seed)
-        return {
-            f"fd_{label}": frechet_distance(reference.features, features),
-            f"kd_{label}": 1000 * kernel,
-            f"kd_{label}_spread": 1000 * spread,
-            "reference_images": len(reference.features),
-            "images": len(features),
-        }
-
-    rows: dict[str, dict[str, Any]] = {"real": distances(reference.floor_features)}
+    rows: dict[str, dict[str, Any]] = {"real": reference.distances(reference.floor_features)}
     shared = content_name(
         "samples",
         teacher.fingerprint(),
         OmegaConf.to_container(cfg.task.data),
-        OmegaConf.to_container(cfg.evaluation, resolve=True),
+        {name: cfg.evaluation[name] for name in SAMPLING},
     )
     folders = {who: cache / f"samples-{shared}" if who == "teacher" else folder / who for who in models}
     first_images: dict[str, torch.Tensor] = {}
@@ -144,7 +148,7 @@ def evaluate(
             squared += share * latent_mse(samples["latents"], original["latents"])
             similar += share * structural_similarity(samples["images"], original["images"])
         found = torch.cat(features)
-        rows[who] = {**distances(found), "latent_mse": squared, "ssim": similar}
+        rows[who] = {**reference.distances(found), "latent_mse": squared, "ssim": similar}
         if names is not None:
             pool = min(64, len(set(reference.all_names)))
             rows[who]["caption_retrieval"] = caption_retrieval(
@@ -158,52 +162,3 @@ def check_size(images: torch.Tensor, size: tuple[int, int]) -> None:
     if tuple(images.shape[2:]) != size:
         drawn, real = ("x".join(map(str, shape)) for shape in (images.shape[2:], size))
         raise InputError(f"The teacher draws {drawn} images, the data set has {real}: give task.data of the teacher's size.")
-
-
-def measure_cost(cfg: DictConfig, models: dict[str, Teacher]) -> dict[str, dict[str, Any]]:
-    """Parameters, all and not zero, MACs of one forward pass of one sample, file size, and latency against the teacher's.
-
-    All of the denoiser; what is the same in every model is left out.
-    """
-    from common.cost import checkpoint_bytes, count_macs, count_nonzero, count_parameters
-    from common.latency import compare_latency
-
-    teacher = models["teacher"]
-
-    def arguments(batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]:
-        latents = torch.zeros(batch, *teacher.latent_shape, device=teacher.device)
-        timesteps = torch.full((batch,), 500, device=teacher.device)
-        conditions = {name: value.expand(batch, *value.shape[1:]) for name, value in teacher.empty_condition().items()}
-        return (latents, timesteps), conditions
-
-    inputs, conditions = arguments(cfg.evaluation.latency_batch)
-
-    def call(denoiser: nn.Module) -> Any:
-        def run() -> None:
-            with torch.no_grad():
-                denoiser(*inputs, **conditions)
-
-        return run
-
-    calls = {who: call(model.denoiser) for who, model in models.items()}
-    latencies = compare_latency(calls, "teacher", rounds=cfg.evaluation.latency_rounds)
-    rows = {}
-    for who, model in models.items():
-        denoiser = model.denoiser
-        macs = count_macs(denoiser, *arguments(1))
-        latency = latencies[who]
-        rows[who] = {
-            "parameters": count_parameters(denoiser),
-            "nonzero_parameters": count_nonzero(denoiser),
-            "macs": macs.total,
-            "macs_without_attention_products": macs.without_attention_products,
-            "checkpoint_bytes_fp16": checkpoint_bytes(denoiser),
-            "latency": {
-                "milliseconds": latency.milliseconds,
-                "interquartile_range": latency.interquartile_range,
-                "ratio": latency.ratio,
-                "ratio_spread": latency.ratio_spread,
-                "time_reduction": latency.time_reduction,
-            },
-        }
-    return rows

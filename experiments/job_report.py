@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.pictures import save_figure
+from common.pictures import save_figure, short_path
 from common.plans import Plan
 
 # title, how to read it from a model's figures, format, whether less is better (None: neither)
@@ -54,6 +54,7 @@ def print_table(row: dict[str, Any]) -> None:
     notes = [f"{who}: {sparse[who]:.2f}M" for who in sparse if sparse[who] < 0.99 * dense[who]]
     if notes:
         console.print("\nparameters that are not zero: " + ", ".join(notes), highlight=False)
+        console.print(sparse_note(row), highlight=False)
     console.print(
         f"\nFD and KD (x1000): Fréchet and kernel distance of {protocol['images']} samples to "
         f"{row['models']['real']['reference_images']} real images over {protocol['extractor'].split(':')[0]} features; "
@@ -64,6 +65,20 @@ def print_table(row: dict[str, Any]) -> None:
         style="dim",
         highlight=False,
     )
+
+
+def sparse_note(row: dict[str, Any]) -> str:
+    """The student's files and sparsity, and that dense kernels gain nothing from zeros."""
+    last = list(row["models"].values())[-1]
+    files = last.get("sparse_file", {})
+    lines = []
+    for part, figures in (("denoiser", last), ("autoencoder", last.get("autoencoder", {}))):
+        if f"{part}_bytes" in files:
+            sparse, dense = files[f"{part}_bytes"] / 1e6, figures["checkpoint_bytes_fp16"] / 1e6
+            nominal, actual = (100 * figures["sparsity"][name] for name in ("nominal", "actual"))
+            shares = f"zeros {nominal:.1f} % nominal, {actual:.1f} % of all weights"
+            lines.append(f"{part}: sparse file {sparse:.2f} MB of {dense:.2f} MB, {shares}")
+    return "\n".join([*lines, "Zeros in dense kernels save no time; the time column is what was measured."])
 
 
 def draw_samples(folder: Path, rows: dict[str, torch.Tensor], captions: list[str], count: int = 8) -> None:
@@ -116,11 +131,7 @@ def draw_scores(unet: nn.Module, plan: Plan, path: Path) -> None:
     axis.plot(chosen, [plan.scores[sites[place]] for place in chosen], "k.", label="edited")
     if all(plan.scores[site] > 0 for site in sites):  # the change of a task loss may be negative
         axis.set_yscale("log")
-    short = [
-        site.replace("transformer_blocks", "tb").replace("attentions", "attn").replace("_blocks", "").replace("_block", "")
-        for site in sites
-    ]
-    axis.set_xticks(list(places), short, rotation=90, fontsize=6)
+    axis.set_xticks(list(places), [short_path(site) for site in sites], rotation=90, fontsize=6)
     axis.set_xlim(-0.7, len(sites) - 0.3)
     axis.set_ylabel("score (low: cheap to remove)")
     axis.set_title(f"{plan.method}: {len(sites)} scored sites, {len(edited)} edited", fontsize=10, loc="left")

@@ -3,7 +3,7 @@
 import functools
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,19 +37,26 @@ def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 1)
 
 
-def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
-    """The calibration set: a seeded draw of training captions (no captions for unconditional models), and training rows."""
-    import hydra
+def training_order(cfg: DictConfig, data: Any) -> list[int]:
+    """A seeded order of the training images, from whose start calibration takes its rows."""
     import torch
 
     from common.batches import generator_for
+
+    return torch.randperm(len(data), generator=generator_for(cfg.calibration.seed, 4)).tolist()
+
+
+def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
+    """The calibration set: a seeded draw of training captions (no captions for unconditional models), and training rows."""
+    import hydra
+
     from common.calibration import build_calibration
     from experiments.alignment import CaptionAlignment
 
     settings = OmegaConf.to_container(cfg.calibration, resolve=True)
     data_rows = settings.pop("data_rows")
     data = hydra.utils.instantiate(cfg.task.data, split="train")
-    order = torch.randperm(len(data), generator=generator_for(settings["seed"], 4)).tolist()
+    order = training_order(cfg, data)
     captioned = teacher.text_encoder is not None
     if captioned and not hasattr(data, "captions"):
         raise InputError(f"The teacher {teacher.name} takes captions, and the data of task={cfg.task.name} has none.")
@@ -104,22 +111,72 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
     row = {"settings": settings, **made_by, **compute_row(cfg, folder)}
     write_json(path, row)
     print_table(row)
-    print(f"\nresult {path}\npictures samples.png, plan.png beside it\nstudent {folder / 'student'}")
+    shown = ", ".join(picture.name for picture in sorted(folder.glob("*.png")))
+    print(f"\nresult {path}\npictures beside it: {shown}\nstudent {folder / 'student'}")
     return row
+
+
+def kept_plan(folder: Path, teacher: Any, make: Callable[[], Any]) -> Any:
+    """The plan in `folder`, made when it is not there; InputError when it is of another teacher."""
+    from common.plans import PLAN_FILE, Plan
+
+    if not (folder / PLAN_FILE).is_file():
+        make().save(folder)
+    plan = Plan.load(folder)
+    if plan.teacher != teacher.fingerprint():
+        raise InputError(f"{folder.parent} was begun with another teacher in {teacher.folder}; delete it to start anew.")
+    return plan
+
+
+def make_plans(cfg: DictConfig, teacher: Any, method: Any, folder: Path, cache: Path) -> dict[str, Any]:
+    """The plan of each part that is pruned: the denoiser's, and the autoencoder's where the method prunes it."""
+    import hydra
+
+    calibration = calibrate(cfg, teacher, cache).to(teacher.device)
+    known = teacher.fingerprint()
+    plans = {
+        "denoiser": kept_plan(
+            folder / "plan", teacher, lambda: method.plan(teacher.denoiser, calibration, known, cache / "scores")
+        )
+    }
+    if getattr(method, "prunes_autoencoder", False):
+        data = hydra.utils.instantiate(cfg.task.data, split="train")
+        images = data.images[training_order(cfg, data)[: max(1, cfg.calibration.data_rows)]]
+        plans["autoencoder"] = kept_plan(
+            folder / "autoencoder_plan", teacher, lambda: method.autoencoder_plan(teacher.autoencoder, images, known)
+        )
+    return plans
+
+
+def prune(cfg: DictConfig, teacher: Any, plans: dict[str, Any]) -> Any:
+    """The pipeline with its pruned parts; init=scratch gives the denoiser random weights."""
+    import torch
+
+    from common.masks import apply_masks, plan_masks
+    from common.plans import apply_plan, has_masks
+
+    parts = {part: apply_plan(getattr(teacher, part), plan) for part, plan in plans.items()}
+    if cfg.init == "scratch":
+        torch.manual_seed(cfg.seed)
+        denoiser, plan = parts["denoiser"], plans["denoiser"]
+        parts["denoiser"] = type(denoiser).from_config(denoiser.config).to(teacher.device).eval()
+        if has_masks(plan.edits):
+            apply_masks(parts["denoiser"], plan_masks(plan.edits, plan.tensors))
+    return teacher.with_parts(**parts)
 
 
 def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """All stages of a job; each finds what an interrupted run has left in `folder` and goes on from there."""
     import hydra
-    import torch
 
-    from common.masks import apply_masks, plan_masks
-    from common.plans import PLAN_FILE, Plan, apply_plan, has_masks
-    from common.teachers import load_denoiser, load_teacher, save_student
-    from experiments.distill_student import distill
-    from experiments.evaluate import evaluate, evaluation_prompts, measure_cost
+    from common.teachers import load_student, load_teacher, save_student
+    from experiments.distance_curve import read_curve
+    from experiments.evaluate import evaluate, evaluation_prompts
     from experiments.job_report import draw_samples, draw_scores
+    from experiments.measure_cost import measure_cost
     from experiments.plan_picture import draw_plan
+    from experiments.sparse_student import draw_sparsity, export_sparse, masked_parts
+    from experiments.train_student import train_student
 
     if cfg.init not in ("preserved", "scratch"):
         raise InputError(f"init={cfg.init!r} is neither 'preserved' nor 'scratch'.")
@@ -129,43 +186,41 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     method = hydra.utils.instantiate(cfg.method, _convert_="all")
     with stage("loading", seconds):
         teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))
-        calibration = calibrate(cfg, teacher, cache).to(teacher.device)
     with stage("scoring", seconds):
-        if not (folder / "plan" / PLAN_FILE).is_file():
-            method.plan(teacher.denoiser, calibration, teacher.fingerprint(), cache / "scores").save(folder / "plan")
-        plan = Plan.load(folder / "plan")
-        if plan.teacher != teacher.fingerprint():
-            raise InputError(f"{folder} was begun with another teacher in {teacher.folder}; delete it to start anew.")
-    pruned = apply_plan(teacher.denoiser, plan)
-    if cfg.init == "scratch":
-        torch.manual_seed(cfg.seed)
-        pruned = type(pruned).from_config(pruned.config).to(teacher.device).eval()
-        if has_masks(plan.edits):
-            apply_masks(pruned, plan_masks(plan.edits, plan.tensors))
-    models = {"teacher": teacher, "pruned": teacher.with_parts(denoiser=pruned)}
-    student_folder = folder / "student"
+        plans = make_plans(cfg, teacher, method, folder, cache)
+    models = {"teacher": teacher, "pruned": prune(cfg, teacher, plans)}
     with stage("distilling", seconds):
-        if not (student_folder / "model_index.json").is_file():
-            student = apply_plan(teacher.denoiser, plan)
-            student.load_state_dict(pruned.state_dict())
+        if not (folder / "student" / "model_index.json").is_file():
+            student = models["pruned"]
             if cfg.distill.steps:
-                bring = getattr(method, "training_callbacks", None)
-                callbacks = bring(student, plan) if bring else []
-                student = distill(cfg, teacher, student, folder / "distill", cache, callbacks)
-            save_student(teacher, student, student_folder)
+                student = train_student(cfg, teacher, student, plans, method, prompts[0], folder / "distill", cache)
+            save_student(teacher, student, folder / "student")
         if cfg.distill.steps:
-            models["distilled"] = teacher.with_parts(denoiser=load_denoiser(student_folder).to(teacher.device))
+            models["distilled"] = load_student(teacher, folder / "student").to(teacher.device)
+    last = list(models)[-1]
     with stage("measuring", seconds):
         metrics, images = evaluate(cfg, models, prompts, folder / "samples", cache)
-        costs = measure_cost(cfg, models)
+        by_steps = {}
+        for steps in cfg.evaluation.more_steps:
+            changed = OmegaConf.merge(cfg, {"evaluation": {"steps": steps}})
+            by_steps[str(steps)], _ = evaluate(changed, models, prompts, folder / "samples" / f"steps={steps}", cache)
+        costs = measure_cost(cfg, models, plans)
+        masked = masked_parts(models[last], plans)
+        sparse_files = export_sparse(masked, folder / "sparse")
+    plan = plans["denoiser"]
     with stage("drawing", seconds):
         draw_samples(folder, images, prompts[0])
-        draw_scores(teacher.denoiser, plan, folder / "scores.png")
         draw_plan(teacher.denoiser, plan, folder / "plan.png")
-    return {
+        if masked:
+            draw_sparsity(masked, plans, folder / "sparsity.png")
+        else:
+            draw_scores(teacher.denoiser, plan, folder / "scores.png")
+    row = {
         "models": {who: {**metrics.get(who, {}), **costs.get(who, {})} for who in ("real", *models)},
         "plan": [edit.to_dict() for edit in plan.edits],
         "reached": {name: value for name, value in plan.settings.items() if name.endswith("_reached")},
+        "by_steps": by_steps,
+        "curve": read_curve(folder / "distill" / "curve"),
         "protocol": {
             "extractor": "effnet: EfficientNet-lite0, 1280 pooled features, at the images' own size",
             **OmegaConf.to_container(cfg.evaluation, resolve=True),
@@ -175,6 +230,9 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         "seconds": seconds,
         "environment": environment(teacher.device),
     }
+    if sparse_files:
+        row["models"][last]["sparse_file"] = sparse_files
+    return row
 
 
 def environment(device: Any) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import torch
 from common.batches import generator_for
 from experiments.autoencoder_training import AutoencoderTraining
 
+USED_WITHIN = 100  # steps after which an entry counts as unused in the log, where none is moved
+
 
 def divergence_from_normal(latents: torch.Tensor) -> torch.Tensor:
     """KL(N(mean, covariance) || N(0, 1)) of latents (batch, channels, height, width), all places as one sample."""
@@ -23,25 +25,27 @@ class VQTraining(AutoencoderTraining):
     normal. Without it the latents fall onto a curve in their space: a channel that is small at the start stays unused.
 
     An entry that no latent came nearest to in `revive_every` steps is moved to a random latent of the batch, else most of a
-    large codebook stays where it began. At the first step that is all of them: the codebook starts on the data.
+    large codebook stays where it began. At the first step that is all of them: the codebook starts on the data. None moves
+    no entry, for a codebook that is trained already.
     """
 
-    def __init__(self, *arguments: Any, codebook_weight: float, spread_weight: float, revive_every: int, **options: Any):
+    def __init__(self, *arguments: Any, codebook_weight: float, spread_weight: float, revive_every: int | None, **options: Any):
         super().__init__(*arguments, **options)
         self.codebook_weight, self.spread_weight, self.revive_every = codebook_weight, spread_weight, revive_every
         entries = self.autoencoder.config.num_vq_embeddings
-        self.register_buffer("unused_steps", torch.full((entries,), revive_every))  # in the checkpoint: resuming is exact
+        # in the checkpoint: resuming is exact
+        self.register_buffer("unused_steps", torch.full((entries,), revive_every or 0))
 
     def reconstruct(self, images: torch.Tensor, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         latents = self.autoencoder.encode(images).latents
-        if self.global_step % self.revive_every == 0:
+        if self.revive_every is not None and self.global_step % self.revive_every == 0:
             self.revive(latents.detach())
         quantized, codebook, (_, _, nearest) = self.autoencoder.quantize(latents)
         self.unused_steps += 1
         self.unused_steps[nearest.flatten()] = 0
         spread = divergence_from_normal(latents)
         self.log_dict({"codebook": codebook, "spread": spread})
-        self.log("used_entries", (self.unused_steps < self.revive_every).float().mean())
+        self.log("used_entries", (self.unused_steps < (self.revive_every or USED_WITHIN)).float().mean())
         decoded = self.autoencoder.decode(quantized, force_not_quantize=True).sample
         return decoded, self.codebook_weight * codebook + self.spread_weight * spread
 

@@ -37,6 +37,7 @@ from l1_diff.regrowth import CHOICES, Regrowth
 from l1_diff.schedule import Ramp
 
 Losses = Callable[[], Iterable[Loss]]
+PARTS = ("denoiser", "autoencoder")
 ONE_OF = {
     "variant": ("published", "reference"),
     "scope": SCOPES,
@@ -51,6 +52,7 @@ REFERENCE = {
     "pattern": None,
     "modules": ("conv",),
     "exclude": (),
+    "autoencoder_exclude": (),
     "alpha": 1.0,
     "beta": 0.0,
     "balance": False,
@@ -65,16 +67,18 @@ class L1Diff:
     """A method (see README): reads a teacher's denoiser and a calibration, returns a plan of masks; acts during training.
 
     The settings are explained in conf/method/l1_diff.yaml. variant "published" follows the authors' README, with its open
-    points as settings; "reference" does what their code does, and takes `sparsity` alone from the settings.
+    points as settings; "reference" does what their code does, and takes `parts` and `sparsity` alone from the settings.
     """
 
     variant: str
+    parts: tuple[str, ...]
     sparsity: float | None
     threshold: float | None
     scope: str
     pattern: str | None
     modules: tuple[str, ...]
     exclude: tuple[str, ...]
+    autoencoder_exclude: tuple[str, ...]
     alpha: float
     beta: float
     balance: bool
@@ -99,6 +103,8 @@ class L1Diff:
         for name, valid in ONE_OF.items():
             if getattr(self, name) not in valid:
                 raise InputError(f"method.{name}={getattr(self, name)!r} is none of {', '.join(valid)}.")
+        if not self.parts or not set(self.parts) <= set(PARTS):
+            raise InputError(f"method.parts={list(self.parts)}: name {PARTS[0]}, {PARTS[1]}, or both.")
         settings = replace(self, **REFERENCE) if self.variant == "reference" else self
         settings._check_amount()
         check_weights(settings.alpha, settings.beta)
@@ -133,26 +139,33 @@ class L1Diff:
         if self.pattern is not None:
             parse_pattern(self.pattern)
 
+    @property
+    def prunes_autoencoder(self) -> bool:
+        return "autoencoder" in self.parts
+
     def plan(self, unet: nn.Module, calibration: Calibration, teacher: str, scores: Path | None) -> Plan:
-        """Masks for `unet`; a site's score in the plan is the share of its weights that stay.
+        """Masks for `unet`, none where `parts` leaves it out; a site's score in the plan is the share of its weights that stay.
 
         Scoring is one pass back and forth over the calibration's rows: nothing is kept in the folder `scores`. With
         schedule=gradual the masks are those of initial_sparsity; training goes on from there.
         """
         settings = self.checked()
+        if "denoiser" not in settings.parts:
+            return Plan(method="l1_diff", edits=(), teacher=teacher, settings=asdict(settings))
         losses = partial(denoising_losses, unet, calibration, settings.timesteps, settings.batch_size, settings.seed)
-        return settings._plan(unet, losses, teacher)
+        return settings._plan(unet, settings.exclude, losses, teacher)
 
-    def autoencoder_plan(self, autoencoder: nn.Module, images: torch.Tensor) -> Plan:
+    def autoencoder_plan(self, autoencoder: nn.Module, images: torch.Tensor, teacher: str) -> Plan:
         """Masks for a VQModel or AutoencoderKL, importance by its reconstruction error on `images` (uint8).
 
-        `exclude` is over the autoencoder's paths; InputError where a pattern matches none of them.
+        InputError where a pattern of `autoencoder_exclude` matches none of its paths.
         """
         settings = self.checked()
-        return settings._plan(autoencoder, partial(reconstruction_losses, autoencoder, images, settings.batch_size), "")
+        losses = partial(reconstruction_losses, autoencoder, images, settings.batch_size)
+        return settings._plan(autoencoder, settings.autoencoder_exclude, losses, teacher)
 
-    def _plan(self, network: nn.Module, losses: Losses, teacher: str) -> Plan:
-        masks = self._masks(network, self._scores(network, losses))
+    def _plan(self, network: nn.Module, exclude: tuple[str, ...], losses: Losses, teacher: str) -> Plan:
+        masks = self._masks(network, self._scores(network, exclude, losses))
         pruned = {site: mask.numel() - int(mask.sum()) for site, mask in masks.items()}
         stays = {site: 1 - pruned[site] / mask.numel() for site, mask in masks.items()}
         total = sum(mask.numel() for mask in masks.values())
@@ -165,8 +178,8 @@ class L1Diff:
             tensors={f"{site}.{MASK}": mask.cpu() for site, mask in masks.items()},
         )
 
-    def _scores(self, network: nn.Module, losses: Losses) -> dict[str, torch.Tensor]:
-        weights = prunable_weights(network, self.modules, self.exclude)
+    def _scores(self, network: nn.Module, exclude: tuple[str, ...], losses: Losses) -> dict[str, torch.Tensor]:
+        weights = prunable_weights(network, self.modules, exclude)
         gradients: Mapping[str, torch.Tensor] = {}
         if self.beta:
             gradients = average_gradients(weights, losses(), self.gradient_average)
@@ -186,7 +199,12 @@ class L1Diff:
         return sparsity_masks(scores, amount, self.scope)
 
     def training_callbacks(self, student: nn.Module, plan: Plan) -> list[Any]:
-        """The Lightning callback that keeps the masks of `plan` on `student`, with penalty, gradual pruning and regrowth."""
+        """The Lightning callback that keeps the masks of `plan` on `student`, with penalty, gradual pruning and regrowth.
+
+        student: the network that the plan is of, denoiser or autoencoder. None for a plan without masks.
+        """
+        if not plan.edits:
+            return []
         from l1_diff.sparse_training import SparseTraining
 
         settings = self.checked()

@@ -13,6 +13,8 @@ from torch import nn
 from common.errors import InputError
 from l1_diff.masks import prunable_weights
 
+PRUNABLE = ("conv", "linear")
+
 
 @dataclass(frozen=True)
 class LayerSparsity:
@@ -56,7 +58,7 @@ def count_zeros(tensor: torch.Tensor) -> int:
     return tensor.numel() - int(torch.count_nonzero(tensor))
 
 
-def sparsity(model: nn.Module, modules: Sequence[str] = ("conv", "linear")) -> Sparsity:
+def sparsity(model: nn.Module, modules: Sequence[str] = PRUNABLE) -> Sparsity:
     """The counts of `model`; modules: what counts as prunable (l1_diff.masks.prunable_weights).
 
     InputError for a model on the meta device, whose zeros cannot be counted.

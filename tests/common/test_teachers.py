@@ -130,7 +130,7 @@ def test_no_denoiser_in_the_folder(tmp_path):
 
 
 def test_shipped_and_saved_folders_name_no_path_of_this_machine(tiny_teacher, tmp_path):
-    save_student(tiny_teacher, tiny_teacher.denoiser, tmp_path / "student")
+    save_student(tiny_teacher, tiny_teacher, tmp_path / "student")
     configs = [path for folder in (SHIPPED, tmp_path) for path in folder.rglob("*config.json")]
     assert len(configs) > 8
     for path in configs:

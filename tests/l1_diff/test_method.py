@@ -23,7 +23,9 @@ METHOD = L1Diff(
     scope="global",
     pattern=None,
     modules=("conv", "linear"),
+    parts=("denoiser",),
     exclude=(),
+    autoencoder_exclude=(),
     alpha=1.0,
     beta=1.0,
     balance=True,
@@ -92,7 +94,7 @@ def test_the_student_is_a_stock_model_and_comes_back_whole(tiny_teacher, data_ca
     student.save_pretrained(tmp_path / "once")
     again = UNet2DConditionModel.from_pretrained(tmp_path / "once")
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), again.parameters(), strict=True))
-    save_student(tiny_teacher, student, tmp_path / "student")
+    save_student(tiny_teacher, tiny_teacher.with_parts(denoiser=student), tmp_path / "student")
     exported = load_denoiser(tmp_path / "student")
     assert type(exported) is UNet2DConditionModel and sparsity(exported).zeros >= sparsity(student).zeros
 
@@ -164,14 +166,14 @@ def test_masks_of_an_autoencoder(tiny_teacher, kind):
     if kind == "vq":
         autoencoder = VQModel(**blocks, block_out_channels=(4, 4), norm_num_groups=2, num_vq_embeddings=16).eval()
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-    found = METHOD.autoencoder_plan(autoencoder, images)
+    found = METHOD.autoencoder_plan(autoencoder, images, "")
     student = apply_plan(autoencoder, found)
     assert type(student) is type(autoencoder) and sparsity(student).nominal == pytest.approx(0.5, abs=1e-3)
     sites = [edit.site for edit in found.edits]
     assert any(site.startswith("encoder.") for site in sites) and any(site.startswith("decoder.") for site in sites)
-    magnitude = replace(METHOD, beta=0.0).autoencoder_plan(autoencoder, images)
+    magnitude = replace(METHOD, beta=0.0).autoencoder_plan(autoencoder, images, "")
     assert any(not torch.equal(mask, magnitude.tensors[name]) for name, mask in found.tensors.items())
-    reference = replace(METHOD, variant="reference", sparsity=0.3).autoencoder_plan(autoencoder, images)
+    reference = replace(METHOD, variant="reference", sparsity=0.3).autoencoder_plan(autoencoder, images, "")
     assert masks_of(reference).keys() == reference_masks(autoencoder, 0.3).keys()
 
 

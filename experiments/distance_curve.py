@@ -1,0 +1,69 @@
+"""The distance to real images while a student is distilled."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import DictConfig
+
+from common.files import write_json
+from common.teachers import Teacher
+from common.training import ExponentialAverage
+from experiments.evaluate import Reference, sampled_batches
+
+
+class DistanceCurve(L.Callback):
+    """Every cfg.evaluation.every optimiser steps: samples of the job's protocol from the student, and their distances.
+
+    Written to <folder>/step=<steps>.json. Where the weights are averaged it is the average that is measured. Training goes on
+    as if nothing had been: sampling draws from generators of its own.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        student: Teacher,
+        captions: list[str],
+        folder: Path,
+        cache: Path,
+        average: ExponentialAverage | None = None,
+    ):
+        self.cfg, self.student, self.captions, self.folder, self.cache = cfg, student, captions, folder, cache
+        self.average = average
+        self.measured = -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        due = step > 0 and step % self.cfg.evaluation.every == 0 and step != self.measured
+        if due and step < trainer.max_steps:  # the last one is the finished student, which the job measures
+            self.measured = step
+            write_json(self.folder / f"step={step:08d}.json", {"step": step, **self.measure()})
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Distances of the student as it is now."""
+        network = self.student.denoiser
+        scratch = self.folder / "samples"
+        shutil.rmtree(scratch, ignore_errors=True)
+        training = network.training
+        network.eval()
+        if self.average is not None:
+            self.average.ema.store(network.parameters())
+            self.average.copy_to_network()
+        try:
+            reference = Reference(self.cfg, self.cfg.evaluation.split, self.cache, self.student.device)
+            batches = sampled_batches(self.cfg, self.student, self.captions, reference.extractor, "on the way", scratch)
+            return reference.distances(torch.cat([samples["features"] for _, samples in batches]))
+        finally:
+            if self.average is not None:
+                self.average.ema.restore(network.parameters())
+            network.train(training)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def read_curve(folder: Path) -> list[dict[str, float]]:
+    """What a DistanceCurve wrote, by step."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("step=*.json"))]

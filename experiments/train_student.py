@@ -1,0 +1,46 @@
+"""The training stage of a job: a pruned autoencoder first, then the denoiser on the latents that it makes."""
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from common.plans import Plan
+from common.teachers import Teacher
+from experiments.distance_curve import DistanceCurve
+from experiments.distill_student import distill, training_rows
+from experiments.finetune_autoencoder import finetune_autoencoder
+
+
+def train_student(
+    cfg: DictConfig,
+    teacher: Teacher,
+    pruned: Teacher,
+    plans: dict[str, Plan],
+    method: Any,
+    captions: list[str],
+    folder: Path,
+    cache: Path,
+) -> Teacher:
+    """A trained copy of `pruned`; goes on from what an interrupted run has left in `folder`.
+
+    plans: of the parts that are pruned ("denoiser", "autoencoder"). method: where it has training_callbacks(network, plan),
+    they act in the training of each part. captions: of the samples measured on the way (evaluation.every).
+    """
+    student = pruned.with_parts(**{part: copy.deepcopy(getattr(pruned, part)) for part in plans})
+    bring = getattr(method, "training_callbacks", lambda network, plan: [])
+    encoder, rows_folder = teacher, cache
+    if "autoencoder" in plans:
+        encoder, rows_folder = student, folder
+        if cfg.distill.autoencoder.steps:
+            images = hydra.utils.instantiate(cfg.task.data, split="train").images
+            callbacks = bring(student.autoencoder, plans["autoencoder"])
+            finetune_autoencoder(cfg, student.autoencoder, images, folder / "autoencoder", callbacks)
+    watch = partial(DistanceCurve, cfg, student, captions, folder / "curve", cache) if cfg.evaluation.every else None
+    rows = training_rows(cfg, encoder, rows_folder)
+    callbacks = bring(student.denoiser, plans["denoiser"])
+    distill(cfg, teacher, student.denoiser, rows, folder, callbacks, watch)
+    return student
