@@ -106,7 +106,7 @@ class SparseTraining(L.Callback):
         if self.ramp is not None and self.ramp.due(step, steps):
             scores = {site: score.masked_fill(~self.masks[site], -1) for site, score in self.scores().items()}
             self.set_masks(sparsity_masks(scores, self.ramp.target(step, steps), self.scope))
-        if self.regrowth.due(step):
+        if self.regrowth.due(step) and step < steps:  # what comes back at the end would stay zero
             grown = regrow(self.masks, self.regrowth, step, self.all_gradients())
             if self.regrowth.reprune:
                 self.set_masks(exchange(self.scores(), self.masks, grown, self.scope))

@@ -3,15 +3,14 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.commands import run
+
 SHARED = [
     "+teacher_training.data.limit=24",
     "teacher_training.autoencoder.batch_size=4",
@@ -42,22 +41,28 @@ PARTS = {
 
 
 def train(task, work, *more, autoencoder_steps=4, denoiser_steps=6, die_at=""):
-    """The finished process; with `die_at`, one that ends as if killed when it has written that checkpoint."""
+    """The finished command; with `die_at`, one that ends as if killed when it has written that checkpoint."""
     steps = [
         f"teacher_training.autoencoder.steps={autoencoder_steps}",
         f"teacher_training.denoiser.steps={denoiser_steps}",
     ]
-    return subprocess.run(
-        [
-            *(sys.executable, *(["-c", KILLED_AT] if die_at else ["-m", "experiments.train_teacher"]), f"task={task}"),
-            *(f"work={work}", f"out={work / 'out'}", *SHARED, *SMALL[task], *steps, *more),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "80", "DIE_AT": die_at},
-    )
+    arguments = ["-m", "experiments.train_teacher", f"task={task}", f"work={work}", f"out={work / 'out'}"]
+    before = partial(die_when_saved, die_at) if die_at else None
+    return run(*arguments, *SHARED, *SMALL[task], *steps, *more, before=before)
+
+
+def die_when_saved(ending):
+    """Lets the process end as if killed when it has written the checkpoint."""
+    from common import training
+
+    save = training.WholeCheckpoints.save_checkpoint
+
+    def save_and_die(self, checkpoint, path, storage_options=None):
+        save(self, checkpoint, path)
+        if str(path).endswith(ending):
+            os._exit(9)
+
+    training.WholeCheckpoints.save_checkpoint = save_and_die
 
 
 @pytest.fixture(scope="module", params=["t2i", "uig"])
@@ -103,22 +108,6 @@ def weights(work):
     from safetensors.torch import load_file
 
     return {path.relative_to(work): load_file(path) for path in sorted((work / "out").rglob("*.safetensors"))}
-
-
-KILLED_AT = """
-import os, runpy, sys
-from common import training
-
-save = training.WholeCheckpoints.save_checkpoint
-
-def save_and_die(self, checkpoint, path, storage_options=None):
-    save(self, checkpoint, path)
-    if str(path).endswith(os.environ["DIE_AT"]):
-        os._exit(9)
-
-training.WholeCheckpoints.save_checkpoint = save_and_die
-runpy.run_module("experiments.train_teacher", run_name="__main__")
-"""
 
 
 @pytest.mark.slow

@@ -1,0 +1,40 @@
+"""Bad settings of run.py are told in one line, before anything is written."""
+
+import pytest
+
+from tests.commands import run
+from tests.small_jobs import job
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("method=ld_prune", "ld_pruner"),
+        ("task=t2v", "t2i"),
+        ("teacher.path=nobody", "There is no teacher 'nobody'"),
+        ("method.k=5000", "k is from 0 to"),
+        ("method.k=-1", "k is from 0 to"),
+        ("method.exclude=[nothing.*]", "'nothing.*' matches no operator"),
+        ("init=zeros", "neither 'preserved' nor 'scratch'"),
+        ("calibration.steps=0", "calibration.steps=0: at least 1"),
+        ("calibration.num_conditions=0", "calibration.num_conditions=0: at least 1"),
+        ("evaluation.split=dev", "the splits are 'train' and 'test'"),
+        ("task.data.folder=/nowhere", "/nowhere has no index.json"),
+        ("task.data.limit=0", "task.data.limit=0: at least 1"),
+        ("method.kinds=[]", "leave no operator to remove"),
+        ("method.formula=max", "none of sum, product, mean_only, std_only"),
+        ("device=cuda:9", "device='cuda:9' cannot be used here"),
+        ("evaluation.images=0", "evaluation.images=0 is too small"),
+        ("distill.features=[nothing]", "'nothing' matches no module of the teacher"),
+        ("distill.steps=-1", "distill.steps=-1: at least 1"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(tiny_teacher_folder, tmp_path, override, expected):
+    done = run(*job("t2i", tiny_teacher_folder, tmp_path), override)
+    assert done.returncode != 0
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    if not override.startswith(("method=", "task=")):  # Hydra's own messages name the choices over several lines
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and expected in lines[0] and done.stderr.strip().endswith(lines[0])
+    assert not list(tmp_path.rglob("result.json"))

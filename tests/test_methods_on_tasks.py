@@ -1,0 +1,31 @@
+"""Every method runs a few real steps on every task."""
+
+import json
+
+import pytest
+
+from tests.commands import ROOT, run
+from tests.small_jobs import job
+
+METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
+TASKS = sorted(path.stem for path in (ROOT / "conf" / "task").glob("*.yaml"))
+OWN = {"diff_pruning": ["method.every=250"]}
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    return tmp_path_factory.mktemp("methods")  # one folder: samples of the teacher and features are shared
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_on_every_task(outputs, tiny_teacher_folders, method, task):
+    done = run(*job(task, tiny_teacher_folders[task], outputs, *OWN.get(method, ()), method=method))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (path,) = outputs.glob(f"{task}/{method}/*/result.json")
+    models = json.loads(path.read_text())["models"]
+    if method != "dense":
+        assert models["distilled"]["nonzero_parameters"] < models["teacher"]["nonzero_parameters"]
+    assert models["distilled"]["latent_mse"] != models["pruned"]["latent_mse"]
+    assert ("caption_retrieval" in models["teacher"]) == (task == "t2i")
+    assert (path.parent / "student" / "unet" / "config.json").is_file()

@@ -1,0 +1,126 @@
+"""Jobs of L1-Diff on U-Net and VQ-VAE: what they leave, and the same after kill -9 in the middle of sparse training."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.commands import run
+from tests.small_jobs import job, start_and_kill, the_row, without_clock
+
+OWN = [
+    "method.parts=[denoiser,autoencoder]",
+    "method.regrow_every=2",
+    "method.regrowth=0.05",
+    "distill.steps=8",
+    "distill.autoencoder.steps=8",
+    "distill.autoencoder.batch_size=4",
+    "evaluation.every=4",
+    "evaluation.more_steps=[1,3]",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_uig_teacher_folder, tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("sparse")
+    done = run(*job("uig", tiny_uig_teacher_folder, outputs, *OWN, method="l1_diff"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return *the_row(outputs, "uig/l1_diff"), done
+
+
+def test_both_parts_are_pruned_trained_and_measured(finished):
+    folder, row, done = finished
+    teacher, pruned, distilled = (row["models"][who] for who in ("teacher", "pruned", "distilled"))
+    for figures in (distilled, distilled["autoencoder"]):
+        assert 0.4999 < figures["sparsity"]["nominal"] < 0.56  # masks, and a few that the penalty brought to zero
+        assert 0.4 < figures["sparsity"]["actual"] < figures["sparsity"]["nominal"]
+    assert teacher["autoencoder"]["sparsity"]["zeros"] == 0 == teacher["sparsity"]["zeros"]
+    assert distilled["autoencoder"]["psnr"] != pruned["autoencoder"]["psnr"] != teacher["autoencoder"]["psnr"]
+    assert "sparse file" in done.stdout and "autoencoder: sparse" in done.stdout
+    with Image.open(folder / "sparsity.png") as picture:
+        assert picture.width > 400
+
+
+def test_the_student_has_its_own_autoencoder(finished, tiny_uig_teacher_folder):
+    from common.teachers import load_teacher
+
+    folder, row, _ = finished
+    student, teacher = load_teacher(str(folder / "student")), load_teacher(str(tiny_uig_teacher_folder))
+    ours, theirs = student.autoencoder.state_dict(), teacher.autoencoder.state_dict()
+    assert not torch.equal(ours["quantize.embedding.weight"], theirs["quantize.embedding.weight"])  # trained
+    zeros = sum(int((weight == 0).sum()) for name, weight in ours.items() if "weight" in name)
+    assert zeros == row["models"]["distilled"]["autoencoder"]["sparsity"]["zeros"]
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    assert student.decode_latents(student.encode_images(images)).shape == images.shape
+
+
+def test_the_sparse_files_hold_the_student_bit_for_bit(finished):
+    from common import load_sparse
+    from common.teachers import load_teacher
+
+    folder, row, _ = finished
+    student, empty = load_teacher(str(folder / "student")), load_teacher(str(folder / "student"))
+    for part in ("denoiser", "autoencoder"):
+        target = getattr(empty, part).half()
+        for parameter in target.parameters():
+            parameter.data.fill_(7)
+        load_sparse(folder / "sparse" / f"{part}.safetensors", target)
+        for name, tensor in getattr(student, part).half().state_dict().items():
+            assert torch.equal(tensor, target.state_dict()[name]), name
+        figures = row["models"]["distilled"] if part == "denoiser" else row["models"]["distilled"]["autoencoder"]
+        size = row["models"]["distilled"]["sparse_file"][f"{part}_bytes"]
+        assert size == (folder / "sparse" / f"{part}.safetensors").stat().st_size < figures["checkpoint_bytes_fp16"] + 40_000
+
+
+def test_distances_over_steps_and_during_training(finished):
+    _, row, _ = finished
+    assert set(row["by_steps"]) == {"1", "3"}
+    found = [models["distilled"]["fd_effnet"] for models in (row["by_steps"]["1"], row["by_steps"]["3"], row)[:2]]
+    assert len({*found, row["models"]["distilled"]["fd_effnet"]}) == 3
+    (point,) = row["curve"]  # at step 4; the last one is the finished student's
+    assert point["step"] == 4 and point["fd_effnet"] not in (found[0], found[1])
+
+
+def test_looking_on_the_way_does_not_change_the_student(finished, tiny_uig_teacher_folder, tmp_path):
+    folder, _, _ = finished
+    done = run(*job("uig", tiny_uig_teacher_folder, tmp_path, *OWN, "evaluation.every=0", method="l1_diff"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    other, row = the_row(tmp_path, "uig/l1_diff")
+    assert row["curve"] == []
+    same_students(other, folder)
+
+
+def same_students(ours, theirs):
+    for part in ("unet", "vqvae"):
+        (path,) = (ours / "student" / part).glob("*.safetensors")
+        found, expected = load_file(path), load_file(theirs / "student" / part / path.name)
+        assert found.keys() == expected.keys()
+        for name, tensor in found.items():
+            assert torch.equal(tensor, expected[name]), (part, name)
+
+
+@pytest.mark.slow
+def test_killed_in_sparse_training_masks_and_weights_are_the_same(finished, tiny_uig_teacher_folder, tmp_path):
+    folder, row, _ = finished
+    arguments = job("uig", tiny_uig_teacher_folder, tmp_path, *OWN, method="l1_diff")
+    for checkpoint in ("distill/autoencoder/step=4.ckpt", "distill/step=6.ckpt"):
+        assert start_and_kill(arguments, lambda end=checkpoint: any(tmp_path.glob(f"uig/l1_diff/*/{end}"))), "it ended too soon"
+        assert not list(tmp_path.glob("uig/l1_diff/*/student/model_index.json"))
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    resumed, again = the_row(tmp_path, "uig/l1_diff")
+    same_students(resumed, folder)
+    assert without_clock(again["models"]) == without_clock(row["models"]) and again["curve"] == row["curve"]
+    assert json.loads((resumed / "plan" / "plan.json").read_text()) == json.loads((folder / "plan" / "plan.json").read_text())
+
+
+def test_bad_settings_of_the_autoencoder(tiny_uig_teacher_folder, tmp_path):
+    for override, expected in {
+        "method.parts=[decoder]": "method.parts=['decoder']: name denoiser, autoencoder, or both",
+        "distill.autoencoder.steps=-1": "distill.autoencoder.steps=-1: at least 1",
+        "method.autoencoder_exclude=[nowhere]": "'nowhere' matches no weight",
+    }.items():
+        done = run(*job("uig", tiny_uig_teacher_folder, tmp_path, *OWN, override, method="l1_diff"))
+        assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr
