@@ -252,7 +252,7 @@ def test_regrown_weights_start_at_zero_without_momentum(tiny_teacher, tmp_path):
     assert sum(seen) == callback.regrown > 0
     pruned = [sum(int((~mask).sum()) for mask in found.values()) for found in (masks, callback.masks)]
     assert pruned[0] - pruned[1] == callback.regrown
-    assert pruned[1] / pruned[0] == pytest.approx(0.9**5, abs=0.02)
+    assert pruned[1] / pruned[0] == pytest.approx(0.9**4, abs=0.02)  # after steps 2, 4, 6 and 8
     (path,) = tmp_path.glob("log/*/metrics.csv")
     (row,) = csv.DictReader(path.open())
     total = sum(mask.numel() for mask in masks.values())
