@@ -1,14 +1,27 @@
-"""What the loaders of the shipped data sets share: a folder with index.json, splits, and evenly spaced limits."""
+"""What the loaders of data sets share: a folder with index.json, splits, and evenly spaced limits."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 from common.errors import InputError
 from common.files import ROOT
 
 Entry = TypeVar("Entry")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images held in memory: uint8 tensor (count, 3, height, width)."""
+
+    images: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
 
 
 def read_index(folder: str | Path, what: str, builder: str, keys: Sequence[str]) -> tuple[Path, dict[str, Any]]:

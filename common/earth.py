@@ -1,24 +1,13 @@
 """The Earth data set: 64 px tiles of NASA's Blue Marble, without captions (built by experiments/build_earth.py)."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from common.data_folder import check_limit, evenly_spaced, read_index
+from common.data_folder import Images, check_limit, evenly_spaced, read_index
 from common.errors import InputError
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images held in memory: uint8 tensor (count, 3, size, size)."""
-
-    images: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
 
 
 def load_earth(folder: str | Path, split: str, limit: int | None = None, mirrored: bool = False) -> Images:
