@@ -46,9 +46,9 @@ def read_rows(folders: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def setting(row: dict[str, Any]) -> str:
-    """The value of the method's own knob, such as "0.5" or "base"."""
+    """The values of the method's own knobs, such as "0.5", "base" or "published 0.7"; knobs that are null are left out."""
     method = row["settings"]["method"]
-    return next((str(method[name]) for name in KNOBS if name in method), "")
+    return " ".join(str(method[name]) for name in KNOBS if method.get(name) is not None)
 
 
 def flatten(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -120,7 +120,8 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
         retrieval = f", retrieval {100 * teacher['caption_retrieval']:.0f} %" if "caption_retrieval" in teacher else ""
         console.print(
             f"\n{len(members)} jobs; {name}; the teacher: FD {teacher.get(distance, float('nan')):.0f}{retrieval}. "
-            "left: parameters of the student; before → after distillation.\n",
+            "left: parameters of the student that are not zero; file: its bytes in fp16, sparse where that exists; "
+            "before → after distillation.\n",
             style="dim",
             highlight=False,
         )
@@ -137,7 +138,7 @@ def table_of(rows: list[dict[str, Any]], distance: str) -> Any:
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for title in ("method", "setting", "distill"):
         table.add_column(title, overflow="fold")
-    for title in ("left", "time", "FD", "retrieval", "MSE to t."):
+    for title in ("left", "file", "time", "FD", "retrieval", "MSE to t."):
         table.add_column(title, justify="right", no_wrap=True)
     for row, settings in zip(rows, changed_settings(rows), strict=True):
         models, choices = row["models"], row.get("choices", {})
@@ -146,13 +147,19 @@ def table_of(rows: list[dict[str, Any]], distance: str) -> Any:
             choices.get("method", ""),
             settings,
             f"{choices.get('distill', '')} {row['settings']['distill']['steps']}",
-            f"{100 * last['parameters'] / models['teacher']['parameters']:.0f}%",
+            f"{100 * last.get('nonzero_parameters', last['parameters']) / models['teacher']['parameters']:.0f}%",
+            f"{100 * file_bytes(last) / file_bytes(models['teacher']):.0f}%" if file_bytes(last) else "",
             f"{last['latency']['ratio']:.2f}x",
             arrow(models, distance, "{:.0f}"),
             arrow(models, "caption_retrieval", "{:.0f}%", 100),
             arrow(models, "latent_mse", "{:.3f}"),
         )
     return table
+
+
+def file_bytes(figures: dict[str, Any]) -> int:
+    """Bytes of the denoiser's file, the sparse one where there is one; 0 where a row does not say."""
+    return figures.get("sparse_file", {}).get("denoiser_bytes", figures.get("checkpoint_bytes_fp16", 0))
 
 
 @one_line_errors

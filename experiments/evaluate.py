@@ -30,6 +30,9 @@ def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
     for name in ("images", "batch_size", "steps"):
         if cfg.evaluation[name] < (2 if name == "images" else 1):
             raise InputError(f"evaluation.{name}={cfg.evaluation[name]} is too small.")
+    if cfg.evaluation.every < 0 or any(steps < 1 for steps in cfg.evaluation.more_steps):
+        given = f"evaluation.every={cfg.evaluation.every}, evaluation.more_steps={list(cfg.evaluation.more_steps)}"
+        raise InputError(f"{given}: `every` is at least 0, and each number of steps at least 1.")
     if not hasattr(data, "captions"):
         return [""] * count, None
     order = torch.randperm(len(data), generator=generator_for(cfg.evaluation.seed, 1)).tolist()

@@ -54,6 +54,7 @@ def print_table(row: dict[str, Any]) -> None:
     notes = [f"{who}: {sparse[who]:.2f}M" for who in sparse if sparse[who] < 0.99 * dense[who]]
     if notes:
         console.print("\nparameters that are not zero: " + ", ".join(notes), highlight=False)
+    if any("sparse_file" in figures for figures in row["models"].values()):
         console.print(sparse_note(row), highlight=False)
     console.print(
         f"\nFD and KD (x1000): Fréchet and kernel distance of {protocol['images']} samples to "
@@ -78,6 +79,10 @@ def sparse_note(row: dict[str, Any]) -> str:
             nominal, actual = (100 * figures["sparsity"][name] for name in ("nominal", "actual"))
             shares = f"zeros {nominal:.1f} % nominal, {actual:.1f} % of all weights"
             lines.append(f"{part}: sparse file {sparse:.2f} MB of {dense:.2f} MB, {shares}")
+    if "autoencoder" in last:
+        measured = {who: figures["autoencoder"]["psnr"] for who, figures in row["models"].items() if "autoencoder" in figures}
+        found = [f"{who} {decibels:.2f}" for who, decibels in measured.items()]
+        lines.append(f"reconstructions of held-out images, PSNR in dB: {', '.join(found)}")
     return "\n".join([*lines, "Zeros in dense kernels save no time; the time column is what was measured."])
 
 

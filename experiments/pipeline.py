@@ -148,6 +148,16 @@ def make_plans(cfg: DictConfig, teacher: Any, method: Any, folder: Path, cache: 
     return plans
 
 
+def check_steps(cfg: DictConfig, method: Any, plans: dict[str, Any]) -> None:
+    """InputError where a part would stay unpruned, because its method prunes during training and it has no steps."""
+    given = {"denoiser": ("distill.steps", cfg.distill.steps)}
+    given["autoencoder"] = ("distill.autoencoder.steps", cfg.distill.autoencoder.steps)
+    for part, plan in plans.items():
+        name, steps = given[part]
+        if getattr(method, "prunes_in_training", False) and plan.edits and not steps:
+            raise InputError(f"{name}=0: method.schedule=gradual prunes during training; give steps, or oneshot.")
+
+
 def prune(cfg: DictConfig, teacher: Any, plans: dict[str, Any]) -> Any:
     """The pipeline with its pruned parts; init=scratch gives the denoiser random weights."""
     import torch
@@ -167,6 +177,8 @@ def prune(cfg: DictConfig, teacher: Any, plans: dict[str, Any]) -> Any:
 
 def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """All stages of a job; each finds what an interrupted run has left in `folder` and goes on from there."""
+    import json
+
     import hydra
 
     from common.teachers import load_student, load_teacher, save_student
@@ -176,7 +188,7 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     from experiments.measure_cost import measure_cost
     from experiments.plan_picture import draw_plan
     from experiments.sparse_student import draw_sparsity, export_sparse, masked_parts
-    from experiments.train_student import train_student
+    from experiments.train_student import REPORT, train_student
 
     if cfg.init not in ("preserved", "scratch"):
         raise InputError(f"init={cfg.init!r} is neither 'preserved' nor 'scratch'.")
@@ -189,13 +201,15 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     with stage("scoring", seconds):
         plans = make_plans(cfg, teacher, method, folder, cache)
     models = {"teacher": teacher, "pruned": prune(cfg, teacher, plans)}
+    check_steps(cfg, method, plans)
+    trains = bool(cfg.distill.steps or ("autoencoder" in plans and cfg.distill.autoencoder.steps))
     with stage("distilling", seconds):
         if not (folder / "student" / "model_index.json").is_file():
             student = models["pruned"]
-            if cfg.distill.steps:
+            if trains:
                 student = train_student(cfg, teacher, student, plans, method, prompts[0], folder / "distill", cache)
             save_student(teacher, student, folder / "student")
-        if cfg.distill.steps:
+        if trains:
             models["distilled"] = load_student(teacher, folder / "student").to(teacher.device)
     last = list(models)[-1]
     with stage("measuring", seconds):
@@ -232,6 +246,10 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     }
     if sparse_files:
         row["models"][last]["sparse_file"] = sparse_files
+    if (folder / "distill" / REPORT).is_file():
+        row["training"] = json.loads((folder / "distill" / REPORT).read_text())
+        trained = row["training"].get("denoiser", {})
+        row["reached"] |= {name: value for name, value in trained.items() if name.endswith("_reached")}
     return row
 
 
