@@ -94,15 +94,24 @@ def group_name(row: dict[str, Any]) -> str:
 
 
 def changed_settings(rows: list[dict[str, Any]]) -> list[str]:
-    """For each row the method's settings that differ among the rows of the same method, its own knob left out."""
+    """For each row its own knobs, and the method's settings that differ among the rows of the same method and variant."""
     found = []
     for row in rows:
         method = row["settings"]["method"]
-        others = [other["settings"]["method"] for other in rows if other["settings"]["method"].keys() == method.keys()]
+        all_others = (other["settings"]["method"] for other in rows)
+        others = [o for o in all_others if o.keys() == method.keys() and o.get("variant") == method.get("variant")]
         names = [name for name in method if name not in KNOBS and any(other[name] != method[name] for other in others)]
-        words = [method[name] if isinstance(method[name], str) else f"{name}={method[name]}" for name in names]
-        found.append(" ".join([setting(row), *words]))
+        found.append(" ".join([setting(row), *(in_words(name, method[name]) for name in names)]))
     return found
+
+
+def in_words(name: str, value: Any) -> str:
+    """A setting as short as it can be told apart: words alone, lists joined, numbers without trailing zeros."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    return f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
@@ -135,25 +144,30 @@ def table_of(rows: list[dict[str, Any]], distance: str) -> Any:
         values = [models[who].get(name) for who in ("pruned", "distilled") if who in models]
         return "→".join(form.format(factor * value) for value in values if value is not None)
 
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    for title in ("method", "setting", "distill"):
-        table.add_column(title, overflow="fold")
-    for title in ("left", "file", "time", "FD", "retrieval", "MSE to t."):
-        table.add_column(title, justify="right", no_wrap=True)
+    lines: dict[str, list[str]] = {}
     for row, settings in zip(rows, changed_settings(rows), strict=True):
         models, choices = row["models"], row.get("choices", {})
-        last = models["distilled" if "distilled" in models else "pruned"]
-        table.add_row(
-            choices.get("method", ""),
-            settings,
-            f"{choices.get('distill', '')} {row['settings']['distill']['steps']}",
-            f"{100 * last.get('nonzero_parameters', last['parameters']) / models['teacher']['parameters']:.0f}%",
-            f"{100 * file_bytes(last) / file_bytes(models['teacher']):.0f}%" if file_bytes(last) else "",
-            f"{last['latency']['ratio']:.2f}x",
-            arrow(models, distance, "{:.0f}"),
-            arrow(models, "caption_retrieval", "{:.0f}%", 100),
-            arrow(models, "latent_mse", "{:.3f}"),
-        )
+        last, teacher = models["distilled" if "distilled" in models else "pruned"], models["teacher"]
+        left = last.get("nonzero_parameters", last["parameters"]) / teacher["parameters"]
+        for title, text in {
+            "method": choices.get("method", ""),
+            "setting": settings,
+            "distill": f"{choices.get('distill', '')} {row['settings']['distill']['steps']}",
+            "left": f"{100 * left:.0f}%",
+            "file": f"{100 * file_bytes(last) / file_bytes(teacher):.0f}%" if "sparse_file" in last else "",
+            "time": f"{last['latency']['ratio']:.2f}x",
+            "FD": arrow(models, distance, "{:.0f}"),
+            "retrieval": arrow(models, "caption_retrieval", "{:.0f}%", 100),
+            "MSE to t.": arrow(models, "latent_mse", "{:.3f}"),
+        }.items():
+            lines.setdefault(title, []).append(text)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    shown = [title for title, texts in lines.items() if any(texts)]
+    for title in shown:
+        words = title in ("method", "setting", "distill")
+        table.add_column(title, overflow="fold", justify="left" if words else "right", no_wrap=not words)
+    for texts in zip(*(lines[title] for title in shown), strict=True):
+        table.add_row(*texts)
     return table
 
 
