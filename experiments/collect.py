@@ -124,7 +124,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     console = Console(width=80)
     for name, members in groups.items():
         teacher = members[0]["models"]["teacher"]
-        distance = next((key for key in teacher if key.startswith("fd_")), "")
+        distance = next((key for key in teacher if key.startswith(("fd_", "fad_"))), "")
         console.print(table_of(members, distance))
         retrieval = f", retrieval {100 * teacher['caption_retrieval']:.0f} %" if "caption_retrieval" in teacher else ""
         console.print(

@@ -14,9 +14,10 @@ COLUMNS = (
     ("params", lambda m: m["parameters"] / 1e6, "{:.2f}M"),
     ("MACs", lambda m: m["macs"] / 1e6, "{:.0f}M"),
     ("time", lambda m: m["latency"]["ratio"], "{:.2f}x"),
-    ("FD", lambda m: next(v for k, v in m.items() if k.startswith("fd_")), "{:.1f}"),
+    ("FD", lambda m: next(v for k, v in m.items() if k.startswith(("fd_", "fad_"))), "{:.1f}"),
     ("KD", lambda m: next(v for k, v in m.items() if k.startswith("kd_")), "{:.2f}"),
     ("retrieval", lambda m: 100 * m["caption_retrieval"], "{:.1f}%"),
+    ("FD to t.", lambda m: next(v for k, v in m.items() if k.endswith("_to_teacher")), "{:.1f}"),
     ("MSE to t.", lambda m: m["latent_mse"], "{:.3f}"),
     ("SSIM to t.", lambda m: m["ssim"], "{:.3f}"),
 )
@@ -87,7 +88,7 @@ def sparse_note(row: dict[str, Any]) -> str:
 
 
 def draw_samples(folder: Path, rows: dict[str, torch.Tensor], captions: list[str], count: int = 8) -> None:
-    """samples.png: the same captions and seeds in every row; rows hold uint8 images (at least count, 3, h, w)."""
+    """samples.png: the same captions and seeds in every row; rows hold uint8 images (at least count, 1 or 3, h, w)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -99,7 +100,7 @@ def draw_samples(folder: Path, rows: dict[str, torch.Tensor], captions: list[str
     figure, axes = pyplot.subplots(len(rows), count, figsize=(1.5 * count, 1.65 * len(rows)), squeeze=False)
     for line, (who, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(line, images, strict=False):
-            axis.imshow(image.permute(1, 2, 0).numpy())
+            axis.imshow(image.expand(3, -1, -1).permute(1, 2, 0).numpy())
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
                 spine.set_visible(False)

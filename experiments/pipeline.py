@@ -181,6 +181,8 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 
     import hydra
 
+    from common.pictures import upright
+    from common.sound_files import write_sounds
     from common.teachers import load_student, load_teacher, save_student
     from experiments.distance_curve import read_curve
     from experiments.evaluate import evaluate, evaluation_prompts
@@ -223,7 +225,9 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         sparse_files = export_sparse(masked, folder / "sparse")
     plan = plans["denoiser"]
     with stage("drawing", seconds):
-        draw_samples(folder, images, prompts[0])
+        if cfg.task.sound is not None:
+            write_sounds(folder / "sounds", images, hydra.utils.instantiate(cfg.task.sound))
+        draw_samples(folder, {who: upright(drawn, cfg.task.sound) for who, drawn in images.items()}, prompts[0])
         draw_plan(teacher.denoiser, plan, folder / "plan.png")
         if masked:
             draw_sparsity(masked, plans, folder / "sparsity.png")
@@ -236,7 +240,7 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         "by_steps": by_steps,
         "curve": read_curve(folder / "distill" / "curve"),
         "protocol": {
-            "extractor": "effnet: EfficientNet-lite0, 1280 pooled features, at the images' own size",
+            "extractor": hydra.utils.get_class(cfg.task.features._target_).description,
             **OmegaConf.to_container(cfg.evaluation, resolve=True),
             **({} if prompts[1] is not None else {"guidance_scale": None}),  # nothing to guide by without captions
             "seeds": "one per sample, from (seed, index)",
