@@ -69,7 +69,7 @@ def test_audio_diffusion_s_layout_loads_and_is_kept(tiny_uag_teacher_folder, tmp
     images = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
     latents = teacher.encode_images(images)
     assert latents.shape == (2, 1, 8, 8) and teacher.decode_latents(latents).shape == images.shape
-    save_student(teacher, teacher.denoiser, tmp_path / "student")
+    save_student(teacher, teacher, tmp_path / "student")
     for name in ("model_index.json", "mel/mel_config.json"):
         kept, original = (json.loads((folder / name).read_text()) for folder in (tmp_path / "student", teacher.folder))
         assert kept == original
