@@ -10,6 +10,7 @@ from common.spectrogram import Spectrogram
 
 WEIGHTS = ROOT / "data/musicnn/musicnn.safetensors"
 SAMPLE_RATE, FFT_SIZE, HOP, MELS = 16000, 512, 256, 96
+CHUNK = 4  # clips at a time: more do not fit a processor's cache, and take twice as long
 EPSILON = 1e-3  # of batch normalisation, TensorFlow's
 
 
@@ -81,6 +82,10 @@ class AudioFeatures(nn.Module):
         self.network = load_musicnn()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.features_of(chunk) for chunk in images.split(CHUNK)])
+
+    def features_of(self, images: torch.Tensor) -> torch.Tensor:
+        """The features of a few clips."""
         waveforms = self.sound.waveforms(images, self.iterations)
         return self.network(log_mel_bands(waveforms, self.sound.sample_rate))
 
