@@ -263,7 +263,7 @@ def test_regrown_weights_start_at_zero_without_momentum(tiny_teacher, tmp_path):
     (row,) = csv.DictReader(path.open())
     total = sum(mask.numel() for mask in masks.values())
     assert float(row["regrown"]) == callback.regrown
-    assert float(row["masked"]) == pytest.approx(pruned[1] / total, abs=1e-6)
+    assert float(row["sparsity_reached"]) == pytest.approx(pruned[1] / total, abs=1e-6)
 
 
 def flags(*values):
