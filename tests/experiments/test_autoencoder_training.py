@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from common.batches import TensorRows
+from common.errors import InputError
 from common.training import fit
 from experiments.autoencoder_training import encode_images, peak_signal_to_noise, reconstruct_images
 from experiments.kl_training import KLTraining
@@ -124,3 +125,29 @@ def test_divergence_is_zero_for_the_standard_normal_and_large_for_a_line():
     line = normal[:, :1].expand(-1, 3, -1, -1)
     assert divergence_from_normal(line) > 5
     assert divergence_from_normal(2 * normal) == pytest.approx(0.5 * (12 - 3 - 6 * 0.6931), abs=0.02)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_the_spread_stays_finite_in_half_precision(kind):
+    latents = torch.randn(32, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2  # 131,072 places: a sum beyond fp16
+    with torch.autocast("cpu", dtype=kind):
+        found = divergence_from_normal(latents.to(kind))
+    assert found.dtype == torch.float32 and found.item() == pytest.approx(divergence_from_normal(latents).item(), rel=2e-2)
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_a_loss_that_is_no_number_stops_the_training(kind, images, tmp_path):
+    module = training(kind)
+    with torch.no_grad():
+        module.autoencoder.decoder.conv_out.bias[0] = torch.nan
+    with pytest.raises(InputError, match="The l1 loss is nan at step 0"):
+        fit(
+            module,
+            TensorRows(images=images),
+            steps=2,
+            batch_size=4,
+            seed=0,
+            folder=tmp_path,
+            description=kind,
+            trainer={"accelerator": "cpu", "devices": 1},
+        )
