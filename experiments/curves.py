@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from experiments.collect import changed_settings, group_name, read_rows
+from experiments.collect import changed_settings, group_name, read_rows, setting
 from experiments.command_line import one_line_errors
 
 Row = dict[str, Any]
@@ -56,14 +56,16 @@ def labels(rows: Sequence[Row]) -> list[str]:
 
 def draw_speed(axis: Any, rows: Sequence[Row]) -> None:
     """One point a job, one colour a method."""
-    named = list(zip(labels(rows), rows, strict=True))
-    for method in sorted({row.get("choices", {}).get("method", "") for row in rows}):
-        found = [(name, row["models"][student(row)]) for name, row in named if name.split(" ")[0] == method]
-        times = [figures["latency"]["ratio"] for _, figures in found]
-        distances = [figures[distance_name(rows[0])] for _, figures in found]
+    by_method: dict[str, list[Row]] = {}
+    for row in rows:
+        by_method.setdefault(row.get("choices", {}).get("method", ""), []).append(row)
+    for method, own in sorted(by_method.items()):
+        times = [row["models"][student(row)]["latency"]["ratio"] for row in own]
+        distances = [row["models"][student(row)][distance_name(rows[0])] for row in own]
         axis.plot(times, distances, "o", markersize=4, label=method)
-        for (name, _), x, y in zip(found, times, distances, strict=True):
-            axis.annotate(name.removeprefix(method), (x, y), fontsize=5.5, xytext=(2, 3), textcoords="offset points")
+        for row, x, y in zip(own, times, distances, strict=True):
+            note = axis.annotate(setting(row), (x, y), fontsize=5.5, xytext=(2, 3), textcoords="offset points")
+            note.set_in_layout(False)  # a long one does not squeeze the panel
     axis.plot([1], [rows[0]["models"]["teacher"][distance_name(rows[0])]], "k*", label="teacher")
     axis.set(xlabel="time of a forward pass, teacher = 1", title="speed and quality")
 

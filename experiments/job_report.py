@@ -55,6 +55,8 @@ def print_table(row: dict[str, Any]) -> None:
     notes = [f"{who}: {sparse[who]:.2f}M" for who in sparse if sparse[who] < 0.99 * dense[who]]
     if notes:
         console.print("\nparameters that are not zero: " + ", ".join(notes), highlight=False)
+    if steps_note(row):
+        console.print("\n" + steps_note(row), highlight=False)
     if any("sparse_file" in figures for figures in row["models"].values()):
         console.print(sparse_note(row), highlight=False)
     console.print(
@@ -67,6 +69,21 @@ def print_table(row: dict[str, Any]) -> None:
         style="dim",
         highlight=False,
     )
+
+
+def steps_note(row: dict[str, Any]) -> str:
+    """The Fréchet distances over numbers of sampling steps and during training, where they were measured; else ""."""
+    name = next(key for key in row["models"]["teacher"] if key.startswith(("fd_", "fad_")))
+    lines = []
+    if row.get("by_steps"):
+        by_steps = {int(steps): models for steps, models in row["by_steps"].items()} | {row["protocol"]["steps"]: row["models"]}
+        for who in row["models"]:
+            found = ", ".join(f"{steps}: {by_steps[steps][who][name]:.1f}" for steps in sorted(by_steps))
+            lines.append(f"FD over sampling steps, {who}: {found}")
+    if row.get("curve"):
+        found = ", ".join(f"{point['step']}: {point[name]:.1f}" for point in row["curve"])
+        lines.append(f"FD during training, after steps {found}")
+    return "\n".join(lines)
 
 
 def sparse_note(row: dict[str, Any]) -> str:

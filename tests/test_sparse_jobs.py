@@ -80,7 +80,8 @@ def test_the_sparse_files_hold_the_student_bit_for_bit(finished):
 
 
 def test_distances_over_steps_and_during_training(finished):
-    _, row, _ = finished
+    _, row, done = finished
+    assert "FD over sampling steps, distilled: 1: " in done.stdout and "FD during training, after steps 4: " in done.stdout
     assert set(row["by_steps"]) == {"1", "3"}
     found = [models["distilled"]["fd_effnet"] for models in (row["by_steps"]["1"], row["by_steps"]["3"], row["models"])]
     assert len(set(found)) == 3
