@@ -77,7 +77,7 @@ def steps_note(row: dict[str, Any]) -> str:
     lines = []
     if row.get("by_steps"):
         by_steps = {int(steps): models for steps, models in row["by_steps"].items()} | {row["protocol"]["steps"]: row["models"]}
-        for who in row["models"]:
+        for who in [model for model in row["models"] if model != "real"]:
             found = ", ".join(f"{steps}: {by_steps[steps][who][name]:.1f}" for steps in sorted(by_steps))
             lines.append(f"FD over sampling steps, {who}: {found}")
     if row.get("curve"):
