@@ -51,6 +51,16 @@ def setting(row: dict[str, Any]) -> str:
     return next((str(method[name]) for name in KNOBS if name in method), "")
 
 
+def distance_name(row: dict[str, Any]) -> str:
+    """The name of the row's Fréchet distance, such as "fd_effnet"."""
+    return next(name for name in row["models"]["teacher"] if name.startswith(("fd_", "fad_")))
+
+
+def student(row: dict[str, Any]) -> str:
+    """The last of the row's models: "distilled", or "pruned" where nothing was trained."""
+    return list(row["models"])[-1]
+
+
 def flatten(row: dict[str, Any]) -> list[dict[str, Any]]:
     """One flat record per model of a job, for a table that a person can query."""
     choices = row.get("choices", {})

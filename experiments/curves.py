@@ -13,21 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from experiments.collect import changed_settings, group_name, read_rows
+from experiments.collect import changed_settings, distance_name, group_name, read_rows, student
 from experiments.command_line import one_line_errors
 
 Row = dict[str, Any]
 Points = list[tuple[float, float]]
-
-
-def distance_name(row: Row) -> str:
-    """The name of the row's Fréchet distance, such as "fd_effnet"."""
-    return next(name for name in row["models"]["teacher"] if name.startswith(("fd_", "fad_")))
-
-
-def student(row: Row) -> str:
-    """The last of the row's models: "distilled", or "pruned" where nothing was trained."""
-    return list(row["models"])[-1]
 
 
 def training_points(row: Row) -> Points:
