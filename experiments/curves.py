@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from experiments.collect import changed_settings, distance_name, group_name, read_rows, student
 from experiments.command_line import one_line_errors
+from experiments.rows import changed_settings, distance_name, group_name, read_rows, student
 
 Row = dict[str, Any]
 Points = list[tuple[float, float]]

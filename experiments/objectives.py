@@ -5,7 +5,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from common.errors import InputError
-from experiments.collect import distance_name, flat, student
+from experiments.rows import distance_name, flat, student
 
 
 def objectives(cfg: DictConfig, row: dict[str, Any]) -> float | tuple[float, ...]:

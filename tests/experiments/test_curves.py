@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from common.errors import InputError
-from experiments.collect import read_rows
 from experiments.curves import curves, draw_curves, sampling_points, training_points
+from experiments.rows import read_rows
 from tests.experiments.test_collect import job
 
 

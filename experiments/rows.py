@@ -1,0 +1,79 @@
+"""Result rows of many jobs: reading them, and what they are called."""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+
+KNOBS = ("variant", "k", "ratio", "sparsity")  # what a sweep of a method is usually over
+PARTS = ("settings", "models", "plan", "protocol")
+
+
+def read_rows(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """The result rows below the folders; a broken one is named on standard error and left out.
+
+    InputError when a folder does not exist, or when there is no row at all.
+    """
+    folders = list(folders)
+    rows = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is no folder; give one that holds jobs, such as outputs.")
+        for path in sorted(folder.rglob("result.json")):
+            try:
+                row = json.loads(path.read_text())
+                missing = [name for name in PARTS if name not in row]
+                if missing:
+                    raise ValueError(f"it lacks {', '.join(missing)}")
+                rows.append({**row, "path": str(path)})
+            except (ValueError, TypeError) as error:  # JSON's own error is a ValueError
+                print(f"left out: {path} is no whole row: {error}", file=sys.stderr)
+    if not rows:
+        raise InputError(f"No result.json below {', '.join(map(str, folders))}: run a job first.")
+    return rows
+
+
+def setting(row: dict[str, Any]) -> str:
+    """The value of the method's own knob, such as "0.5" or "base"."""
+    method = row["settings"]["method"]
+    return next((str(method[name]) for name in KNOBS if name in method), "")
+
+
+def distance_name(row: dict[str, Any]) -> str:
+    """The name of the row's Fréchet distance, such as "fd_effnet"."""
+    return next(name for name in row["models"]["teacher"] if name.startswith(("fd_", "fad_")))
+
+
+def student(row: dict[str, Any]) -> str:
+    """The last of the row's models: "distilled", or "pruned" where nothing was trained."""
+    return list(row["models"])[-1]
+
+
+def group_name(row: dict[str, Any]) -> str:
+    """What rows of one table have in common: task, teacher and protocol."""
+    settings, protocol = row["settings"], row["protocol"]
+    what = f"{settings['task']['name']}, teacher {settings['teacher']['path']}, seed {settings['seed']}"
+    return f"{what}, {protocol['images']} images of {protocol['steps']} steps"
+
+
+def changed_settings(rows: list[dict[str, Any]]) -> list[str]:
+    """For each row the method's settings that differ among the rows of the same method, its own knob left out."""
+    found = []
+    for row in rows:
+        method = row["settings"]["method"]
+        others = [other["settings"]["method"] for other in rows if other["settings"]["method"].keys() == method.keys()]
+        names = [name for name in method if name not in KNOBS and any(other[name] != method[name] for other in others)]
+        words = [method[name] if isinstance(method[name], str) else f"{name}={method[name]}" for name in names]
+        found.append(" ".join([setting(row), *words]))
+    return found
+
+
+def flat(figures: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested figures side by side: {"latency": {"ratio": 1}} becomes {"latency_ratio": 1}."""
+    found: dict[str, Any] = {}
+    for name, value in figures.items():
+        found |= flat(value, f"{prefix}{name}_") if isinstance(value, dict) else {prefix + name: value}
+    return found
