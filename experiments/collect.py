@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.command_line import one_line_errors
-from experiments.rows import changed_settings, group_name, read_rows, setting
+from experiments.rows import changed_settings, groups_of, read_rows
 from experiments.tables import flatten, write_csv, write_parquet
 
 
@@ -18,11 +18,8 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     """A table for each task, teacher and protocol; one line a job, within 80 columns: before → after distillation."""
     from rich.console import Console
 
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: (setting(row), row.get("choices", {}).get("method", ""))):
-        groups.setdefault(group_name(row), []).append(row)
     console = Console(width=80)
-    for name, members in groups.items():
+    for name, members in groups_of(rows).items():
         teacher = members[0]["models"]["teacher"]
         distance = next((key for key in teacher if key.startswith("fd_")), "")
         console.print(table_of(members, distance))

@@ -2,17 +2,28 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
 
 KNOBS = ("variant", "k", "ratio", "sparsity")  # what a sweep of a method is usually over
+COUNTS = (  # whole numbers beside the metrics of a model
+    "parameters",
+    "nonzero_parameters",
+    "macs",
+    "macs_without_attention_products",
+    "checkpoint_bytes_fp16",
+    "reference_images",
+    "images",
+)
 PARTS = ("settings", "models", "plan", "protocol")
 
+Row = dict[str, Any]
 
-def read_rows(folders: Iterable[Path]) -> list[dict[str, Any]]:
+
+def read_rows(folders: Iterable[Path]) -> list[Row]:
     """The result rows below the folders; a broken one is named on standard error and left out.
 
     InputError when a folder does not exist, or when there is no row at all.
@@ -36,30 +47,58 @@ def read_rows(folders: Iterable[Path]) -> list[dict[str, Any]]:
     return rows
 
 
-def setting(row: dict[str, Any]) -> str:
+def setting(row: Row) -> str:
     """The value of the method's own knob, such as "0.5" or "base"."""
     method = row["settings"]["method"]
     return next((str(method[name]) for name in KNOBS if name in method), "")
 
 
-def distance_name(row: dict[str, Any]) -> str:
+def distance_name(row: Row) -> str:
     """The name of the row's Fréchet distance, such as "fd_effnet"."""
     return next(name for name in row["models"]["teacher"] if name.startswith(("fd_", "fad_")))
 
 
-def student(row: dict[str, Any]) -> str:
+def metric_names(rows: Sequence[Row]) -> list[str]:
+    """What teacher and students are judged by, the Fréchet distance first: every number that is neither count nor spread."""
+    found = {
+        name: None
+        for row in rows
+        for name, value in row["models"]["teacher"].items()
+        if isinstance(value, int | float) and name not in COUNTS and not name.endswith("_spread")
+    }
+    return sorted(found, key=lambda name: name != distance_name(rows[0]))
+
+
+def method_name(row: Row) -> str:
+    return row.get("choices", {}).get("method", "")
+
+
+def labels(rows: Sequence[Row]) -> list[str]:
+    """What a legend calls each job."""
+    return [f"{method_name(row)} {words}".strip() for row, words in zip(rows, changed_settings(list(rows)), strict=True)]
+
+
+def groups_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows by group_name, in the order of setting and method."""
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (setting(row), method_name(row))):
+        groups.setdefault(group_name(row), []).append(row)
+    return groups
+
+
+def student(row: Row) -> str:
     """The last of the row's models: "distilled", or "pruned" where nothing was trained."""
     return list(row["models"])[-1]
 
 
-def group_name(row: dict[str, Any]) -> str:
+def group_name(row: Row) -> str:
     """What rows of one table have in common: task, teacher and protocol."""
     settings, protocol = row["settings"], row["protocol"]
     what = f"{settings['task']['name']}, teacher {settings['teacher']['path']}, seed {settings['seed']}"
     return f"{what}, {protocol['images']} images of {protocol['steps']} steps"
 
 
-def changed_settings(rows: list[dict[str, Any]]) -> list[str]:
+def changed_settings(rows: list[Row]) -> list[str]:
     """For each row the method's settings that differ among the rows of the same method, its own knob left out."""
     found = []
     for row in rows:
