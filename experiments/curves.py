@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.rows import KNOBS, Row, distance_name, labels, method_name, metric_names, student
+from experiments.rows import KNOBS, Row, distance_name, labels, method_name, metric_names, setting, student
 
 Points = list[tuple[float, float]]
 # what a job costs: title, and how to read it from the row
@@ -57,11 +57,10 @@ def sampling_points(row: Row, who: str, metric: str) -> Points:
 
 def draw_cost(axis: Any, rows: Sequence[Row], metric: str, name: str) -> None:
     """One point a job, one colour a method; the teacher as a level."""
-    named = list(zip(labels(rows), rows, strict=True))
     for method in sorted({method_name(row) for row in rows}):
         found = [
-            (words.removeprefix(method), cost(row, student(row), name), row["models"][student(row)][metric])
-            for words, row in named
+            (setting(row), cost(row, student(row), name), row["models"][student(row)][metric])
+            for row in rows
             if method_name(row) == method and metric in row["models"][student(row)]
         ]
         found = [point for point in found if point[1] is not None]

@@ -88,11 +88,12 @@ def distill(
     folder: Path,
     callbacks: Sequence[Any] = (),
     watch: Callable[[ExponentialAverage | None], Any] | None = None,
+    loggers: Sequence[Any] = (),
 ) -> nn.Module:
     """The student after cfg.distill.steps optimiser steps on `rows`; goes on from the last checkpoint in `folder`.
 
     callbacks: the method's own (Lightning), see `finish`. watch: makes a callback that looks at the student on the way,
-    from the average of its weights or None.
+    from the average of its weights or None. loggers: Lightning's, besides the CSV file in `folder`.
     """
     from common.distillation import DenoiserTraining
     from common.schedules import scheduler
@@ -135,6 +136,7 @@ def distill(
         checkpoint_every=settings.checkpoint_every,
         trainer=trainer_device(teacher.device) | OmegaConf.to_container(settings.trainer, resolve=True),
         callbacks=[*callbacks, *further],
+        loggers=loggers,
     )
     module.remove_taps()
     if average:

@@ -121,13 +121,15 @@ def new_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 
     from common.files import write_json
     from experiments.job_report import print_table
+    from experiments.tracking import tracking
 
     hydra_config = HydraConfig.get()
     made_by = {
         "command": shlex.join(["python", "run.py", *hydra_config.overrides.task]),
         "choices": {name: hydra_config.runtime.choices.get(name) for name in GROUPS},
     }
-    row = {"settings": job_settings(cfg), **made_by, **compute_row(cfg, folder)}
+    with tracking(cfg, folder) as run:
+        row = {"settings": job_settings(cfg), **made_by, **compute_row(cfg, folder, run)}
     path = folder / "result.json"
     write_json(path, row)
     print_table(row)
@@ -191,8 +193,11 @@ def prune(cfg: DictConfig, teacher: Any, plans: dict[str, Any]) -> Any:
     return teacher.with_parts(**parts)
 
 
-def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
-    """All stages of a job; each finds what an interrupted run has left in `folder` and goes on from there."""
+def compute_row(cfg: DictConfig, folder: Path, run: Any) -> dict[str, Any]:
+    """All stages of a job; each finds what an interrupted run has left in `folder` and goes on from there.
+
+    run: the job's W&B run, or None.
+    """
     import hydra
 
     from common.teachers import load_student, load_teacher, save_student
@@ -203,6 +208,7 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     from experiments.measure_cost import measure_cost
     from experiments.plan_picture import draw_plan
     from experiments.sparse_student import draw_sparsity, export_sparse, masked_parts
+    from experiments.tracking import log_result, log_student, loggers
     from experiments.train_student import train_student
 
     if cfg.init not in ("preserved", "scratch"):
@@ -220,7 +226,8 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         if not (folder / "student" / "model_index.json").is_file():
             student = models["pruned"]
             if cfg.distill.steps:
-                student = train_student(cfg, teacher, student, plans, method, prompts[0], folder / "distill", cache)
+                work = folder / "distill"
+                student = train_student(cfg, teacher, student, plans, method, prompts[0], work, cache, loggers(run))
             save_student(teacher, student, folder / "student")
         if cfg.distill.steps:
             models["distilled"] = load_student(teacher, folder / "student").to(teacher.device)
@@ -259,4 +266,8 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     }
     if sparse_files:
         row["models"][last]["sparse_file"] = sparse_files
+    if run is not None:
+        log_result(run, row, plan, images, prompts[0])
+        if cfg.wandb.log_student:
+            log_student(run, folder / "student")
     return row

@@ -73,7 +73,7 @@ def sweep_job(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
 
 class SweepEnd(Callback):
-    """Starts the record of a sweep, hands it to the jobs, and ends with a summary; exit code 1 when a job failed."""
+    """Starts the record of a sweep, hands it to the jobs, and ends with summary and report; exit code 1 if a job failed."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """In a launcher's worker process, where run.py is not executed again, this object is the first to arrive."""
@@ -93,12 +93,24 @@ class SweepEnd(Callback):
         records = read_records(self.folder)
         failed = {number: record for number, record in records.items() if record["error"] is not None}
         print(f"\n{len(records) - len(failed)} of {len(records)} jobs are done.")
+        done = {Path(config.outputs) / record["folder"]: None for record in records.values() if record["error"] is None}
+        if done:
+            print(f"report: {self.report(list(done), failed)}")
         for number, record in failed.items():
             where = Path(config.outputs) / record["folder"] / ERROR_FILE
             print(f"failed: #{number}: {record['error']} ({where})", file=sys.stderr)
         if failed:
             print("the same command runs only what is missing", file=sys.stderr)
             sys.exit(1)
+
+    def report(self, folders: list[Path], failed: dict[int, dict[str, Any]]) -> Path:
+        """Writes the page about the jobs in `folders`, with a line for each that failed."""
+        from experiments.report import write_report
+        from experiments.rows import read_rows
+
+        command = json.loads((self.folder / "sweep.json").read_text())["command"]
+        notes = [command, *(f"failed: {record['command']}: {record['error']}" for record in failed.values())]
+        return write_report(read_rows(folders), self.folder / "report", f"sweep {self.folder.name}", notes)
 
 
 def read_records(folder: Path) -> dict[int, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The training stage of a job: a pruned autoencoder first, then the denoiser on the latents that it makes."""
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ def train_student(
     captions: list[str],
     folder: Path,
     cache: Path,
+    loggers: Sequence[Any] = (),
 ) -> Teacher:
     """A trained copy of `pruned`; goes on from what an interrupted run has left in `folder`.
 
     plans: of the parts that are pruned ("denoiser", "autoencoder"). method: where it has training_callbacks(network, plan),
     they act in the training of each part. captions: of the samples measured on the way (evaluation.every).
+    loggers: Lightning's, for the training of the denoiser.
     """
     student = pruned.with_parts(**{part: copy.deepcopy(getattr(pruned, part)) for part in plans})
     bring = getattr(method, "training_callbacks", lambda network, plan: [])
@@ -42,5 +45,5 @@ def train_student(
     watch = partial(DistanceCurve, cfg, student, captions, folder / "curve", cache) if cfg.evaluation.every else None
     rows = training_rows(cfg, encoder, rows_folder)
     callbacks = bring(student.denoiser, plans["denoiser"])
-    distill(cfg, teacher, student.denoiser, rows, folder, callbacks, watch)
+    distill(cfg, teacher, student.denoiser, rows, folder, callbacks, watch, loggers)
     return student

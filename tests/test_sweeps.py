@@ -51,6 +51,8 @@ def test_a_failed_job_neither_stops_nor_hides_the_others(tmp_path, launcher):
     assert "failed: #0: RuntimeError: out of luck" in done.stderr and "failed: #2: method.k=999 is too large" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(list(tmp_path.glob("t2i/*/*/error.txt"))) == 2
+    (page,) = tmp_path.glob("sweeps/*/report/index.html")
+    assert "method.k=4" in (text := page.read_text()) and "failed: " in text and "out of luck" in text
     assert len((tmp_path / "scored.log").read_text().splitlines()) == 1
 
 
@@ -69,6 +71,9 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     assert set(rows(tmp_path)) == {1, 2, 3, 4, 5, 6} and "6 of 6 jobs are done" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in rows_there} == before
     assert len(list((tmp_path / "sweeps").iterdir())) == 1
+    (page,) = tmp_path.glob("sweeps/*/report/index.html")
+    seen = page.read_bytes()
+    assert sweep(tmp_path, *overrides).returncode == 0 and page.read_bytes() == seen
 
 
 def test_bad_sweeps_are_told_in_one_line(tmp_path):
