@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from common.errors import InputError
 from common.plans import Plan
 from experiments.jobs import job_settings
-from experiments.rows import Row, flat, student
+from experiments.rows import Row, flat, metric_names, student
 from experiments.sweeps import sweep_folder
 
 STEP = "trainer/global_step"
@@ -63,18 +63,18 @@ def start_run(cfg: DictConfig, folder: Path) -> Any:
         "job_type": method,
         "config": job_settings(cfg),
     }
-    settings = wandb.Settings(silent=True, console="off", init_timeout=cfg.wandb.timeout)
+    settings = {"silent": True, "console": "off", "init_timeout": cfg.wandb.timeout}
     mode = pick_mode(cfg.wandb.mode)
     try:
-        run = wandb.init(**about, mode=mode, settings=settings)
+        run = wandb.init(**about, mode=mode, settings=wandb.Settings(**settings))
     except wandb.errors.Error as error:
         if mode != "online":
             raise
         os.environ["WANDB_MODE"] = "offline"
         reason = str(error).splitlines()[0]
         print(f"W&B does not answer ({reason}); going on offline, to send later: wandb sync {folder}/wandb/*", file=sys.stderr)
-        wandb.teardown()  # it holds the run that it could not begin
-        run = wandb.init(**about, mode="offline", settings=settings)
+        about |= {"id": None, "resume": None}  # the id stays taken by the run that could not begin
+        run = wandb.init(**about, mode="offline", settings=wandb.Settings(**settings))
     run.define_metric(STEP)
     run.define_metric("sampling/steps")
     run.define_metric("sampling/*", step_metric="sampling/steps")
@@ -99,14 +99,20 @@ def log_result(run: Any, row: Row, plan: Plan, images: dict[str, torch.Tensor], 
     """
     import wandb
 
-    def figures(models: dict[str, Any]) -> dict[str, Any]:
-        named = {"student" if who == student(row) else who: found for who, found in models.items()}
-        return {f"{who}/{name}": value for who, found in named.items() for name, value in flat(found).items()}
+    def named(models: dict[str, Any]) -> dict[str, Any]:
+        return {"student" if who == student(row) else who: figures for who, figures in models.items()}
 
-    run.summary.update(figures(row["models"]))
-    by_steps = {int(steps): models for steps, models in row["by_steps"].items()}
-    for steps, models in sorted({**by_steps, row["protocol"]["steps"]: row["models"]}.items()):
-        run.log({"sampling/steps": steps, **{f"sampling/{name}": value for name, value in figures(models).items()}})
+    for who, figures in named(row["models"]).items():
+        run.summary.update({f"{who}/{name}": value for name, value in flat(figures).items()})
+    by_steps = {row["protocol"]["steps"]: row["models"], **{int(steps): models for steps, models in row["by_steps"].items()}}
+    for steps, models in sorted(by_steps.items()):
+        values = {
+            f"sampling/{who}/{name}": figures[name]
+            for who, figures in named(models).items()
+            for name in metric_names([row])
+            if name in figures
+        }
+        run.log({"sampling/steps": steps, **values})
     shown = zip(captions[:SAMPLES], *(drawn[:SAMPLES] for drawn in images.values()), strict=True)
     samples = [[caption, *(wandb.Image(image.permute(1, 2, 0).numpy()) for image in drawn)] for caption, *drawn in shown]
     edited = {edit.site for edit in plan.edits}

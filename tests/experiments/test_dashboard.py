@@ -22,7 +22,11 @@ def test_the_workspace_compares_quality_over_every_knob():
     assert (spec["entity"], spec["project"]) == ("me", "bonsai")
 
 
-def test_the_report_groups_the_runs_by_method():
+def test_the_report_groups_the_runs_by_method(monkeypatch):
+    from wandb_workspaces.reports.v2 import interface
+
+    monkeypatch.setattr(interface, "_get_api", lambda: None)  # the server is asked for the number of the project
+    monkeypatch.setattr(interface, "execute_graphql", lambda *_: {"project": {"internalId": "1"}})
     text = comparison("me", "bonsai")._to_model().model_dump_json(by_alias=True)
     assert "summary:student/pickscore" in text and "jobType" in text
 

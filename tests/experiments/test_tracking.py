@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -63,8 +64,12 @@ def values(items):
 
 
 def read_back(folder):
-    """What an offline run has written: history, summary, the run, and its exit code."""
+    """What an offline run has written, as soon as its end is: history, summary, the run, and its exit code."""
     (path,) = Path(folder).glob("wandb/offline-run-*/*.wandb")
+    deadline = time.monotonic() + 60
+    while not any(record.WhichOneof("record_type") == "exit" for record in records_of(path)):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
     found = {"history": [], "summary": {}, "exit": None, "run": None, "artifacts": []}
     for record in records_of(path):
         kind = record.WhichOneof("record_type")
@@ -106,10 +111,10 @@ def test_what_a_job_writes_offline_is_read_back(composed, tmp_path):
     steps = {entry["sampling/steps"]: entry for entry in found["history"] if "sampling/steps" in entry}
     assert steps[50]["sampling/student/fd_effnet"] == 7.0 and steps[20]["sampling/student/fd_effnet"] == 1600.0
     assert found["summary"]["student/fd_effnet"] == 1600.0 and found["summary"]["teacher/fd_effnet"] == 1500.0
-    tables = next(entry for entry in found["history"] if "scores" in entry)
-    (written,) = folder.glob(f"wandb/offline-run-*/files/{tables['scores']['path']}")
+    tables = next(entry for entry in found["history"] if "scores/path" in entry)
+    (written,) = folder.glob(f"wandb/offline-run-*/files/{tables['scores/path']}")
     assert json.loads(written.read_text())["data"] == [["mid_block", 0.5, True], ["other", 2.0, False]]
-    assert tables["samples"]["nrows"] == 2 and tables["plan"]["nrows"] == 1
+    assert tables["samples/nrows"] == 2 and tables["plan/nrows"] == 1
     assert any(name.startswith("student-") for name in found["artifacts"])
 
 
