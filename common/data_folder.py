@@ -1,7 +1,8 @@
-"""What the loaders of data sets share: a folder with index.json, splits, and evenly spaced limits."""
+"""What the loaders of data sets share: a folder with index.json or of a person's files, splits, and evenly spaced limits."""
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from common.errors import InputError
 from common.files import ROOT
 
 Entry = TypeVar("Entry")
+TEST_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,28 @@ def read_index(folder: str | Path, what: str, builder: str, keys: Sequence[str])
     if absent:
         raise InputError(f"{folder / 'index.json'} is damaged (it lacks {', '.join(absent)}); build it anew.")
     return folder, document
+
+
+def files_of_split(folder: str | Path | None, split: str, endings: Collection[str], what: str) -> tuple[list[Path], int]:
+    """A person's files of one split, and how many there are of both: "test" is every tenth by name, "train" the others.
+
+    `what` tells in an InputError what is missing: a folder, a file with one of the `endings`, or the split.
+    """
+    if folder is None or not Path(folder).is_dir():
+        raise InputError(f"task.data.folder={folder} is no folder; give one that holds {what}s.")
+    if split not in ("train", "test"):
+        raise InputError(f"{folder} holds no {what} of split={split!r}; the splits are 'train' and 'test'.")
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in endings)
+    if not files:
+        raise InputError(f"{folder} holds no {what} ({', '.join(sorted(endings))}).")
+    held_out = set(files[TEST_EVERY - 1 :: TEST_EVERY])
+    return [path for path in files if (path in held_out) == (split == "test")], len(files)
+
+
+def tell(folder: Path, wanted: Sequence[Path], what: str, names: Sequence[str]) -> None:
+    """One line on standard error: how many of the wanted files something holds for, and the names of the first five."""
+    more = f", and {len(names) - 5} more" if len(names) > 5 else ""
+    print(f"{folder}: {len(names)} of {len(wanted)} files {what} ({'; '.join(names[:5])}{more})", file=sys.stderr)
 
 
 def check_limit(limit: int | None, what: str) -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from common.batches import generator_for
 from common.errors import InputError
+from common.finite import check_loss, check_weights
 
 Features = Sequence[torch.Tensor]
 
@@ -174,12 +175,7 @@ class DenoiserTraining(L.LightningModule):
             shares = (torch.stack(by_pair) / terms["feature"].clamp_min(torch.finfo(torch.float32).tiny)).detach()
             self.log_dict({f"feature_share/{pair[0]}": share for pair, share in zip(self.feature_pairs, shares, strict=True)})
             loss = loss + self.feature_weight * terms["feature"]
-        if not torch.isfinite(loss):
-            broken = next((name for name, value in terms.items() if not torch.isfinite(value)), "total")
-            raise InputError(
-                f"The {broken} loss is {terms.get(broken, loss).item()} at step {self.global_step}; the last checkpoint stays. "
-                "Lower the learning rate, or clip gradients harder."
-            )
+        check_loss(loss, terms, self.global_step)
         self.log("loss", loss.detach(), prog_bar=True)
         self.log_dict({f"loss/{name}": value.detach() for name, value in terms.items()})
         weights = {"task": self.task_weight, "output": self.output_weight, "feature": self.feature_weight}
@@ -188,12 +184,7 @@ class DenoiserTraining(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to save weights that are not finite: the checkpoint before stays."""
-        for name, parameter in self.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise InputError(
-                    f"The weights of {name} are not finite after step {self.global_step}; the last checkpoint stays. "
-                    "Lower the learning rate, or clip gradients harder."
-                )
+        check_weights(self, self.global_step)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])

@@ -13,6 +13,8 @@ class ImageFeatures(nn.Module):
     """uint8 images (count, 3, height, width) at their own resolution to pooled features (count, 1280)."""
 
     name = "effnet"
+    distance = "fd"
+    description = "effnet: EfficientNet-lite0, 1280 pooled features, at the images' own size"
     num_features = 1280
 
     def __init__(self) -> None:

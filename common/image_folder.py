@@ -1,6 +1,5 @@
 """A folder of images as a data set: CelebA-HQ, or any other pictures that Pillow reads."""
 
-import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -8,12 +7,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from common.data_folder import Images, check_limit, evenly_spaced
+from common.data_folder import Images, check_limit, evenly_spaced, files_of_split, tell
 from common.errors import InputError
 from common.progress import progress_bar
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-TEST_EVERY = 10
 
 
 def load_image_folder(folder: str | Path | None, split: str, size: int = 256, limit: int | None = None) -> Images:
@@ -24,26 +22,21 @@ def load_image_folder(folder: str | Path | None, split: str, size: int = 256, li
     exist, and for one without any image.
     """
     check_limit(limit, "image")
-    if folder is None or not Path(folder).is_dir():
-        raise InputError(f"task.data.folder={folder} is no folder; give one that holds images.")
-    if split not in ("train", "test"):
-        raise InputError(f"{folder} holds no image of split={split!r}; the splits are 'train' and 'test'.")
+    files, total = files_of_split(folder, split, ENDINGS, "image")
     if size < 8:
         raise InputError(f"task.data.size={size}: at least 8 pixels are needed.")
-    return Images(read_folder(Path(folder), split, size, limit))
+    images = read_images(Path(folder), tuple(evenly_spaced(files, limit)), size, f"reading {split} images")
+    if not len(images):
+        raise InputError(f"{folder} holds no readable image of split={split!r}: of {total} files {len(files)} belong to it.")
+    return Images(images)
 
 
 @lru_cache(maxsize=2)
-def read_folder(folder: Path, split: str, size: int, limit: int | None) -> torch.Tensor:
-    """uint8 (count, 3, size, size) of one split; read once, for a job asks more than once."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
-    if not files:
-        raise InputError(f"{folder} holds no image ({', '.join(sorted(ENDINGS))}).")
-    held_out = set(files[TEST_EVERY - 1 :: TEST_EVERY])
-    wanted = evenly_spaced([path for path in files if (path in held_out) == (split == "test")], limit)
+def read_images(folder: Path, wanted: tuple[Path, ...], size: int, description: str) -> torch.Tensor:
+    """uint8 (count, 3, size, size) of the readable ones; read once, for a job asks more than once."""
     images, skipped = np.empty((len(wanted), size, size, 3), np.uint8), []
     count = 0
-    with progress_bar(f"reading {split} images", len(wanted)) as bar:
+    with progress_bar(description, len(wanted)) as bar:
         for path in wanted:
             try:
                 with Image.open(path) as picture:
@@ -56,13 +49,5 @@ def read_folder(folder: Path, split: str, size: int, limit: int | None) -> torch
                 skipped.append(f"{path.relative_to(folder)}: {error}")
             bar.advance()
     if skipped:
-        more = f", and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        print(
-            f"{folder}: {len(skipped)} of {len(wanted)} files skipped, damaged ({'; '.join(skipped[:5])}{more})",
-            file=sys.stderr,
-        )
-    if not count:
-        raise InputError(
-            f"{folder} holds no readable image of split={split!r}: of {len(files)} files {len(wanted)} belong to it."
-        )
+        tell(folder, wanted, "skipped, damaged", skipped)
     return torch.from_numpy(images[:count]).permute(0, 3, 1, 2).contiguous()

@@ -15,8 +15,13 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
+def upright(images: torch.Tensor, sound: Any) -> torch.Tensor:
+    """Spectrograms (count, 1, mels, frames) with the low notes below, other images as they are; `sound`: None for those."""
+    return images if sound is None else images.flip(2)
+
+
 def save_grid(images: torch.Tensor, path: Path, columns: int) -> None:
-    """Images (count, 3, height, width) in [-1, 1], or uint8, in rows of `columns`, with a 2-pixel border."""
+    """Images (count, 1 or 3, height, width) in [-1, 1], or uint8, in rows of `columns`, with a 2-pixel border."""
     pixels = images if images.dtype == torch.uint8 else to_uint8(images)
     count, channels, height, width = pixels.shape
     rows = -(-count // columns)
@@ -25,7 +30,7 @@ def save_grid(images: torch.Tensor, path: Path, columns: int) -> None:
         row, column = divmod(position, columns)
         top, left = row * (height + 2) + 1, column * (width + 2) + 1
         sheet[:, top : top + height, left : left + width] = image
-    Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(path)
+    Image.fromarray(sheet.expand(3, -1, -1).permute(1, 2, 0).numpy()).save(path)
 
 
 def save_figure(figure: Any, path: Path) -> None:

@@ -55,12 +55,6 @@ def encode_all(model: nn.Module) -> dict[str, torch.Tensor]:
     return {part: value for name, tensor in model.state_dict().items() for part, value in encode(name, tensor).items()}
 
 
-def sparse_size(model: nn.Module) -> SparseSize:
-    """Bytes of the model's tensors, dense against sparse."""
-    dense = sum(tensor.nbytes for tensor in model.state_dict().values())
-    return SparseSize(dense, sum(tensor.nbytes for tensor in encode_all(model).values()))
-
-
 def checksum(parts: dict[str, torch.Tensor]) -> str:
     """CRC-32 over the bytes of all parts in the order of their names."""
     found = 0

@@ -250,7 +250,7 @@ def save_student(teacher: Teacher, student: Teacher, folder: Path) -> None:
         own[autoencoder_part(teacher.folder)] = student.autoencoder
     with whole_folder(folder) as scratch:
         for name in index:
-            if name in PARTS and name not in own and (teacher.folder / name).is_dir():
+            if name in (*PARTS, "mel") and name not in own and (teacher.folder / name).is_dir():
                 shutil.copytree(teacher.folder / name, scratch / name)
         for name, network in own.items():
             copy.deepcopy(network).cpu().half().save_pretrained(scratch / name)

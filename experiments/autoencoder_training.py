@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.batches import TensorRows
+from common.finite import check_loss, check_weights
 from common.schedules import scheduler as learning_rate
 from common.teachers import save_whole
 from common.training import fit
@@ -50,9 +51,16 @@ class AutoencoderTraining(L.LightningModule):
     def training_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
         images = batch["images"].float() / 127.5 - 1
         decoded, penalty = self.reconstruct(images, batch["position"].tolist())
-        absolute, squared = F.l1_loss(decoded, images), F.mse_loss(decoded, images)
-        self.log_dict({"l1": absolute, "mse": squared})
-        return absolute + squared + penalty
+        terms = {"l1": F.l1_loss(decoded, images), "mse": F.mse_loss(decoded, images), "latents": penalty}
+        loss = sum(terms.values())
+        check_loss(loss, terms, self.global_step)
+        self.log("loss", loss.detach(), prog_bar=True)
+        self.log_dict({name: value.detach() for name, value in terms.items()})
+        return loss
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to save weights that are not finite: the checkpoint before stays."""
+        check_weights(self, self.global_step)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer(self.parameters())

@@ -21,12 +21,13 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     console = Console(width=80)
     for name, members in groups_of(rows).items():
         teacher = members[0]["models"]["teacher"]
-        distance = next((key for key in teacher if key.startswith("fd_")), "")
+        distance = next((key for key in teacher if key.startswith(("fd_", "fad_"))), "")
         console.print(table_of(members, distance))
         retrieval = f", retrieval {100 * teacher['caption_retrieval']:.0f} %" if "caption_retrieval" in teacher else ""
         console.print(
             f"\n{len(members)} jobs; {name}; the teacher: FD {teacher.get(distance, float('nan')):.0f}{retrieval}. "
-            "left: parameters of the student; before → after distillation.\n",
+            "left: parameters of the student that are not zero; file: its bytes in fp16, sparse where that exists; "
+            "before → after distillation.\n",
             style="dim",
             highlight=False,
         )
@@ -40,25 +41,36 @@ def table_of(rows: list[dict[str, Any]], distance: str) -> Any:
         values = [models[who].get(name) for who in ("pruned", "distilled") if who in models]
         return "→".join(form.format(factor * value) for value in values if value is not None)
 
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    for title in ("method", "setting", "distill"):
-        table.add_column(title, overflow="fold")
-    for title in ("left", "time", "FD", "retrieval", "MSE to t."):
-        table.add_column(title, justify="right", no_wrap=True)
+    lines: dict[str, list[str]] = {}
     for row, settings in zip(rows, changed_settings(rows), strict=True):
         models, choices = row["models"], row.get("choices", {})
-        last = models["distilled" if "distilled" in models else "pruned"]
-        table.add_row(
-            choices.get("method", ""),
-            settings,
-            f"{choices.get('distill', '')} {row['settings']['distill']['steps']}",
-            f"{100 * last['parameters'] / models['teacher']['parameters']:.0f}%",
-            f"{last['latency']['ratio']:.2f}x",
-            arrow(models, distance, "{:.0f}"),
-            arrow(models, "caption_retrieval", "{:.0f}%", 100),
-            arrow(models, "latent_mse", "{:.3f}"),
-        )
+        last, teacher = models["distilled" if "distilled" in models else "pruned"], models["teacher"]
+        left = last.get("nonzero_parameters", last["parameters"]) / teacher["parameters"]
+        for title, text in {
+            "method": choices.get("method", ""),
+            "setting": settings,
+            "distill": f"{choices.get('distill', '')} {row['settings']['distill']['steps']}",
+            "left": f"{100 * left:.0f}%",
+            "file": f"{100 * file_bytes(last) / file_bytes(teacher):.0f}%" if "sparse_file" in last else "",
+            "time": f"{last['latency']['ratio']:.2f}x",
+            "FD": arrow(models, distance, "{:.0f}"),
+            "retrieval": arrow(models, "caption_retrieval", "{:.0f}%", 100),
+            "MSE to t.": arrow(models, "latent_mse", "{:.3f}"),
+        }.items():
+            lines.setdefault(title, []).append(text)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    shown = [title for title, texts in lines.items() if any(texts)]
+    for title in shown:
+        words = title in ("method", "setting", "distill")
+        table.add_column(title, overflow="fold", justify="left" if words else "right", no_wrap=not words)
+    for texts in zip(*(lines[title] for title in shown), strict=True):
+        table.add_row(*texts)
     return table
+
+
+def file_bytes(figures: dict[str, Any]) -> int:
+    """Bytes of the denoiser's file, the sparse one where there is one; 0 where a row does not say."""
+    return figures.get("sparse_file", {}).get("denoiser_bytes", figures.get("checkpoint_bytes_fp16", 0))
 
 
 @one_line_errors

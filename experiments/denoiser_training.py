@@ -12,7 +12,7 @@ from torch import nn
 
 from common.batches import TensorRows
 from common.distillation import DenoiserTraining
-from common.pictures import save_grid
+from common.pictures import save_grid, upright
 from common.sampling import sample_latents
 from common.schedules import scheduler as learning_rate
 from common.training import ExponentialAverage, fit
@@ -112,4 +112,4 @@ def write_sample_sheet(
         settings.guidance_scale,
         batch_size=SHEET,
     )
-    save_grid(autoencoder.decode(latents).sample, path, columns=8)
+    save_grid(upright(autoencoder.decode(latents).sample, cfg.task.sound), path, columns=8)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from common.files import write_json
 from common.teachers import Teacher
 from common.training import ExponentialAverage
 from experiments.evaluate import Reference, sampled_batches
+from experiments.last_word import last_word
 
 
 class DistanceCurve(L.Callback):
     """Every cfg.evaluation.every optimiser steps: samples of the job's protocol from the student, and their distances.
 
-    Written to <folder>/step=<steps>.json. Where the weights are averaged it is the average that is measured. Training goes on
-    as if nothing had been: sampling draws from generators of its own.
+    Written to <folder>/step=<steps>.json. What is measured is what training would end with: the average where weights are
+    averaged, and `callbacks` (the method's own) have the last word. Training goes on as if nothing had been: sampling draws
+    from generators of its own, and the weights are put back.
     """
 
     def __init__(
@@ -29,10 +32,11 @@ class DistanceCurve(L.Callback):
         captions: list[str],
         folder: Path,
         cache: Path,
-        average: ExponentialAverage | None = None,
+        callbacks: Sequence[Any],
+        average: ExponentialAverage | None,
     ):
         self.cfg, self.student, self.captions, self.folder, self.cache = cfg, student, captions, folder, cache
-        self.average = average
+        self.callbacks, self.average = callbacks, average
         self.measured = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -53,16 +57,17 @@ class DistanceCurve(L.Callback):
         shutil.rmtree(scratch, ignore_errors=True)
         training = network.training
         network.eval()
+        weights = [parameter.detach().clone() for parameter in network.parameters()]
         if self.average is not None:
-            self.average.ema.store(network.parameters())
             self.average.copy_to_network()
+        last_word(network, self.callbacks)
         try:
             reference = Reference(self.cfg, self.cfg.evaluation.split, self.cache, self.student.device)
             batches = sampled_batches(self.cfg, self.student, self.captions, reference.extractor, "on the way", scratch)
             return reference.distances(torch.cat([samples["features"] for _, samples in batches]))
         finally:
-            if self.average is not None:
-                self.average.ema.restore(network.parameters())
+            for parameter, weight in zip(network.parameters(), weights, strict=True):
+                parameter.data.copy_(weight)
             network.train(training)
             shutil.rmtree(scratch, ignore_errors=True)
 

@@ -16,6 +16,7 @@ from common.pruned_unet import REPLACEMENTS
 from common.teachers import Teacher
 from common.training import ExponentialAverage
 from experiments.caches import cached_tensors, content_name
+from experiments.last_word import last_word
 
 
 def feature_pairs(features: list[str], student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
@@ -47,11 +48,13 @@ def feature_pairs(features: list[str], student: nn.Module, teacher: nn.Module) -
     return list(pairs)
 
 
-def trainer_device(device: torch.device) -> dict[str, Any]:
-    """Lightning's arguments for the device that the teacher is on."""
-    if device.type == "cuda":
-        return {"accelerator": "cuda", "devices": [device.index or 0]}
-    return {"accelerator": device.type, "devices": 1}
+def trainer_settings(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
+    """Lightning's arguments: cfg.distill.trainer on the device that the teacher is on; InputError for more than one device."""
+    settings = OmegaConf.to_container(cfg.distill.trainer, resolve=True)
+    if settings.get("devices", 1) not in (1, "1", [0]) or settings.get("num_nodes", 1) != 1:
+        raise InputError(f"distill.trainer.devices={settings.get('devices')}: jobs train on one device so far; give devices=1.")
+    devices = [device.index or 0] if device.type == "cuda" else 1
+    return {**settings, "accelerator": device.type, "devices": devices}
 
 
 def training_rows(cfg: DictConfig, teacher: Teacher, cache: Path) -> TensorRows:
@@ -72,14 +75,6 @@ def training_rows(cfg: DictConfig, teacher: Teacher, cache: Path) -> TensorRows:
     return TensorRows(**columns)
 
 
-def finish(network: nn.Module, callbacks: Sequence[Any]) -> nn.Module:
-    """The trained network for use; a callback that has finish(network) has the last word on the weights."""
-    for callback in callbacks:
-        if hasattr(callback, "finish"):
-            callback.finish(network)
-    return network.eval().requires_grad_(False)
-
-
 def distill(
     cfg: DictConfig,
     teacher: Teacher,
@@ -92,8 +87,8 @@ def distill(
 ) -> nn.Module:
     """The student after cfg.distill.steps optimiser steps on `rows`; goes on from the last checkpoint in `folder`.
 
-    callbacks: the method's own (Lightning), see `finish`. watch: makes a callback that looks at the student on the way,
-    from the average of its weights or None. loggers: Lightning's, besides the CSV file in `folder`.
+    callbacks: the method's own (Lightning), see experiments/last_word.py. watch: makes a callback that looks at the
+    student on the way, from the average of its weights or None. loggers: Lightning's, besides the CSV file in `folder`.
     """
     from common.distillation import DenoiserTraining
     from common.schedules import scheduler
@@ -134,11 +129,12 @@ def distill(
         folder=folder,
         description="distilling",
         checkpoint_every=settings.checkpoint_every,
-        trainer=trainer_device(teacher.device) | OmegaConf.to_container(settings.trainer, resolve=True),
+        trainer=trainer_settings(cfg, teacher.device),
         callbacks=[*callbacks, *further],
         loggers=loggers,
     )
     module.remove_taps()
     if average:
         average.copy_to_network()
-    return finish(student, callbacks)
+    last_word(student, callbacks)
+    return student.eval().requires_grad_(False)

@@ -30,6 +30,9 @@ def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
     for name in ("images", "batch_size", "steps"):
         if cfg.evaluation[name] < (2 if name == "images" else 1):
             raise InputError(f"evaluation.{name}={cfg.evaluation[name]} is too small.")
+    if cfg.evaluation.every < 0 or any(steps < 1 for steps in cfg.evaluation.more_steps):
+        given = f"evaluation.every={cfg.evaluation.every}, evaluation.more_steps={list(cfg.evaluation.more_steps)}"
+        raise InputError(f"{given}: `every` is at least 0, and each number of steps at least 1.")
     if not hasattr(data, "captions"):
         return [""] * count, None
     order = torch.randperm(len(data), generator=generator_for(cfg.evaluation.seed, 1)).tolist()
@@ -38,25 +41,34 @@ def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
 
 
 class Reference:
-    """Features of real images: `features` to compare with, and as many others as are sampled, for the floor."""
+    """Features of real images: `features` to compare with, and `floor_features` of as many others as are sampled.
+
+    all_names and all_features: of every image of the data set, where it names them; else None.
+    """
 
     def __init__(self, cfg: DictConfig, split: str, cache: Path, device: torch.device):
-        from common.features import ImageFeatures, extract_features
+        from common.features import extract_features
 
-        self.extractor = ImageFeatures().to(device)
+        self.extractor = hydra.utils.instantiate(cfg.task.features).to(device)
+        self.frechet, self.kernel = (f"{kind}_{self.extractor.name}" for kind in (self.extractor.distance, "kd"))
         data = hydra.utils.instantiate(cfg.task.data, split=split)
 
-        def compute() -> dict[str, torch.Tensor]:
-            with progress_bar("features of real images", len(data)) as bar:
-                return {"features": extract_features(self.extractor, data.images, advance=bar.advance)}
-
-        name = content_name("real", self.extractor.name, OmegaConf.to_container(cfg.task.data), split)
-        features = cached_tensors(cache / f"{name}.safetensors", compute)["features"]
+        self.all_names = getattr(data, "names", None)
         order = torch.randperm(len(data), generator=generator_for(cfg.evaluation.seed, 2))
         held_back = min(cfg.evaluation.images, len(data) // 2)
-        self.held_back, rest = order[:held_back], order[held_back:][: cfg.evaluation.reference_images]
-        self.floor_features, self.features = features[self.held_back], features[rest]
-        self.all_features, self.all_names = features, getattr(data, "names", None)
+        wanted = held_back + cfg.evaluation.reference_images
+        needed = order if self.all_names is not None else order[:wanted]
+
+        def compute() -> dict[str, torch.Tensor]:
+            with progress_bar("features of real images", len(needed)) as bar:
+                return {"features": extract_features(self.extractor, data.images[needed], advance=bar.advance)}
+
+        settings = (OmegaConf.to_container(cfg.task[part], resolve=True) for part in ("features", "data"))
+        name = content_name("real", *settings, split, needed.tolist())
+        features = cached_tensors(cache / f"{name}.safetensors", compute)["features"]
+        self.held_back = order[:held_back]
+        self.floor_features, self.features = features[:held_back], features[held_back:wanted]
+        self.all_features = None if self.all_names is None else features[order.argsort()]
         self.image_size = tuple(data.images.shape[2:])
         self.seed = cfg.evaluation.seed
 
@@ -64,12 +76,11 @@ class Reference:
         """Fréchet and kernel distance (x1000) of `features` (count, width) to the real ones, named for the extractor."""
         from common.distances import frechet_distance, kernel_distance
 
-        label = self.extractor.name
         kernel, spread = kernel_distance(self.features, features, subset_size=min(100, len(features)), seed=self.seed)
         return {
-            f"fd_{label}": frechet_distance(self.features, features),
-            f"kd_{label}": 1000 * kernel,
-            f"kd_{label}_spread": 1000 * spread,
+            self.frechet: frechet_distance(self.features, features),
+            self.kernel: 1000 * kernel,
+            f"{self.kernel}_spread": 1000 * spread,
             "reference_images": len(self.features),
             "images": len(features),
         }
@@ -121,7 +132,7 @@ def evaluate(
     models: whole pipelines, the teacher's and those with a student in it. prompts: captions and names of evaluation_prompts.
     The samples of each are kept in <folder>/<who>/; the teacher's, which comes first, are shared by all jobs.
     """
-    from common.distances import caption_retrieval
+    from common.distances import caption_retrieval, frechet_distance
     from common.similarity import latent_mse, structural_similarity
 
     captions, names = prompts
@@ -131,24 +142,27 @@ def evaluate(
     shared = content_name(
         "samples",
         teacher.fingerprint(),
-        OmegaConf.to_container(cfg.task.data),
+        *(OmegaConf.to_container(cfg.task[part], resolve=True) for part in ("features", "data")),
         {name: cfg.evaluation[name] for name in SAMPLING},
     )
     folders = {who: cache / f"samples-{shared}" if who == "teacher" else folder / who for who in models}
     first_images: dict[str, torch.Tensor] = {}
     for who, model in models.items():
-        features, squared, similar = [], 0.0, 0.0
+        features, originals, squared, similar = [], [], 0.0, 0.0
         batches = sampled_batches(cfg, model, captions, reference.extractor, who, folders[who])
         for name, samples in batches:
             original = samples if who == "teacher" else load_tensors(folders["teacher"] / name)
             check_size(samples["images"], reference.image_size)
             first_images.setdefault(who, samples["images"])
             features.append(samples["features"])
+            originals.append(original["features"])
             share = len(samples["latents"]) / len(captions)
             squared += share * latent_mse(samples["latents"], original["latents"])
             similar += share * structural_similarity(samples["images"], original["images"])
         found = torch.cat(features)
         rows[who] = {**reference.distances(found), "latent_mse": squared, "ssim": similar}
+        if cfg.task.distance_to_teacher:
+            rows[who][f"{reference.frechet}_to_teacher"] = frechet_distance(torch.cat(originals), found)
         if names is not None:
             pool = min(64, len(set(reference.all_names)))
             rows[who]["caption_retrieval"] = caption_retrieval(

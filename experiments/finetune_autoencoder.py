@@ -6,12 +6,13 @@ from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from common.batches import TensorRows
 from common.errors import InputError
-from experiments.distill_student import finish, trainer_device
+from experiments.distill_student import trainer_settings
+from experiments.last_word import last_word
 
 
 def finetune_autoencoder(
@@ -52,7 +53,8 @@ def finetune_autoencoder(
         folder=folder,
         description="training autoencoder",
         checkpoint_every=cfg.distill.checkpoint_every,
-        trainer=trainer_device(autoencoder.device) | OmegaConf.to_container(cfg.distill.trainer, resolve=True),
+        trainer=trainer_settings(cfg, autoencoder.device),
         callbacks=callbacks,
     )
-    return finish(autoencoder, callbacks)
+    last_word(autoencoder, callbacks)
+    return autoencoder.eval().requires_grad_(False)

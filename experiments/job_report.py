@@ -14,9 +14,10 @@ COLUMNS = (
     ("params", lambda m: m["parameters"] / 1e6, "{:.2f}M"),
     ("MACs", lambda m: m["macs"] / 1e6, "{:.0f}M"),
     ("time", lambda m: m["latency"]["ratio"], "{:.2f}x"),
-    ("FD", lambda m: next(v for k, v in m.items() if k.startswith("fd_")), "{:.1f}"),
+    ("FD", lambda m: next(v for k, v in m.items() if k.startswith(("fd_", "fad_"))), "{:.1f}"),
     ("KD", lambda m: next(v for k, v in m.items() if k.startswith("kd_")), "{:.2f}"),
     ("retrieval", lambda m: 100 * m["caption_retrieval"], "{:.1f}%"),
+    ("FD to t.", lambda m: next(v for k, v in m.items() if k.endswith("_to_teacher")), "{:.1f}"),
     ("MSE to t.", lambda m: m["latent_mse"], "{:.3f}"),
     ("SSIM to t.", lambda m: m["ssim"], "{:.3f}"),
 )
@@ -54,6 +55,7 @@ def print_table(row: dict[str, Any]) -> None:
     notes = [f"{who}: {sparse[who]:.2f}M" for who in sparse if sparse[who] < 0.99 * dense[who]]
     if notes:
         console.print("\nparameters that are not zero: " + ", ".join(notes), highlight=False)
+    if any("sparse_file" in figures for figures in row["models"].values()):
         console.print(sparse_note(row), highlight=False)
     console.print(
         f"\nFD and KD (x1000): Fréchet and kernel distance of {protocol['images']} samples to "
@@ -78,11 +80,15 @@ def sparse_note(row: dict[str, Any]) -> str:
             nominal, actual = (100 * figures["sparsity"][name] for name in ("nominal", "actual"))
             shares = f"zeros {nominal:.1f} % nominal, {actual:.1f} % of all weights"
             lines.append(f"{part}: sparse file {sparse:.2f} MB of {dense:.2f} MB, {shares}")
+    if "autoencoder" in last:
+        measured = {who: figures["autoencoder"]["psnr"] for who, figures in row["models"].items() if "autoencoder" in figures}
+        found = [f"{who} {decibels:.2f}" for who, decibels in measured.items()]
+        lines.append(f"reconstructions of held-out images, PSNR in dB: {', '.join(found)}")
     return "\n".join([*lines, "Zeros in dense kernels save no time; the time column is what was measured."])
 
 
 def draw_samples(folder: Path, rows: dict[str, torch.Tensor], captions: list[str], count: int = 8) -> None:
-    """samples.png: the same captions and seeds in every row; rows hold uint8 images (at least count, 3, h, w)."""
+    """samples.png: the same captions and seeds in every row; rows hold uint8 images (at least count, 1 or 3, h, w)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -94,7 +100,7 @@ def draw_samples(folder: Path, rows: dict[str, torch.Tensor], captions: list[str
     figure, axes = pyplot.subplots(len(rows), count, figsize=(1.5 * count, 1.65 * len(rows)), squeeze=False)
     for line, (who, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(line, images, strict=False):
-            axis.imshow(image.permute(1, 2, 0).numpy())
+            axis.imshow(image.expand(3, -1, -1).permute(1, 2, 0).numpy())
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
                 spine.set_visible(False)

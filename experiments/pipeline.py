@@ -176,6 +176,16 @@ def make_plans(cfg: DictConfig, teacher: Any, method: Any, folder: Path, cache: 
     return plans
 
 
+def check_steps(cfg: DictConfig, method: Any, plans: dict[str, Any]) -> None:
+    """InputError where a part would stay unpruned, because its method prunes during training and it has no steps."""
+    given = {"denoiser": ("distill.steps", cfg.distill.steps)}
+    given["autoencoder"] = ("distill.autoencoder.steps", cfg.distill.autoencoder.steps)
+    for part, plan in plans.items():
+        name, steps = given[part]
+        if getattr(method, "prunes_in_training", False) and plan.edits and not steps:
+            raise InputError(f"{name}=0: method.schedule=gradual prunes during training; give steps, or oneshot.")
+
+
 def prune(cfg: DictConfig, teacher: Any, plans: dict[str, Any]) -> Any:
     """The pipeline with its pruned parts; init=scratch gives the denoiser random weights."""
     import torch
@@ -198,8 +208,12 @@ def compute_row(cfg: DictConfig, folder: Path, run: Any) -> dict[str, Any]:
 
     run: the job's W&B run, or None.
     """
+    import json
+
     import hydra
 
+    from common.pictures import upright
+    from common.sound_files import write_sounds
     from common.teachers import load_student, load_teacher, save_student
     from experiments.distance_curve import read_curve
     from experiments.environment import environment
@@ -209,7 +223,7 @@ def compute_row(cfg: DictConfig, folder: Path, run: Any) -> dict[str, Any]:
     from experiments.plan_picture import draw_plan
     from experiments.sparse_student import draw_sparsity, export_sparse, masked_parts
     from experiments.tracking import log_result, log_student, loggers
-    from experiments.train_student import train_student
+    from experiments.train_student import REPORT, train_student
 
     if cfg.init not in ("preserved", "scratch"):
         raise InputError(f"init={cfg.init!r} is neither 'preserved' nor 'scratch'.")
@@ -222,14 +236,16 @@ def compute_row(cfg: DictConfig, folder: Path, run: Any) -> dict[str, Any]:
     with stage("scoring", seconds):
         plans = make_plans(cfg, teacher, method, folder, cache)
     models = {"teacher": teacher, "pruned": prune(cfg, teacher, plans)}
+    check_steps(cfg, method, plans)
+    trains = bool(cfg.distill.steps or ("autoencoder" in plans and cfg.distill.autoencoder.steps))
     with stage("distilling", seconds):
         if not (folder / "student" / "model_index.json").is_file():
             student = models["pruned"]
-            if cfg.distill.steps:
+            if trains:
                 work = folder / "distill"
                 student = train_student(cfg, teacher, student, plans, method, prompts[0], work, cache, loggers(run))
             save_student(teacher, student, folder / "student")
-        if cfg.distill.steps:
+        if trains:
             models["distilled"] = load_student(teacher, folder / "student").to(teacher.device)
     last = list(models)[-1]
     with stage("measuring", seconds):
@@ -243,6 +259,9 @@ def compute_row(cfg: DictConfig, folder: Path, run: Any) -> dict[str, Any]:
         sparse_files = export_sparse(masked, folder / "sparse")
     plan = plans["denoiser"]
     with stage("drawing", seconds):
+        if cfg.task.sound is not None:
+            write_sounds(folder / "sounds", images, hydra.utils.instantiate(cfg.task.sound))
+        images = {who: upright(drawn, cfg.task.sound) for who, drawn in images.items()}
         draw_samples(folder, images, prompts[0])
         draw_plan(teacher.denoiser, plan, folder / "plan.png")
         if masked:
@@ -256,7 +275,7 @@ def compute_row(cfg: DictConfig, folder: Path, run: Any) -> dict[str, Any]:
         "by_steps": by_steps,
         "curve": read_curve(folder / "distill" / "curve"),
         "protocol": {
-            "extractor": "effnet: EfficientNet-lite0, 1280 pooled features, at the images' own size",
+            "extractor": hydra.utils.get_class(cfg.task.features._target_).description,
             **OmegaConf.to_container(cfg.evaluation, resolve=True),
             **({} if prompts[1] is not None else {"guidance_scale": None}),  # nothing to guide by without captions
             "seeds": "one per sample, from (seed, index)",
@@ -266,6 +285,10 @@ def compute_row(cfg: DictConfig, folder: Path, run: Any) -> dict[str, Any]:
     }
     if sparse_files:
         row["models"][last]["sparse_file"] = sparse_files
+    if (folder / "distill" / REPORT).is_file():
+        row["training"] = json.loads((folder / "distill" / REPORT).read_text())
+        trained = row["training"].get("denoiser", {})
+        row["reached"] |= {name: value for name, value in trained.items() if name.endswith("_reached")}
     if run is not None:
         log_result(run, row, plan, images, prompts[0])
         if cfg.wandb.log_student:

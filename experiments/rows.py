@@ -48,9 +48,9 @@ def read_rows(folders: Iterable[Path]) -> list[Row]:
 
 
 def setting(row: Row) -> str:
-    """The value of the method's own knob, such as "0.5" or "base"."""
+    """The values of the method's own knobs, such as "0.5", "base" or "published 0.7"; knobs that are null are left out."""
     method = row["settings"]["method"]
-    return next((str(method[name]) for name in KNOBS if name in method), "")
+    return " ".join(str(method[name]) for name in KNOBS if method.get(name) is not None)
 
 
 def distance_name(row: Row) -> str:
@@ -75,7 +75,7 @@ def method_name(row: Row) -> str:
 
 def labels(rows: Sequence[Row]) -> list[str]:
     """What a legend calls each job."""
-    return [f"{method_name(row)} {words}".strip() for row, words in zip(rows, changed_settings(list(rows)), strict=True)]
+    return [f"{method_name(row)} {words}".strip() for row, words in zip(rows, changed_settings(rows), strict=True)]
 
 
 def groups_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -98,16 +98,25 @@ def group_name(row: Row) -> str:
     return f"{what}, {protocol['images']} images of {protocol['steps']} steps"
 
 
-def changed_settings(rows: list[Row]) -> list[str]:
-    """For each row the method's settings that differ among the rows of the same method, its own knob left out."""
+def changed_settings(rows: Sequence[Row]) -> list[str]:
+    """For each row its own knobs, and the method's settings that differ among the rows of the same method and variant."""
     found = []
     for row in rows:
         method = row["settings"]["method"]
-        others = [other["settings"]["method"] for other in rows if other["settings"]["method"].keys() == method.keys()]
+        all_others = (other["settings"]["method"] for other in rows)
+        others = [o for o in all_others if o.keys() == method.keys() and o.get("variant") == method.get("variant")]
         names = [name for name in method if name not in KNOBS and any(other[name] != method[name] for other in others)]
-        words = [method[name] if isinstance(method[name], str) else f"{name}={method[name]}" for name in names]
-        found.append(" ".join([setting(row), *words]))
+        found.append(" ".join([setting(row), *(in_words(name, method[name]) for name in names)]))
     return found
+
+
+def in_words(name: str, value: Any) -> str:
+    """A setting as short as it can be told apart: words alone, lists joined, numbers without trailing zeros."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    return f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
 
 
 def flat(figures: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -35,20 +35,22 @@ def draw_sparsity(networks: Mapping[str, nn.Module], plans: Mapping[str, Plan], 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    from l1_diff import sparsity
+
     widest = max(len(plans[part].edits) for part in networks)
     size = (max(8.0, 0.11 * widest), 3.6 * len(networks))
     figure, axes = pyplot.subplots(len(networks), 1, figsize=size, squeeze=False)
     for axis, (part, network) in zip(axes[:, 0], networks.items(), strict=True):
         plan = plans[part]
-        weights = {edit.site: network.get_submodule(edit.site).weight for edit in plan.edits}
-        zeros = {site: 1 - int(weight.count_nonzero()) / weight.numel() for site, weight in weights.items()}
-        places = {site: place for place, site in enumerate(weights)}
-        for dimensions, kind, color in ((4, "convolutions", "C0"), (2, "linear layers", "C1")):
-            sites = [site for site in weights if weights[site].dim() == dimensions]
-            if sites:
-                axis.bar([places[site] for site in sites], [zeros[site] for site in sites], color=color, label=kind)
+        sites = {edit.site for edit in plan.edits}
+        layers = [layer for layer in sparsity(network).layers if layer.site in sites]
+        places = {layer.site: place for place, layer in enumerate(layers)}
+        for kind, color, label in ((nn.Conv2d, "C0", "convolutions"), (nn.Linear, "C1", "linear layers")):
+            found = [layer for layer in layers if isinstance(network.get_submodule(layer.site), kind)]
+            if found:
+                axis.bar([places[layer.site] for layer in found], [layer.sparsity for layer in found], color=color, label=label)
         axis.plot(places.values(), [1 - plan.scores[site] for site in places], "k_", markersize=5, label="as planned")
-        whole = sum(zeros[site] * weight.numel() for site, weight in weights.items()) / sum(w.numel() for w in weights.values())
+        whole = sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers)
         axis.axhline(whole, color="0.4", linewidth=0.8, linestyle="--", label=f"all: {100 * whole:.1f} %")
         axis.set_xticks(list(places.values()), [short_path(site) for site in places], rotation=90, fontsize=4.5)
         axis.set(xlim=(-0.7, len(places) - 0.3), ylim=(0, 1.02), ylabel="share of zeros")

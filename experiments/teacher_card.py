@@ -2,6 +2,7 @@
 
 python -m experiments.teacher_card task=t2i evaluation.images=512
 python -m experiments.teacher_card task=uig evaluation.images=512
+python -m experiments.teacher_card task=uag evaluation.images=512
 """
 
 from collections.abc import Iterable
@@ -65,14 +66,56 @@ def measure(cfg: DictConfig, teacher: Any, split: str, subset: dict[str, Any]) -
     sets |= {"reconstructions": extract_features(reference.extractor, again), "real": reference.floor_features}
     figures: dict[str, float] = {"images": len(captions)}
     for who, features in sets.items():
-        figures[f"fd_effnet {who}"] = frechet_distance(reference.features, features)
-        figures[f"kd_effnet x1000 {who}"] = 1000 * kernel_distance(reference.features, features)[0]
+        figures[f"{reference.frechet} {who}"] = frechet_distance(reference.features, features)
+        figures[f"{reference.kernel} x1000 {who}"] = 1000 * kernel_distance(reference.features, features)[0]
     if names is not None:
         pool = min(64, len(set(reference.all_names)))
         figures[f"caption retrieval among {pool}"] = caption_retrieval(
             sets["samples"], names, reference.all_features, reference.all_names, pool
         )
     return figures
+
+
+def by_ear(cfg: DictConfig, teacher: Any, clips: Any, sound: Any) -> dict[str, dict[str, float]]:
+    """What the ear tells at once, as Fréchet distances: of samples, and of each instrument, to instruments, noise and silence.
+
+    Rows and columns are sets of equally many clips; an instrument's distance to itself is between two halves of it.
+    """
+    import torch
+
+    from common.batches import generator_for
+    from common.distances import frechet_distance
+    from common.features import extract_features
+    from common.sampling import sample_latents
+
+    instruments = list(dict.fromkeys(clips.instruments))
+    count = min(cfg.evaluation.images // 2, *(clips.instruments.count(name) // 2 for name in instruments))
+    generator = generator_for(cfg.evaluation.seed, 5)
+    latents = sample_latents(
+        teacher.denoiser,
+        teacher.scheduler,
+        teacher.latent_shape,
+        list(range(count)),
+        {},
+        {},
+        cfg.evaluation.steps,
+        cfg.evaluation.guidance_scale,
+        64,
+    )
+    mixed = torch.randperm(len(clips), generator=generator)[: 2 * count]
+    sets = {"real": clips.images[mixed]}
+    for name in instruments:
+        own = torch.tensor([index for index, other in enumerate(clips.instruments) if other == name])
+        sets[name] = clips.images[own[torch.randperm(len(own), generator=generator)[: 2 * count]]]
+    sets["noise"] = sound.images(torch.randn(2 * count, sound.samples, generator=generator))
+    sets["silence"] = torch.zeros_like(sets["noise"])
+    extractor = hydra.utils.instantiate(cfg.task.features)
+    halves = {name: extract_features(extractor, images).split(count) for name, images in sets.items()}
+    samples = extract_features(extractor, teacher.decode_latents(latents))
+    rows = {"samples": samples, **{name: second for name, (_, second) in halves.items() if name not in ("noise", "silence")}}
+    return {
+        who: {name: frechet_distance(first, features) for name, (first, _) in halves.items()} for who, features in rows.items()
+    }
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
@@ -83,8 +126,9 @@ def main(cfg: DictConfig) -> None:
     import torch
 
     from common.files import write_atomically, write_json
-    from common.pictures import save_grid
+    from common.pictures import save_grid, upright
     from common.sampling import sample_latents
+    from common.sound_files import write_sounds
     from common.teachers import load_teacher
     from experiments.autoencoder_training import peak_signal_to_noise
     from experiments.pipeline import pick_device
@@ -112,7 +156,12 @@ def main(cfg: DictConfig) -> None:
         cfg.evaluation.guidance_scale,
         64,
     )
-    save_grid(teacher.decode_latents(latents), teacher.folder / "samples.png", columns=8)
+    drawn = teacher.decode_latents(latents)
+    if cfg.task.sound is not None:
+        sound = hydra.utils.instantiate(cfg.task.sound)
+        write_sounds(teacher.folder / "sounds", {"sample": drawn, "real": test.images[:: max(1, len(test) // 3)]}, sound, 3)
+        figures["by ear"] = by_ear(cfg, teacher, train, sound)
+    save_grid(upright(drawn, cfg.task.sound), teacher.folder / "samples.png", columns=8)
     write_json(teacher.folder / "card.json", figures)
     history = json.loads((teacher.folder / "training.json").read_text())
     text = card_text(teacher, cfg, figures, history, captions, subsets(train))
@@ -161,8 +210,8 @@ def card_text(
         f"## Measured (`python -m experiments.teacher_card task={cfg.task.name} evaluation.images={cfg.evaluation.images}`)",
         "",
         f"Autoencoder, held-out images: {figures['psnr held out (dB)']:.2f} dB PSNR. Samples: {cfg.evaluation.steps} steps, "
-        f"{guidance}one seed per sample. Distances over EfficientNet-lite0 features against up to "
-        f"{cfg.evaluation.reference_images} real images; 'real' is as many other real images: the floor.",
+        f"{guidance}one seed per sample. Distances against up to {cfg.evaluation.reference_images} real images, over "
+        f"{hydra.utils.get_class(cfg.task.features._target_).description}; 'real' is as many other real images: the floor.",
         "",
     ]
     what = ("names seen in training", "names held out of training") if captioned else ("training images", "held-out images")
@@ -171,6 +220,12 @@ def card_text(
             row = figures[f"{split}, {label}"]
             lines += [f"**{kind}, {label}**", "", "| figure | value |", "|---|---|"]
             lines += [f"| {name} | {value:.3g} |" for name, value in row.items()] + [""]
+    if "by ear" in figures:
+        columns = next(iter(figures["by ear"].values()))
+        lines += ["**The samples among real music, noise and silence** (Fréchet distances of equally many clips)", ""]
+        lines += [f"| | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+        lines += [f"| {who} | {' | '.join(f'{v:.1f}' for v in row.values())} |" for who, row in figures["by ear"].items()]
+        lines += ["", "`sounds/`: the first three samples, none chosen, and three real clips, all through Griffin-Lim.", ""]
     return "\n".join(lines)
 
 

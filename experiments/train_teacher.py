@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> None:
     import torch
 
     from common.files import write_json
-    from common.pictures import save_grid
+    from common.pictures import save_grid, upright
     from common.teachers import save_whole
     from experiments.autoencoder_training import (
         encode_images,
@@ -63,7 +63,7 @@ def main(cfg: DictConfig) -> None:
     print(f"autoencoder: held-out reconstructions {decibels:.2f} dB PSNR", flush=True)
     shown = held_out[:: max(1, len(held_out) // 32)][:32].split(8)
     pairs = [sheet for chunk in shown for sheet in (chunk.float() / 127.5 - 1, reconstruct_images(autoencoder, chunk))]
-    save_grid(torch.cat(pairs), work / "reconstructions.png", columns=8)
+    save_grid(upright(torch.cat(pairs), cfg.task.sound), work / "reconstructions.png", columns=8)
     rows = cached_tensors(work / "latents.safetensors", lambda: {"tensor": encode_images(autoencoder, training.images)})
     parts, last_loss = train_denoiser(cfg, rows["tensor"], training, autoencoder, work)
     pipeline = hydra.utils.instantiate(settings.pipeline)(**{settings.autoencoder.part: autoencoder}, **parts)

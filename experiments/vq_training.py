@@ -11,11 +11,15 @@ USED_WITHIN = 100  # steps after which an entry counts as unused in the log, whe
 
 
 def divergence_from_normal(latents: torch.Tensor) -> torch.Tensor:
-    """KL(N(mean, covariance) || N(0, 1)) of latents (batch, channels, height, width), all places as one sample."""
-    vectors = latents.permute(1, 0, 2, 3).flatten(1)
-    mean, covariance = vectors.mean(1), vectors.cov()
-    ridge = 1e-4 * torch.eye(len(mean), device=latents.device)
-    return 0.5 * (covariance.trace() + mean.square().sum() - len(mean) - torch.logdet(covariance + ridge))
+    """KL(N(mean, covariance) || N(0, 1)) of latents (batch, channels, height, width), all places as one sample.
+
+    In float32 whatever the precision of training: sums over all places leave the range of fp16.
+    """
+    with torch.autocast(latents.device.type, enabled=False):
+        vectors = latents.float().permute(1, 0, 2, 3).flatten(1)
+        mean, covariance = vectors.mean(1), vectors.cov()
+        ridge = 1e-4 * torch.eye(len(mean), device=latents.device)
+        return 0.5 * (covariance.trace() + mean.square().sum() - len(mean) - torch.logdet(covariance + ridge))
 
 
 class VQTraining(AutoencoderTraining):

@@ -17,12 +17,12 @@ Masks = dict[str, torch.Tensor]
 
 
 def prunable_weights(
-    model: nn.Module, modules: Sequence[str] = ("conv", "linear"), exclude: Sequence[str] = ()
+    model: nn.Module, modules: Sequence[str] = ("conv", "linear"), exclude: Sequence[str] = (), setting: str = "exclude"
 ) -> dict[str, nn.Parameter]:
     """The weights of all convolutions and linear maps by site, without biases; works on the meta device.
 
-    modules: of "conv", "linear"; exclude: shell patterns over module paths. InputError for an unknown kind, for a pattern
-    that matches no site, and when nothing is left.
+    modules: of "conv", "linear"; exclude: shell patterns over module paths; setting: what errors call it.
+    InputError for an unknown kind, for a pattern that matches no site, and when nothing is left.
     """
     unknown = [name for name in modules if name not in MODULES]
     if unknown:
@@ -32,10 +32,10 @@ def prunable_weights(
     for pattern in exclude:
         if not any(fnmatch(site, pattern) for site in found):
             example = f"; paths look like {next(iter(found))!r}" if found else ""
-            raise InputError(f"method.exclude: {pattern!r} matches no weight of {type(model).__name__}{example}.")
+            raise InputError(f"method.{setting}: {pattern!r} matches no weight of {type(model).__name__}{example}.")
     kept = {site: weight for site, weight in found.items() if not any(fnmatch(site, pattern) for pattern in exclude)}
     if not kept:
-        raise InputError(f"method.modules={list(modules)}, method.exclude={list(exclude)} leave no weight to prune.")
+        raise InputError(f"method.modules={list(modules)}, method.{setting}={list(exclude)} leave no weight to prune.")
     return kept
 
 
@@ -95,7 +95,7 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
     return int(kept), int(group)
 
 
-def pattern_masks(scores: Mapping[str, torch.Tensor], pattern: str) -> Masks:
+def pattern_masks(scores: Mapping[str, torch.Tensor], pattern: str, setting: str = "exclude") -> Masks:
     """Keeps the N highest scores in each group of M neighbours ("2:4").
 
     Groups run along the input dimension: a score (out, in, ...) is flattened to (out, in * ...). InputError naming the sites
@@ -105,7 +105,7 @@ def pattern_masks(scores: Mapping[str, torch.Tensor], pattern: str) -> Masks:
     unfit = [site for site, score in scores.items() if score[0].numel() % group]
     if unfit:
         raise InputError(
-            f"method.pattern={pattern}: inputs of {', '.join(unfit)} are no multiple of {group}; put them in method.exclude."
+            f"method.pattern={pattern}: inputs of {', '.join(unfit)} are no multiple of {group}; put them in method.{setting}."
         )
     masks = {}
     for site, score in scores.items():

@@ -19,7 +19,7 @@ from l1_diff.importance import (
     average_gradients,
     check_weights,
     denoising_losses,
-    importance,
+    importances,
     reconstruction_losses,
 )
 from l1_diff.masks import (
@@ -143,6 +143,11 @@ class L1Diff:
     def prunes_autoencoder(self) -> bool:
         return "autoencoder" in self.parts
 
+    @property
+    def prunes_in_training(self) -> bool:
+        """Whether the plan is but the beginning, so that a part that is not trained would stay unpruned."""
+        return self.schedule == "gradual" and self.variant != "reference"
+
     def plan(self, unet: nn.Module, calibration: Calibration, teacher: str, scores: Path | None) -> Plan:
         """Masks for `unet`, none where `parts` leaves it out; a site's score in the plan is the share of its weights that stay.
 
@@ -153,7 +158,7 @@ class L1Diff:
         if "denoiser" not in settings.parts:
             return Plan(method="l1_diff", edits=(), teacher=teacher, settings=asdict(settings))
         losses = partial(denoising_losses, unet, calibration, settings.timesteps, settings.batch_size, settings.seed)
-        return settings._plan(unet, settings.exclude, losses, teacher)
+        return settings._plan(unet, "exclude", losses, teacher)
 
     def autoencoder_plan(self, autoencoder: nn.Module, images: torch.Tensor, teacher: str) -> Plan:
         """Masks for a VQModel or AutoencoderKL, importance by its reconstruction error on `images` (uint8).
@@ -162,10 +167,11 @@ class L1Diff:
         """
         settings = self.checked()
         losses = partial(reconstruction_losses, autoencoder, images, settings.batch_size)
-        return settings._plan(autoencoder, settings.autoencoder_exclude, losses, teacher)
+        return settings._plan(autoencoder, "autoencoder_exclude", losses, teacher)
 
-    def _plan(self, network: nn.Module, exclude: tuple[str, ...], losses: Losses, teacher: str) -> Plan:
-        masks = self._masks(network, self._scores(network, exclude, losses))
+    def _plan(self, network: nn.Module, exclude: str, losses: Losses, teacher: str) -> Plan:
+        """exclude: the name of the setting with the network's patterns."""
+        masks = self._masks(network, self._scores(network, exclude, losses), exclude)
         pruned = {site: mask.numel() - int(mask.sum()) for site, mask in masks.items()}
         stays = {site: 1 - pruned[site] / mask.numel() for site, mask in masks.items()}
         total = sum(mask.numel() for mask in masks.values())
@@ -178,23 +184,25 @@ class L1Diff:
             tensors={f"{site}.{MASK}": mask.cpu() for site, mask in masks.items()},
         )
 
-    def _scores(self, network: nn.Module, exclude: tuple[str, ...], losses: Losses) -> dict[str, torch.Tensor]:
-        weights = prunable_weights(network, self.modules, exclude)
+    def _scores(self, network: nn.Module, exclude: str, losses: Losses) -> dict[str, torch.Tensor]:
+        weights = prunable_weights(network, self.modules, getattr(self, exclude), exclude)
         gradients: Mapping[str, torch.Tensor] = {}
         if self.beta:
             gradients = average_gradients(weights, losses(), self.gradient_average)
-        return {site: self._importance(weight.detach(), gradients.get(site)) for site, weight in weights.items()}
+        return self._importances(weights, gradients)
 
-    def _importance(self, weight: torch.Tensor, gradient: torch.Tensor | None) -> torch.Tensor:
-        return importance(weight, gradient, self.alpha, self.beta, self.balance)
+    def _importances(
+        self, weights: Mapping[str, torch.Tensor], gradients: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        return importances(weights, gradients, self.alpha, self.beta, self.balance)
 
-    def _masks(self, network: nn.Module, scores: dict[str, torch.Tensor]) -> Masks:
+    def _masks(self, network: nn.Module, scores: dict[str, torch.Tensor], exclude: str) -> Masks:
         if self.variant == "reference":
             return reference_masks(network, self.sparsity)
         if self.threshold is not None:
             return threshold_masks(scores, self.threshold)
         if self.pattern is not None:
-            return pattern_masks(scores, self.pattern)
+            return pattern_masks(scores, self.pattern, exclude)
         amount = self.initial_sparsity if self.schedule == "gradual" else self.sparsity
         return sparsity_masks(scores, amount, self.scope)
 
@@ -213,7 +221,7 @@ class L1Diff:
             SparseTraining(
                 student,
                 plan_masks(plan.edits, plan.tensors),
-                score=settings._importance,
+                score=settings._importances,
                 uses_gradient=settings.beta > 0,
                 gradient_decay=settings.gradient_decay,
                 scope=settings.scope,

@@ -29,8 +29,12 @@ class Regrowth:
     reprune: bool
     seed: int
 
-    def due(self, step: int) -> bool:
-        return self.probability > 0 and step % self.every == 0
+    def due(self, step: int, steps: int, acted: int) -> bool:
+        """Whether step `step` (from 1) of `steps` regrows: where a step after `acted`, the last one that did, was meant to.
+
+        Never the last step: what came back there would stay zero.
+        """
+        return self.probability > 0 and step < steps and step // self.every > acted // self.every
 
 
 def regrow(masks: Masks, regrowth: Regrowth, step: int, gradients: Mapping[str, torch.Tensor]) -> Masks:

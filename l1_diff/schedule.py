@@ -17,10 +17,13 @@ class Ramp:
         """The step, counted from 1, at which `final` is reached."""
         return max(1, math.ceil(self.share * steps))
 
-    def due(self, step: int, steps: int) -> bool:
-        """Whether step `step` (from 1) of `steps` prunes."""
+    def due(self, step: int, steps: int, acted: int) -> bool:
+        """Whether step `step` (from 1) of `steps` prunes: where a step after `acted`, the last one that did, was meant to.
+
+        A step that an optimiser skips (overflow in fp16) is thus made good by the next one.
+        """
         last = self.last(steps)
-        return step == last or (step < last and step % self.every == 0)
+        return any(s == last or s % self.every == 0 for s in range(acted + 1, min(step, last) + 1))
 
     def target(self, step: int, steps: int) -> float:
         """s_t = s_f + (s_i - s_f) (1 - t / T)^3 after `step` steps, T = last(steps)."""

@@ -21,14 +21,14 @@ from l1_diff.masks import Masks, sparsity_masks
 from l1_diff.regrowth import Regrowth, exchange, regrow
 from l1_diff.schedule import Ramp
 
-Score = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+Score = Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
 class SparseTraining(L.Callback):
     """Keeps `masks` (l1_diff.masks) on `student` while Lightning trains it; saved and restored with every checkpoint.
 
-    score: (weight, gradient) -> importance; uses_gradient: whether it looks at the gradient. The gradient is a running
-    average over optimiser steps with `gradient_decay`, kept where something asks for it. ramp: None prunes no further.
+    score: (weights, gradients) by site -> importances; uses_gradient: whether it looks at the gradients. They are running
+    averages over optimiser steps with `gradient_decay`, kept where something asks for it. ramp: None prunes no further.
     penalty: lambda, on the weights in `masks`.
     """
 
@@ -54,7 +54,7 @@ class SparseTraining(L.Callback):
         scores_again = ramp is not None or (regrows and regrowth.reprune)
         self.keeps_gradients = (uses_gradient and scores_again) or (regrows and regrowth.by == "gradient")
         self.gradients: dict[str, torch.Tensor] = {}
-        self.regrown = 0
+        self.regrown, self.acted = 0, 0  # acted: the last optimiser step that took place
         self.student, self.hook = student, None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -103,10 +103,10 @@ class SparseTraining(L.Callback):
                 weight.copy_(weight.sign() * (weight.abs() - shrink).clamp_min(0))
         apply_masks(self.student, self.masks)
         step, steps = trainer.global_step + 1, trainer.max_steps  # Lightning counts the step after this
-        if self.ramp is not None and self.ramp.due(step, steps):
+        if self.ramp is not None and self.ramp.due(step, steps, self.acted):
             scores = {site: score.masked_fill(~self.masks[site], -1) for site, score in self.scores().items()}
             self.set_masks(sparsity_masks(scores, self.ramp.target(step, steps), self.scope))
-        if self.regrowth.due(step) and step < steps:  # what comes back at the end would stay zero
+        if self.regrowth.due(step, steps, self.acted):
             grown = regrow(self.masks, self.regrowth, step, self.all_gradients())
             if self.regrowth.reprune:
                 self.set_masks(exchange(self.scores(), self.masks, grown, self.scope))
@@ -114,6 +114,7 @@ class SparseTraining(L.Callback):
                 self.set_masks({site: mask | grown[site] for site, mask in self.masks.items()})
             self.forget_moments(optimizer, grown)
             self.regrown += sum(int(flags.sum()) for flags in grown.values())
+        self.acted = step
 
     def all_gradients(self) -> dict[str, torch.Tensor]:
         """The running gradients; zero where a weight has had none."""
@@ -121,10 +122,7 @@ class SparseTraining(L.Callback):
 
     def scores(self) -> dict[str, torch.Tensor]:
         """The importance of every weight, pruned ones too."""
-        if not self.keeps_gradients:
-            return {site: self.score(weight, None) for site, weight in self.weights.items()}
-        gradients = self.all_gradients()
-        return {site: self.score(weight, gradients[site]) for site, weight in self.weights.items()}
+        return self.score(self.weights, self.all_gradients() if self.keeps_gradients else {})
 
     def set_masks(self, masks: Masks) -> None:
         self.masks = masks
@@ -141,8 +139,11 @@ class SparseTraining(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step > self.logged:
             self.logged = trainer.global_step
-            share = 1 - self.kept / sum(mask.numel() for mask in self.masks.values())
-            pl_module.log_dict({"masked": share, "regrown": float(self.regrown)})
+            pl_module.log_dict({name: float(value) for name, value in self.report().items()})
+
+    def report(self) -> dict[str, float | int]:
+        """For the result row: the share of the prunable weights that is masked now, and how many came back on the way."""
+        return {"sparsity_reached": 1 - self.kept / sum(mask.numel() for mask in self.masks.values()), "regrown": self.regrown}
 
     def finish(self, network: nn.Module) -> None:
         """Applies the masks to `network` a last time: averaged weights remember those that were pruned on the way."""
@@ -153,10 +154,11 @@ class SparseTraining(L.Callback):
             "masks": {site: pack_bits(mask) for site, mask in self.masks.items()},
             "gradients": self.gradients,
             "regrown": self.regrown,
+            "acted": self.acted,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["masks"].keys() != self.weights.keys():
             raise InputError("The checkpoint's masks are of other layers than the plan's; delete the folder to start anew.")
         self.masks = {site: unpack_bits(packed, self.weights[site].shape) for site, packed in state["masks"].items()}
-        self.gradients, self.regrown = dict(state["gradients"]), state["regrown"]
+        self.gradients, self.regrown, self.acted = dict(state["gradients"]), state["regrown"], state["acted"]

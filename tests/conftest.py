@@ -1,5 +1,9 @@
-"""Tiny teachers with random weights in the layouts of Stable Diffusion (t2i) and LDM-4 (uig), made once for all tests."""
+"""Tiny teachers with random weights in the layouts of Stable Diffusion (t2i), LDM-4 (uig) and AudioDiffusion (uag).
 
+Made once for all tests.
+"""
+
+import json
 import os
 from dataclasses import replace
 
@@ -92,9 +96,51 @@ def tiny_uig_teacher_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_teacher_folders(tiny_teacher_folder, tiny_uig_teacher_folder):
+def tiny_uag_teacher_folder(tmp_path_factory):
+    """With what AudioDiffusion has and this project does not load: its own pipeline class, and its spectrogram's settings."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    autoencoder = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[4] * 4,
+        norm_num_groups=2,
+        latent_channels=1,
+        sample_size=64,
+    )
+    denoiser = UNet2DModel(
+        sample_size=[8, 8],
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16, 16, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    folder = tmp_path_factory.mktemp("teachers") / "tiny_uag"
+    for name, part in {"vqvae": autoencoder, "unet": denoiser, "scheduler": DDIMScheduler()}.items():
+        part.save_pretrained(folder / name)
+    (folder / "mel").mkdir()
+    (folder / "mel" / "mel_config.json").write_text(json.dumps({"_class_name": "Mel", "x_res": 64, "y_res": 64}))
+    index = {
+        "_class_name": "AudioDiffusionPipeline",
+        "mel": ["audio_diffusion", "Mel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+        "vqvae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher_folders(tiny_teacher_folder, tiny_uig_teacher_folder, tiny_uag_teacher_folder):
     """A teacher's folder by task."""
-    return {"t2i": tiny_teacher_folder, "uig": tiny_uig_teacher_folder}
+    return {"t2i": tiny_teacher_folder, "uig": tiny_uig_teacher_folder, "uag": tiny_uag_teacher_folder}
 
 
 @pytest.fixture

@@ -28,14 +28,15 @@ def choice(path):
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_each_file_composes(path):
+    lines = (CONF / path.with_suffix(".yaml")).read_text().splitlines()
     if str(path) in ROOTS:
         cfg = compose_config(str(path))
     elif path.parts[0] == "teacher_training":
         cfg = compose_config("train_teacher", f"task={path.name}")
     else:
-        cfg = compose_config("config", choice(path).lstrip("+"))
+        task = [word.rstrip(":") for word in lines[0].split() if word.startswith("task=")]
+        cfg = compose_config("config", *(task if path.parts[:2] == ("task", "data") else []), choice(path).lstrip("+"))
     OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
-    lines = (CONF / path.with_suffix(".yaml")).read_text().splitlines()
     assert any(line.startswith("# python ") for line in lines[:2]), "the file does not say how to run it"
 
 
@@ -71,6 +72,19 @@ def test_job_folder_follows_the_teachers_weights(tiny_teacher_folder, tmp_path):
 def test_paper_scale_swaps_teacher_and_budget():
     cfg = compose_config("config", "scale=paper")
     assert cfg.teacher.path == "CompVis/stable-diffusion-v1-4"
-    assert (cfg.distill.steps, cfg.distill.batch_size * cfg.distill.accumulate) == (50000, 256)
-    assert (cfg.distill.output_weight, cfg.distill.feature_weight) == (0.7, 0.7)
     assert cfg.calibration.num_conditions == 50
+
+
+@pytest.mark.parametrize(
+    ("task", "steps", "batch", "weight"), [("t2i", 50000, 256, 0.7), ("uig", 50000, 128, 300), ("uag", 12000, 128, 10)]
+)
+def test_ld_pruner_s_table_4(task, steps, batch, weight):
+    cfg = compose_config("config", "scale=paper", f"task={task}")
+    assert (cfg.distill.steps, cfg.distill.batch_size * cfg.distill.accumulate) == (steps, batch)
+    assert (cfg.distill.output_weight, cfg.distill.feature_weight) == (weight, weight)
+
+
+def test_a_teacher_of_audio_brings_its_own_spectrogram():
+    small, paper = (compose_config("config", "task=uag", f"teacher={name}") for name in ("small_uag", "audio_diffusion"))
+    assert (small.task.sound.mels, small.task.data.sound.mels, small.task.features.sound.mels) == (64, 64, 64)
+    assert instantiate(paper.task.sound).samples / paper.task.sound.sample_rate == pytest.approx(5.92, abs=0.01)

@@ -104,6 +104,15 @@ def test_golden_counts(name):
     assert (macs.total, macs.without_attention_products) == (golden["macs_total"], golden["macs_module"])
 
 
+@pytest.mark.parametrize("name", [name for name in GOLDEN if "UNet" not in name])
+def test_golden_sizes_of_autoencoders(name):
+    import diffusers
+
+    with torch.device("meta"):
+        autoencoder = getattr(diffusers, GOLDEN[name]["class"])(**GOLDEN[name]["config"])
+    assert count_parameters(autoencoder) == GOLDEN[name]["params"]
+
+
 def test_checkpoint_bytes_and_latency():
     assert checkpoint_bytes(torch.nn.Linear(3, 2)) == 16
     counted = {"a": 0, "b": 0}

@@ -63,6 +63,18 @@ def test_unconditional_vq_folder_loads(tmp_path):
     assert teacher.decode_latents(latents).shape == (2, 3, 16, 16)
 
 
+def test_audio_diffusion_s_layout_loads_and_is_kept(tiny_uag_teacher_folder, tmp_path):
+    teacher = load_teacher(str(tiny_uag_teacher_folder))
+    assert teacher.latent_shape == (1, 8, 8) and type(teacher.autoencoder).__name__ == "AutoencoderKL"
+    images = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
+    latents = teacher.encode_images(images)
+    assert latents.shape == (2, 1, 8, 8) and teacher.decode_latents(latents).shape == images.shape
+    save_student(teacher, teacher, tmp_path / "student")
+    for name in ("model_index.json", "mel/mel_config.json"):
+        kept, original = (json.loads((folder / name).read_text()) for folder in (tmp_path / "student", teacher.folder))
+        assert kept == original
+
+
 def test_fingerprint_follows_weights_and_scheduler(tiny_teacher, tiny_teacher_folder):
     before = tiny_teacher.fingerprint()
     assert before == tiny_teacher.fingerprint() == load_teacher(str(tiny_teacher_folder)).fingerprint()

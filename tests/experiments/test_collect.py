@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import InputError
 from experiments.collect import print_rows
-from experiments.rows import read_rows, setting
+from experiments.rows import changed_settings, read_rows, setting
 from experiments.tables import flatten, write_csv, write_parquet
 
 
@@ -90,3 +90,28 @@ def test_no_rows_are_told(tmp_path):
         read_rows([tmp_path])
     with pytest.raises(InputError, match="nowhere is no folder"):
         read_rows([tmp_path / "nowhere"])
+
+
+def test_knobs_side_by_side_and_settings_of_a_variant(tmp_path, capsys):
+    sparse = {"variant": "published", "sparsity": 0.5, "threshold": None, "beta": 1.0, "parts": ["denoiser"]}
+    for name, change in {
+        "a": {},
+        "b": {"sparsity": 0.7},
+        "c": {"beta": 0.0},
+        "d": {"parts": ["denoiser", "autoencoder"]},
+        "e": {"variant": "reference", "beta": 0.5},
+    }.items():
+        row = job(tmp_path / name, "l1_diff")
+        row["settings"]["method"] = sparse | change
+        row["models"]["distilled"] |= {"nonzero_parameters": 30, "sparse_file": {"denoiser_bytes": 80}}
+        row["models"]["teacher"] |= {"checkpoint_bytes_fp16": 200}
+        (tmp_path / name / "result.json").write_text(json.dumps(row))
+    rows = read_rows([tmp_path])
+    assert [setting(row) for row in rows[:2]] == ["published 0.5", "published 0.7"]
+    found = changed_settings(rows)
+    assert found[0] == "published 0.5 beta=1 denoiser" and found[1] == "published 0.7 beta=1 denoiser"
+    assert found[2] == "published 0.5 beta=0 denoiser" and found[3].endswith("denoiser+autoencoder")
+    assert found[4] == "reference 0.5"  # no other of its variant
+    print_rows(rows)
+    out = capsys.readouterr().out
+    assert "30%" in out and "40%" in out and all(len(line) <= 80 for line in out.splitlines())

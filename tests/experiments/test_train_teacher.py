@@ -33,10 +33,12 @@ SMALL = {
         "teacher_training.autoencoder.network.num_vq_embeddings=64",
         "teacher_training.autoencoder.objective.revive_every=2",
     ],
+    "uag": ["teacher_training.autoencoder.network.block_out_channels=[4,4,4,4]"],
 }
 PARTS = {
     "t2i": ("StableDiffusionPipeline", {"unet", "vae", "scheduler", "text_encoder", "tokenizer"}, (8, 8, 8)),
     "uig": ("LDMPipeline", {"unet", "vqvae", "scheduler"}, (3, 16, 16)),
+    "uag": ("LDMPipeline", {"unet", "vqvae", "scheduler"}, (8, 8, 8)),
 }
 
 
@@ -65,7 +67,7 @@ def die_when_saved(ending):
     training.WholeCheckpoints.save_checkpoint = save_and_die
 
 
-@pytest.fixture(scope="module", params=["t2i", "uig"])
+@pytest.fixture(scope="module", params=sorted(PARTS))
 def finished(request, tmp_path_factory):
     work = tmp_path_factory.mktemp(request.param)
     done = train(request.param, work)
@@ -85,7 +87,7 @@ def test_the_teacher_loads_and_is_a_plain_diffusers_folder(finished):
     assert {name for name, value in index.items() if isinstance(value, list) and value[0]} == parts
     teacher = load_teacher(str(work / "out"))
     assert teacher.latent_shape == latent_shape
-    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, teacher.autoencoder.config.in_channels, 64, 64), dtype=torch.uint8)
     assert teacher.decode_latents(teacher.encode_images(images)).shape == images.shape
     stock = DiffusionPipeline.from_pretrained(work / "out", torch_dtype=torch.float32)
     (picture,) = stock(**({"prompt": "a red apple"} if task == "t2i" else {}), num_inference_steps=2).images
@@ -122,7 +124,7 @@ def test_killed_in_both_stages_the_weights_are_the_same(finished, tmp_path):
     resumed = train(task, tmp_path)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     ours, theirs = weights(tmp_path), weights(whole)
-    assert list(ours) == list(theirs) and len(ours) == {"t2i": 3, "uig": 2}[task]
+    assert list(ours) == list(theirs) and len(ours) == {"t2i": 3, "uig": 2, "uag": 2}[task]
     for path, tensors in ours.items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, theirs[path][name]), (path, name)

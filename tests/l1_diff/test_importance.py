@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from common.errors import InputError
 from common.noisy_batches import noisy_batches
 from l1_diff import importance
-from l1_diff.importance import average_gradients, denoising_losses, reconstruction_losses
+from l1_diff.importance import average_gradients, denoising_losses, importances, reconstruction_losses
 from l1_diff.masks import prunable_weights
 
 
@@ -37,10 +37,18 @@ def test_importance_by_autograd():
 def test_balance_makes_the_terms_comparable():
     generator = torch.Generator().manual_seed(0)
     weight, gradient = torch.randn(50, 4, generator=generator), torch.randn(50, 4, generator=generator)
-    balanced = importance(weight, gradient, 1.0, 1.0, balance=True)
-    assert torch.allclose(balanced, importance(100 * weight, 1e-6 * gradient, 1.0, 1.0, balance=True), rtol=1e-4)
-    assert balanced.mean().item() == pytest.approx(2.0, rel=1e-5)
-    assert importance(torch.zeros(3), torch.zeros(3), 1.0, 1.0, balance=True).tolist() == [0, 0, 0]
+    weights, gradients = {"a": weight, "b": 3 * weight}, {"a": gradient, "b": gradient}
+    balanced = importances(weights, gradients, 1.0, 1.0, balance=True)
+    scaled = (
+        {site: factor * value for site, value in values.items()} for factor, values in ((100, weights), (1e-6, gradients))
+    )
+    again = importances(*scaled, 1.0, 1.0, balance=True)
+    assert all(torch.allclose(balanced[site], again[site], rtol=1e-4) for site in "ab")
+    assert torch.cat([*balanced.values()]).mean().item() == pytest.approx(2.0, rel=1e-5)
+    written = importances(weights, gradients, 1 / (2 * weight.abs().mean().item()), 1 / gradient.abs().mean().item(), False)
+    assert all(torch.allclose(balanced[site], written[site], rtol=1e-4) for site in "ab")  # two constants of the formula
+    zeros = {"a": torch.zeros(3)}
+    assert importances(zeros, zeros, 1.0, 1.0, balance=True)["a"].tolist() == [0, 0, 0]
 
 
 def test_gradients_of_the_task_loss_do_not_depend_on_the_batches(tiny_teacher, data_calibration):

@@ -11,7 +11,7 @@ from common.errors import InputError
 from common.plans import Edit, Plan, apply_plan, edited
 from common.teachers import load_denoiser, save_student
 from l1_diff import reference_masks, sparsity
-from l1_diff.importance import average_gradients, denoising_losses, importance
+from l1_diff.importance import average_gradients, denoising_losses, importances
 from l1_diff.masks import prunable_weights
 from l1_diff.method import L1Diff
 from l1_diff.semi_structured import is_two_of_four, to_semi_structured
@@ -61,7 +61,7 @@ def test_the_plan_prunes_the_least_important(tiny_teacher, data_calibration):
     found = plan(tiny_teacher, data_calibration)
     weights = prunable_weights(unet)
     gradients = average_gradients(weights, denoising_losses(unet, data_calibration, "even", 4, 0))
-    scores = {site: importance(weight, gradients[site], 1.0, 1.0, True) for site, weight in weights.items()}
+    scores = importances(weights, gradients, 1.0, 1.0, balance=True)
     masks = masks_of(found)
     kept, pruned = (torch.cat([scores[s][masks[s] == flag] for s in scores]) for flag in (True, False))
     assert pruned.numel() == round(0.5 * (kept.numel() + pruned.numel())) and pruned.max() <= kept.min()

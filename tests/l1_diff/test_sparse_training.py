@@ -2,6 +2,7 @@
 
 import copy
 import csv
+from functools import partial
 
 import lightning as L
 import pytest
@@ -13,7 +14,8 @@ from common.errors import InputError
 from common.masks import apply_masks
 from common.schedules import scheduler
 from common.training import ExponentialAverage, fit, latest_checkpoint
-from l1_diff import importance, reference_masks
+from l1_diff import reference_masks
+from l1_diff.importance import importances
 from l1_diff.masks import prunable_weights, sparsity_masks
 from l1_diff.regrowth import Regrowth, exchange, regrow
 from l1_diff.schedule import Ramp
@@ -21,7 +23,7 @@ from l1_diff.sparse_training import SparseTraining
 
 NO_REGROWTH = Regrowth(probability=0.0, by="chance", every=1, reprune=False, seed=0)
 PLAIN = {
-    "score": lambda weight, gradient: importance(weight, gradient, 1.0, 0.0),
+    "score": partial(importances, alpha=1.0, beta=0.0, balance=False),
     "uses_gradient": False,
     "gradient_decay": 0.5,
     "scope": "layer",
@@ -31,7 +33,7 @@ PLAIN = {
     "regrowth": NO_REGROWTH,
 }
 EVERYTHING = PLAIN | {
-    "score": lambda weight, gradient: importance(weight, gradient, 1.0, 1.0, balance=True),
+    "score": partial(importances, alpha=1.0, beta=1.0, balance=True),
     "uses_gradient": True,
     "penalty": 1e-3,
     "ramp": Ramp(0.3, 0.6, 0.7, 2),
@@ -191,7 +193,11 @@ def test_sparsity_rises_by_the_cubic_curve_to_exact_counts(tiny_teacher, tmp_pat
 
 def test_the_curve():
     ramp = Ramp(0.0, 0.8, 0.5, 3)
-    assert [step for step in range(1, 21) if ramp.due(step, 20)] == [3, 6, 9, 10]
+    assert [step for step in range(1, 21) if ramp.due(step, 20, step - 1)] == [3, 6, 9, 10]
+    assert [step for step in range(2, 21) if ramp.due(step, 20, step - 2)] == [3, 4, 6, 7, 9, 10, 11]  # the one before skipped
+    regrowth = Regrowth(probability=0.1, by="chance", every=5, reprune=True, seed=0)
+    assert [step for step in range(1, 21) if regrowth.due(step, 20, step - 1)] == [5, 10, 15]
+    assert [step for step in range(2, 21) if regrowth.due(step, 20, step - 2)] == [5, 6, 10, 11, 15, 16]
     assert ramp.target(5, 20) == pytest.approx(0.8 - 0.8 / 8) and ramp.target(10, 20) == ramp.target(15, 20) == 0.8
 
 

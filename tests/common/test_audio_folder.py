@@ -1,0 +1,78 @@
+"""A person's own recordings: what is read, what is told, and the one line that bad input gets."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from common.audio_folder import load_audio_folder
+from common.errors import InputError
+from common.spectrogram import Spectrogram
+
+SOUND = Spectrogram(sample_rate=8000, fft_size=256, hop=128, mels=16, frames=16, range_db=80)  # clips of 0.24 s
+
+
+def noise(seconds, rate):
+    return 0.1 * np.random.default_rng(0).standard_normal(int(seconds * rate))
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise(1, 8000), 8000)
+    soundfile.write(tmp_path / "b.flac", noise(1, 8000), 8000)
+    return tmp_path
+
+
+def test_clips_are_cut_without_overlap(recordings, capsys):
+    clips = load_audio_folder(recordings, "train", None, SOUND)
+    assert clips.pieces == ["a.wav"] * 4 + ["b.flac"] * 4 and clips.images.shape == (8, 1, 16, 16)
+    assert (clips.images[:4].int() - clips.images[4:].int()).abs().max() <= 1
+    assert len(load_audio_folder(recordings, "train", 3, SOUND)) == 3
+    assert "files" not in capsys.readouterr().err
+
+
+def test_every_tenth_file_is_held_out(tmp_path):
+    for index in range(11):
+        soundfile.write(tmp_path / f"{index:02d}.wav", noise(0.5, 8000), 8000)
+    assert set(load_audio_folder(tmp_path, "test", None, SOUND).pieces) == {"09.wav"}
+    assert len(set(load_audio_folder(tmp_path, "train", None, SOUND).pieces)) == 10
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "told", "clips"),
+    [
+        (noise(1, 44100), 44100, "1 of 3 files resampled from 44100 Hz to 8000 Hz (c.wav)", 12),
+        (np.stack([noise(1, 8000)] * 2, 1), 8000, "1 of 3 files mixed to one channel (c.wav)", 12),
+        (noise(0.1, 8000), 8000, "1 of 3 files skipped, shorter than 0.24 s (c.wav)", 8),
+        (np.append(np.zeros(4000), noise(0.5, 8000)), 8000, "1 of 3 files with silent clips left out (c.wav: 2 of 4)", 10),
+    ],
+)
+def test_what_is_changed_or_left_out_is_told(recordings, capsys, samples, rate, told, clips):
+    soundfile.write(recordings / "c.wav", samples, rate)
+    assert len(load_audio_folder(recordings, "train", None, SOUND)) == clips
+    assert told in capsys.readouterr().err
+
+
+def test_a_damaged_file_is_skipped_counted_and_named(recordings, capsys):
+    (recordings / "c.wav").write_bytes(b"RIFF, but no sound")
+    assert len(load_audio_folder(recordings, "train", None, SOUND)) == 8
+    told = capsys.readouterr().err
+    assert told.count("1 of 3 files skipped, damaged (c.wav: ") == 1 and "\n" not in told[told.index("1 of 3") :].strip()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "split", "limit", "expected"),
+    [
+        (lambda folder: None, "train", None, "holds no recording"),
+        (lambda folder: (folder / "notes.txt").write_text("x"), "train", None, "holds no recording"),
+        (lambda folder: soundfile.write(folder / "a.wav", np.zeros(8000), 8000), "train", None, "no clip of split='train'"),
+        (lambda folder: soundfile.write(folder / "a.wav", noise(1, 8000), 8000), "test", None, "of 1 files 0 belong to it"),
+        (lambda folder: soundfile.write(folder / "a.wav", noise(1, 8000), 8000), "dev", None, "splits are 'train' and 'test'"),
+        (lambda folder: folder.rmdir(), "train", None, "is no folder"),
+        (lambda folder: None, "train", 0, "task.data.limit=0: at least 1 clip"),
+    ],
+)
+def test_bad_folders_get_one_line(tmp_path, prepare, split, limit, expected):
+    prepare(tmp_path)
+    with pytest.raises(InputError, match=expected) as caught:
+        load_audio_folder(tmp_path, split, limit, SOUND)
+    assert "\n" not in str(caught.value)
