@@ -3,19 +3,23 @@
 import hydra
 from omegaconf import DictConfig
 
-from experiments.command_line import one_line_errors
+from experiments.command_line import one_line_composition_errors, one_line_errors
 from experiments.jobs import register_job_folder
+from experiments.sweeps import sweep_job
 
 register_job_folder()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 @one_line_errors
-def main(cfg: DictConfig) -> None:
+@sweep_job
+def main(cfg: DictConfig) -> float | tuple[float, ...]:
+    from experiments.objectives import objectives
     from experiments.pipeline import run_job
 
-    run_job(cfg)
+    return objectives(cfg, run_job(cfg))
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_composition_errors():
+        main()

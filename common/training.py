@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from common.batches import TensorRows, training_loader
@@ -110,13 +110,14 @@ def fit(
     checkpoint_every: int = 500,
     trainer: dict[str, Any],
     callbacks: Sequence[L.Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> None:
     """Trains for `steps` optimiser steps of accumulate * batch_size samples.
 
     Checkpoints go to `folder` every `checkpoint_every` steps and at the end; an interrupted call, made again, goes on
     from the last one and ends with the weights of an uninterrupted run. What the module logs is in
-    <folder>/log/from_<step>/metrics.csv, one folder a start. `trainer` holds further arguments of lightning.Trainer
-    (precision, devices, gradient_clip_val, ...).
+    <folder>/log/from_<step>/metrics.csv, one folder a start, and goes to `loggers`. `trainer` holds further arguments of
+    lightning.Trainer (precision, devices, gradient_clip_val, ...).
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, done = latest_checkpoint(folder)
@@ -133,7 +134,7 @@ def fit(
         runner = L.Trainer(
             max_steps=steps,
             accumulate_grad_batches=accumulate,
-            logger=CSVLogger(folder, name="log", version=f"from_{done}"),
+            logger=[CSVLogger(folder, name="log", version=f"from_{done}"), *loggers],
             log_every_n_steps=10,
             plugins=[WholeCheckpoints()],
             callbacks=[*callbacks, TrainingProgress(description), saver],

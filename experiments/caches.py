@@ -10,6 +10,7 @@ import torch
 
 from common.errors import InputError
 from common.files import write_atomically
+from common.locks import locked
 
 
 def content_name(*parts: Any) -> str:
@@ -18,11 +19,18 @@ def content_name(*parts: Any) -> str:
 
 
 def cached_tensors(path: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The tensors in `path`, computed and written when it is not there; InputError naming a damaged file."""
+    """The tensors in `path`, computed and written when it is not there; InputError naming a damaged file.
+
+    Of several processes that need them at the same time one computes, and the others wait.
+    """
     from safetensors.torch import save
 
     if not path.is_file():
-        write_atomically(path, save({name: value.contiguous().cpu() for name, value in compute().items()}))
+        lock = path.with_name(f".{path.name}.lock")
+        with locked(lock, f"{path} is being computed"):
+            if not path.is_file():
+                write_atomically(path, save({name: value.contiguous().cpu() for name, value in compute().items()}))
+            lock.unlink(missing_ok=True)  # whoever waits for it, or comes now, finds the tensors
     return load_tensors(path)
 
 

@@ -1,128 +1,25 @@
 """Puts the result rows of many jobs into one table.
 
-python -m experiments.collect outputs                    every result.json below the folder, as a table
-python -m experiments.collect outputs --csv rows.csv     and as CSV, one line per job and model
+python -m experiments.collect outputs                          every result.json below the folder, as a table
+python -m experiments.collect outputs --csv rows.csv           and as CSV, one line per job and model
+python -m experiments.collect outputs --parquet rows.parquet   and as Parquet (pip install -e ".[parquet]")
 """
 
 import argparse
-import csv
-import io
-import json
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from common.errors import InputError
-from common.files import write_atomically
 from experiments.command_line import one_line_errors
-
-KNOBS = ("variant", "k", "ratio", "sparsity")  # what a sweep of a method is usually over
-PARTS = ("settings", "models", "plan", "protocol")
-
-
-def read_rows(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """The result rows below the folders; a broken one is named on standard error and left out.
-
-    InputError when a folder does not exist, or when there is no row at all.
-    """
-    folders = list(folders)
-    rows = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"{folder} is no folder; give one that holds jobs, such as outputs.")
-        for path in sorted(folder.rglob("result.json")):
-            try:
-                row = json.loads(path.read_text())
-                missing = [name for name in PARTS if name not in row]
-                if missing:
-                    raise ValueError(f"it lacks {', '.join(missing)}")
-                rows.append({**row, "path": str(path)})
-            except (ValueError, TypeError) as error:  # JSON's own error is a ValueError
-                print(f"left out: {path} is no whole row: {error}", file=sys.stderr)
-    if not rows:
-        raise InputError(f"No result.json below {', '.join(map(str, folders))}: run a job first.")
-    return rows
-
-
-def setting(row: dict[str, Any]) -> str:
-    """The values of the method's own knobs, such as "0.5", "base" or "published 0.7"; knobs that are null are left out."""
-    method = row["settings"]["method"]
-    return " ".join(str(method[name]) for name in KNOBS if method.get(name) is not None)
-
-
-def flatten(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """One flat record per model of a job, for a table that a person can query."""
-    choices = row.get("choices", {})
-    shared = {
-        "task": row["settings"]["task"]["name"],
-        "method": choices.get("method", ""),
-        "setting": setting(row),
-        "distill": choices.get("distill", ""),
-        "distill_steps": row["settings"]["distill"]["steps"],
-        "init": row["settings"]["init"],
-        "seed": row["settings"]["seed"],
-        "edits": len(row["plan"]),
-    }
-    made = {"command": row.get("command", ""), "path": row["path"]}
-    return [{**shared, "model": who, **flat(figures), **made} for who, figures in row["models"].items()]
-
-
-def flat(figures: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested figures side by side: {"latency": {"ratio": 1}} becomes {"latency_ratio": 1}."""
-    found: dict[str, Any] = {}
-    for name, value in figures.items():
-        found |= flat(value, f"{prefix}{name}_") if isinstance(value, dict) else {prefix + name: value}
-    return found
-
-
-def write_csv(records: list[dict[str, Any]], path: Path) -> None:
-    """All records with the union of their columns, whole or not at all."""
-    columns = list(dict.fromkeys(name for record in records for name in record))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns)
-    writer.writeheader()
-    writer.writerows(records)
-    write_atomically(path, buffer.getvalue().encode())
-
-
-def group_name(row: dict[str, Any]) -> str:
-    """What rows of one table have in common: task, teacher and protocol."""
-    settings, protocol = row["settings"], row["protocol"]
-    what = f"{settings['task']['name']}, teacher {settings['teacher']['path']}, seed {settings['seed']}"
-    return f"{what}, {protocol['images']} images of {protocol['steps']} steps"
-
-
-def changed_settings(rows: list[dict[str, Any]]) -> list[str]:
-    """For each row its own knobs, and the method's settings that differ among the rows of the same method and variant."""
-    found = []
-    for row in rows:
-        method = row["settings"]["method"]
-        all_others = (other["settings"]["method"] for other in rows)
-        others = [o for o in all_others if o.keys() == method.keys() and o.get("variant") == method.get("variant")]
-        names = [name for name in method if name not in KNOBS and any(other[name] != method[name] for other in others)]
-        found.append(" ".join([setting(row), *(in_words(name, method[name]) for name in names)]))
-    return found
-
-
-def in_words(name: str, value: Any) -> str:
-    """A setting as short as it can be told apart: words alone, lists joined, numbers without trailing zeros."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return "+".join(map(str, value))
-    return f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+from experiments.rows import changed_settings, groups_of, read_rows
+from experiments.tables import flatten, write_csv, write_parquet
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """A table for each task, teacher and protocol; one line a job, within 80 columns: before → after distillation."""
     from rich.console import Console
 
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: (setting(row), row.get("choices", {}).get("method", ""))):
-        groups.setdefault(group_name(row), []).append(row)
     console = Console(width=80)
-    for name, members in groups.items():
+    for name, members in groups_of(rows).items():
         teacher = members[0]["models"]["teacher"]
         distance = next((key for key in teacher if key.startswith(("fd_", "fad_"))), "")
         console.print(table_of(members, distance))
@@ -178,10 +75,13 @@ def file_bytes(figures: dict[str, Any]) -> int:
 
 @one_line_errors
 def collect(arguments: argparse.Namespace) -> None:
-    """Prints the table of all rows, and writes them as CSV where that is asked for."""
+    """Prints the table of all rows, and writes them as CSV and Parquet where that is asked for."""
     rows = read_rows(arguments.folders)
+    records = [record for row in rows for record in flatten(row)]
     if arguments.csv is not None:
-        write_csv([record for row in rows for record in flatten(row)], arguments.csv)
+        write_csv(records, arguments.csv)
+    if arguments.parquet is not None:
+        write_parquet(records, arguments.parquet)
     print_rows(rows)
 
 
@@ -189,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--csv", type=Path)
+    parser.add_argument("--parquet", type=Path)
     collect(parser.parse_args())
 
 

@@ -2,20 +2,22 @@
 
 import errno
 import functools
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from common.errors import InputError
 
 
-def one_line_errors(command: Callable[[Any], None]) -> Callable[[Any], None]:
+def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """`command` with InputError and a full disk told in one line (exit code 2), and an interrupt likewise (130)."""
 
     @functools.wraps(command)
-    def run(settings: Any) -> None:
+    def run(settings: Any) -> Any:
         try:
-            command(settings)
+            return command(settings)
         except Exception as error:
             message = explain(error)
             if message is None:
@@ -27,6 +29,24 @@ def one_line_errors(command: Callable[[Any], None]) -> Callable[[Any], None]:
             sys.exit(130)
 
     return run
+
+
+@contextmanager
+def one_line_composition_errors() -> Iterator[None]:
+    """What Hydra finds wrong with the command line told in one line (exit code 1); HYDRA_FULL_ERROR=1 shows it all."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        yield
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print over several lines
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        message = str(error).partition("Config search path:")[0]
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(1)
 
 
 def explain(error: BaseException | None) -> str | None:

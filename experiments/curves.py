@@ -1,133 +1,160 @@
-"""Draws what result rows tell over a quantity: curves.png, with what the rows hold of three panels.
+"""What result rows tell over a quantity: the points, and pictures of them.
 
-python -m experiments.curves outputs --out curves.png
-
-    distance over the time of a forward pass    one point a job: speed against quality (LD-Pruner, figure 7a)
-    distance over optimiser steps               of jobs with evaluation.every (LD-Pruner, figure 5)
-    distance over sampling steps                of jobs with evaluation.more_steps (L1-Diff's table)
+over parameters, MACs, time, k, ratio, sparsity   one point a job (LD-Pruner, figure 7a; LAPTOP-Diff, figure 1)
+over optimiser steps                              of jobs with evaluation.every (LD-Pruner, figure 5)
+over sampling steps                               of jobs with evaluation.more_steps (L1-Diff's table)
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import InputError
-from experiments.collect import changed_settings, group_name, read_rows, setting
-from experiments.command_line import one_line_errors
+from experiments.rows import KNOBS, Row, distance_name, labels, method_name, metric_names, setting, student
 
-Row = dict[str, Any]
 Points = list[tuple[float, float]]
+# what a job costs: title, and how to read it from the row
+COSTS: dict[str, tuple[str, Callable[[Row, dict[str, Any]], Any]]] = {
+    "parameters": ("parameters (millions)", lambda row, figures: figures["parameters"] / 1e6),
+    "macs": ("MACs (millions)", lambda row, figures: figures["macs"] / 1e6),
+    "latency": ("time of a forward pass, teacher = 1", lambda row, figures: figures["latency"]["ratio"]),
+    **{
+        knob: (f"method.{knob}", lambda row, figures, knob=knob: row["settings"]["method"][knob])
+        for knob in KNOBS
+        if knob != "variant"
+    },
+}
 
 
-def distance_name(row: Row) -> str:
-    """The name of the row's Fréchet distance, such as "fd_effnet"."""
-    return next(name for name in row["models"]["teacher"] if name.startswith(("fd_", "fad_")))
+def cost(row: Row, who: str, name: str) -> float | None:
+    """One of COSTS of one model; None where the row does not have it (another method's k, say)."""
+    try:
+        value = COSTS[name][1](row, row["models"][who])
+    except (KeyError, TypeError):
+        return None
+    return value if isinstance(value, int | float) else None
 
 
-def student(row: Row) -> str:
-    """The last of the row's models: "distilled", or "pruned" where nothing was trained."""
-    return list(row["models"])[-1]
+def costs_of(rows: Sequence[Row]) -> list[str]:
+    """The names of the COSTS that some of the rows have."""
+    return [name for name in COSTS if any(cost(row, student(row), name) is not None for row in rows)]
 
 
-def training_points(row: Row) -> Points:
-    """(optimiser steps, distance), from the pruned network to the finished student; empty without measurements between."""
-    if not row.get("curve"):
+def training_points(row: Row, metric: str) -> Points:
+    """(optimiser steps, metric), from the pruned network to the finished student; empty without measurements between."""
+    between = [(point["step"], point[metric]) for point in row.get("curve", []) if metric in point]
+    if not between:
         return []
-    name = distance_name(row)
-    ends = [(0, row["models"]["pruned"][name]), (row["settings"]["distill"]["steps"], row["models"][student(row)][name])]
-    return sorted([*ends, *((point["step"], point[name]) for point in row["curve"])])
+    models = row["models"]
+    ends = [(0, models["pruned"][metric]), (row["settings"]["distill"]["steps"], models[student(row)][metric])]
+    return sorted([*ends, *between])
 
 
-def sampling_points(row: Row, who: str) -> Points:
-    """(sampling steps, distance) of one model; empty where only one number of steps was measured."""
-    if not row.get("by_steps"):
-        return []
-    name = distance_name(row)
-    here = (row["protocol"]["steps"], row["models"][who][name])
-    return sorted([here, *((int(steps), models[who][name]) for steps, models in row["by_steps"].items())])
+def sampling_points(row: Row, who: str, metric: str) -> Points:
+    """(sampling steps, metric) of one model; empty where only one number of steps was measured."""
+    others = [(int(steps), models[who][metric]) for steps, models in row.get("by_steps", {}).items() if metric in models[who]]
+    return sorted([(row["protocol"]["steps"], row["models"][who][metric]), *others]) if others else []
 
 
-def labels(rows: Sequence[Row]) -> list[str]:
-    """What a legend calls each job."""
-    settings = changed_settings(list(rows))
-    return [f"{row.get('choices', {}).get('method', '')} {words}".strip() for row, words in zip(rows, settings, strict=True)]
-
-
-def draw_speed(axis: Any, rows: Sequence[Row]) -> None:
-    """One point a job, one colour a method."""
-    by_method: dict[str, list[Row]] = {}
-    for row in rows:
-        by_method.setdefault(row.get("choices", {}).get("method", ""), []).append(row)
-    for method, own in sorted(by_method.items()):
-        times = [row["models"][student(row)]["latency"]["ratio"] for row in own]
-        distances = [row["models"][student(row)][distance_name(rows[0])] for row in own]
-        axis.plot(times, distances, "o", markersize=4, label=method)
-        for row, x, y in zip(own, times, distances, strict=True):
-            note = axis.annotate(setting(row), (x, y), fontsize=5.5, xytext=(2, 3), textcoords="offset points")
+def draw_cost(axis: Any, rows: Sequence[Row], metric: str, name: str) -> None:
+    """One point a job, one colour a method; the teacher as a level."""
+    for method in sorted({method_name(row) for row in rows}):
+        found = [
+            (setting(row), cost(row, student(row), name), row["models"][student(row)][metric])
+            for row in rows
+            if method_name(row) == method and metric in row["models"][student(row)]
+        ]
+        found = [point for point in found if point[1] is not None]
+        if found:
+            axis.plot([x for _, x, _ in found], [y for _, _, y in found], "o", markersize=4, label=method)
+        for words, x, y in found:
+            note = axis.annotate(words, (x, y), fontsize=5.5, xytext=(2, 3), textcoords="offset points")
             note.set_in_layout(False)  # a long one does not squeeze the panel
-    axis.plot([1], [rows[0]["models"]["teacher"][distance_name(rows[0])]], "k*", label="teacher")
-    axis.set(xlabel="time of a forward pass, teacher = 1", title="speed and quality")
+    draw_teacher(axis, rows, metric)
+    axis.set(xlabel=COSTS[name][0])
 
 
-def draw_training(axis: Any, rows: Sequence[Row]) -> None:
+def draw_teacher(axis: Any, rows: Sequence[Row], metric: str) -> None:
+    axis.axhline(rows[0]["models"]["teacher"][metric], color="k", linewidth=0.8, linestyle="--", label="teacher")
+
+
+def draw_training(axis: Any, rows: Sequence[Row], metric: str) -> None:
     """One line a job, the teacher as a level."""
     for name, row in zip(labels(rows), rows, strict=True):
-        if training_points(row):
-            axis.plot(*zip(*training_points(row), strict=True), marker="o", markersize=3, label=name)
-    teacher = rows[0]["models"]["teacher"][distance_name(rows[0])]
-    axis.axhline(teacher, color="k", linewidth=0.8, linestyle="--", label="teacher")
-    axis.set(xlabel="optimiser steps", title="during training")
+        if training_points(row, metric):
+            axis.plot(*zip(*training_points(row, metric), strict=True), marker="o", markersize=3, label=name)
+    draw_teacher(axis, rows, metric)
+    axis.set(xlabel="optimiser steps")
 
 
-def draw_sampling(axis: Any, rows: Sequence[Row]) -> None:
+def draw_sampling(axis: Any, rows: Sequence[Row], metric: str) -> None:
     """One line a job, and the teacher's."""
     for name, row in zip(labels(rows), rows, strict=True):
-        if sampling_points(row, student(row)):
-            axis.plot(*zip(*sampling_points(row, student(row)), strict=True), marker="o", markersize=3, label=name)
-            teacher = sampling_points(row, "teacher")
+        if sampling_points(row, student(row), metric):
+            axis.plot(*zip(*sampling_points(row, student(row), metric), strict=True), marker="o", markersize=3, label=name)
+            teacher = sampling_points(row, "teacher", metric)
     axis.plot(*zip(*teacher, strict=True), "k*--", linewidth=0.8, label="teacher")
-    axis.set(xlabel="sampling steps", title="over sampling steps", xscale="log")
+    axis.set(xlabel="sampling steps", xscale="log")
 
 
-def draw_curves(rows: Sequence[Row], path: Path) -> None:
-    """The panels of the rows of one group (same task, teacher and protocol) as a PNG."""
+def draw_curves(rows: Sequence[Row], path: Path, metric: str | None = None) -> None:
+    """A panel for each thing that the rows of one group (same task, teacher and protocol) hold `metric` over, as a PNG.
+
+    metric: one of metric_names; the Fréchet distance by default.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
+    from functools import partial
+
     from matplotlib import pyplot
 
     from common.pictures import save_figure
 
-    panels: list[Callable[[Any, Sequence[Row]], None]] = [draw_speed]
-    panels += [draw_training] if any(row.get("curve") for row in rows) else []
-    panels += [draw_sampling] if any(row.get("by_steps") for row in rows) else []
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.4 * len(panels), 4.2), squeeze=False)
-    for axis, draw in zip(axes[0], panels, strict=True):
-        draw(axis, rows)
-        axis.set_ylabel(distance_name(rows[0]))
+    metric = metric or distance_name(rows[0])
+    panels: list[Callable[..., None]] = [partial(draw_cost, name=name) for name in costs_of(rows)]
+    panels += [draw_training] if any(training_points(row, metric) for row in rows) else []
+    panels += [draw_sampling] if any(sampling_points(row, "teacher", metric) for row in rows) else []
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = pyplot.subplots(lines, columns, figsize=(5.2 * columns, 4 * lines), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, draw in zip(axes.flat, panels, strict=False):
+        draw(axis, rows, metric)
+        axis.set_ylabel(metric)
         axis.legend(fontsize=6)
     figure.tight_layout()
     save_figure(figure, path)
 
 
-@one_line_errors
-def curves(arguments: argparse.Namespace) -> None:
-    """Reads the rows and draws them; InputError when they are not of one task, teacher and protocol."""
-    rows = read_rows(arguments.folders)
-    groups = {group_name(row) for row in rows}
-    if len(groups) > 1:
-        raise InputError(f"The rows are of {len(groups)} kinds: {'; '.join(sorted(groups))}. Give folders of one kind.")
-    draw_curves(rows, arguments.out)
-    print(f"{len(rows)} jobs: {arguments.out}")
+def plot_data(rows: Sequence[Row]) -> dict[str, Any]:
+    """All points of the rows of one group, for interactive plots: see experiments/report.html."""
+    metrics = metric_names(rows)
+    names = costs_of(rows)
 
+    def metrics_of(figures: dict[str, Any]) -> dict[str, Any]:
+        return {metric: figures.get(metric) for metric in metrics}
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("curves.png"))
-    curves(parser.parse_args())
-
-
-if __name__ == "__main__":
-    main()
+    jobs = []
+    for label, row in zip(labels(rows), rows, strict=True):
+        who = student(row)
+        jobs.append(
+            {
+                "label": label,
+                "method": method_name(row),
+                "command": row.get("command", ""),
+                "costs": {name: cost(row, who, name) for name in names},
+                "metrics": metrics_of(row["models"][who]),
+                "pruned": metrics_of(row["models"]["pruned"]),
+                "training": {metric: training_points(row, metric) for metric in metrics},
+                "sampling": {metric: sampling_points(row, who, metric) for metric in metrics},
+            }
+        )
+    teacher = {metric: [sampling_points(row, "teacher", metric) for row in rows] for metric in metrics}
+    return {
+        "metrics": metrics,
+        "costs": {name: COSTS[name][0] for name in names},
+        "jobs": jobs,
+        "teacher": metrics_of(rows[0]["models"]["teacher"]),
+        "teacher_sampling": {metric: max(lines, key=len) for metric, lines in teacher.items()},
+    }

@@ -44,7 +44,10 @@ class DistanceCurve(L.Callback):
         due = step > 0 and step % self.cfg.evaluation.every == 0 and step != self.measured
         if due and step < trainer.max_steps:  # the last one is the finished student, which the job measures
             self.measured = step
-            write_json(self.folder / f"step={step:08d}.json", {"step": step, **self.measure()})
+            distances = self.measure()
+            write_json(self.folder / f"step={step:08d}.json", {"step": step, **distances})
+            for logger in trainer.loggers[1:]:  # besides the CSV file of every ten steps
+                logger.log_metrics({f"distance/{name}": value for name, value in distances.items()}, step)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:

@@ -83,11 +83,12 @@ def distill(
     folder: Path,
     callbacks: Sequence[Any] = (),
     watch: Callable[[ExponentialAverage | None], Any] | None = None,
+    loggers: Sequence[Any] = (),
 ) -> nn.Module:
     """The student after cfg.distill.steps optimiser steps on `rows`; goes on from the last checkpoint in `folder`.
 
     callbacks: the method's own (Lightning), see experiments/last_word.py. watch: makes a callback that looks at the
-    student on the way, from the average of its weights or None.
+    student on the way, from the average of its weights or None. loggers: Lightning's, besides the CSV file in `folder`.
     """
     from common.distillation import DenoiserTraining
     from common.schedules import scheduler
@@ -130,6 +131,7 @@ def distill(
         checkpoint_every=settings.checkpoint_every,
         trainer=trainer_settings(cfg, teacher.device),
         callbacks=[*callbacks, *further],
+        loggers=loggers,
     )
     module.remove_taps()
     if average:

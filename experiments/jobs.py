@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.files import SHIPPED
 
-NOT_PART_OF_A_JOB = ("hydra", "outputs", "device")
+NOT_PART_OF_A_JOB = ("hydra", "outputs", "device", "objectives", "wandb")
 
 
 def teacher_content(path: str) -> str:

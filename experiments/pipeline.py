@@ -85,30 +85,52 @@ def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
 
 def run_job(cfg: DictConfig) -> dict[str, Any]:
     """Runs or finds the job of `cfg` and returns its result row, as written to result.json."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from common.locks import claimed
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    row = find_row(folder)
+    if row is None:
+        with claimed(folder):
+            row = find_row(folder) or new_row(cfg, folder)
+    return row
+
+
+def find_row(folder: Path) -> dict[str, Any] | None:
+    """The row of a finished job, which is shown; None where there is none yet."""
     import json
 
+    from experiments.job_report import print_table
+
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    try:
+        row = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is damaged ({error}); delete it and the job ends anew.") from error
+    print(f"This job is done: {path} (delete the folder to run it again).")
+    print_table(row)
+    return row
+
+
+def new_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """Runs the job and writes its row."""
     from hydra.core.hydra_config import HydraConfig
 
     from common.files import write_json
     from experiments.job_report import print_table
+    from experiments.tracking import tracking
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    settings = job_settings(cfg)
-    path = folder / "result.json"
-    if path.is_file():
-        try:
-            row = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path} is damaged ({error}); delete it and the job ends anew.") from error
-        print(f"This job is done: {path} (delete the folder to run it again).")
-        print_table(row)
-        return row
     hydra_config = HydraConfig.get()
     made_by = {
         "command": shlex.join(["python", "run.py", *hydra_config.overrides.task]),
         "choices": {name: hydra_config.runtime.choices.get(name) for name in GROUPS},
     }
-    row = {"settings": settings, **made_by, **compute_row(cfg, folder)}
+    with tracking(cfg, folder) as run:
+        row = {"settings": job_settings(cfg), **made_by, **compute_row(cfg, folder, run)}
+    path = folder / "result.json"
     write_json(path, row)
     print_table(row)
     shown = ", ".join(picture.name for picture in sorted(folder.glob("*.png")))
@@ -132,13 +154,19 @@ def make_plans(cfg: DictConfig, teacher: Any, method: Any, folder: Path, cache: 
     """The plan of each part that is pruned: the denoiser's, and the autoencoder's where the method prunes it."""
     import hydra
 
+    from common.locks import locked
+    from experiments.caches import content_name
+
     calibration = calibrate(cfg, teacher, cache).to(teacher.device)
     known = teacher.fingerprint()
-    plans = {
-        "denoiser": kept_plan(
-            folder / "plan", teacher, lambda: method.plan(teacher.denoiser, calibration, known, cache / "scores")
-        )
-    }
+    scores = cache / "scores"
+
+    def denoiser_plan() -> Any:
+        shared = scores / f".{content_name(cfg.method._target_, known)}.lock"  # by the jobs whose scores may be the same
+        with locked(shared, f"scores are being computed in {scores}"):
+            return method.plan(teacher.denoiser, calibration, known, scores)
+
+    plans = {"denoiser": kept_plan(folder / "plan", teacher, denoiser_plan)}
     if getattr(method, "prunes_autoencoder", False):
         data = hydra.utils.instantiate(cfg.task.data, split="train")
         images = data.images[training_order(cfg, data)[: max(1, cfg.calibration.data_rows)]]
@@ -175,8 +203,11 @@ def prune(cfg: DictConfig, teacher: Any, plans: dict[str, Any]) -> Any:
     return teacher.with_parts(**parts)
 
 
-def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
-    """All stages of a job; each finds what an interrupted run has left in `folder` and goes on from there."""
+def compute_row(cfg: DictConfig, folder: Path, run: Any) -> dict[str, Any]:
+    """All stages of a job; each finds what an interrupted run has left in `folder` and goes on from there.
+
+    run: the job's W&B run, or None.
+    """
     import json
 
     import hydra
@@ -185,11 +216,13 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     from common.sound_files import write_sounds
     from common.teachers import load_student, load_teacher, save_student
     from experiments.distance_curve import read_curve
+    from experiments.environment import environment
     from experiments.evaluate import evaluate, evaluation_prompts
     from experiments.job_report import draw_samples, draw_scores
     from experiments.measure_cost import measure_cost
     from experiments.plan_picture import draw_plan
     from experiments.sparse_student import draw_sparsity, export_sparse, masked_parts
+    from experiments.tracking import log_result, log_student, loggers
     from experiments.train_student import REPORT, train_student
 
     if cfg.init not in ("preserved", "scratch"):
@@ -209,7 +242,8 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         if not (folder / "student" / "model_index.json").is_file():
             student = models["pruned"]
             if trains:
-                student = train_student(cfg, teacher, student, plans, method, prompts[0], folder / "distill", cache)
+                work = folder / "distill"
+                student = train_student(cfg, teacher, student, plans, method, prompts[0], work, cache, loggers(run))
             save_student(teacher, student, folder / "student")
         if trains:
             models["distilled"] = load_student(teacher, folder / "student").to(teacher.device)
@@ -227,7 +261,8 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     with stage("drawing", seconds):
         if cfg.task.sound is not None:
             write_sounds(folder / "sounds", images, hydra.utils.instantiate(cfg.task.sound))
-        draw_samples(folder, {who: upright(drawn, cfg.task.sound) for who, drawn in images.items()}, prompts[0])
+        images = {who: upright(drawn, cfg.task.sound) for who, drawn in images.items()}
+        draw_samples(folder, images, prompts[0])
         draw_plan(teacher.denoiser, plan, folder / "plan.png")
         if masked:
             draw_sparsity(masked, plans, folder / "sparsity.png")
@@ -254,25 +289,8 @@ def compute_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         row["training"] = json.loads((folder / "distill" / REPORT).read_text())
         trained = row["training"].get("denoiser", {})
         row["reached"] |= {name: value for name, value in trained.items() if name.endswith("_reached")}
+    if run is not None:
+        log_result(run, row, plan, images, prompts[0])
+        if cfg.wandb.log_student:
+            log_student(run, folder / "student")
     return row
-
-
-def environment(device: Any) -> dict[str, Any]:
-    """Where the job ran: versions, device, and the largest memory so far (MiB)."""
-    import platform
-
-    import diffusers
-    import lightning
-    import torch
-    import transformers
-
-    from common.cost import peak_memory_mib
-
-    packages = {module.__name__: module.__version__ for module in (torch, diffusers, transformers, lightning)}
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "packages": packages,
-        "device": f"{device.type}: {name}",
-        "threads": torch.get_num_threads(),
-        "peak_memory_mib": round(peak_memory_mib()),
-    }

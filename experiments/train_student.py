@@ -28,12 +28,14 @@ def train_student(
     captions: list[str],
     folder: Path,
     cache: Path,
+    loggers: Sequence[Any] = (),
 ) -> Teacher:
     """A trained copy of `pruned`; goes on from what an interrupted run has left in `folder`.
 
     A part of 0 steps stays as it is. What the callbacks of a part report is in <folder>/report.json.
     plans: of the parts that are pruned ("denoiser", "autoencoder"). method: where it has training_callbacks(network, plan),
     they act in the training of each part. captions: of the samples measured on the way (evaluation.every).
+    loggers: Lightning's, for the training of the denoiser.
     """
     student = pruned.with_parts(**{part: copy.deepcopy(getattr(pruned, part)) for part in plans})
     bring = getattr(method, "training_callbacks", lambda network, plan: [])
@@ -50,7 +52,8 @@ def train_student(
         rows = training_rows(cfg, encoder, rows_folder)
         callbacks = bring(student.denoiser, plans["denoiser"])
         watch = partial(DistanceCurve, cfg, student, captions, folder / "curve", cache, callbacks)
-        distill(cfg, teacher, student.denoiser, rows, folder, callbacks, watch if cfg.evaluation.every else None)
+        watch = watch if cfg.evaluation.every else None
+        distill(cfg, teacher, student.denoiser, rows, folder, callbacks, watch, loggers)
         reports["denoiser"] = reports_of(callbacks)
     write_json(folder / REPORT, reports)
     return student

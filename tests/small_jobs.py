@@ -20,6 +20,7 @@ SMALL = [
     "evaluation.batch_size=8",
     "evaluation.steps=2",
     "evaluation.latency_rounds=2",
+    "logging=none",
 ]
 
 

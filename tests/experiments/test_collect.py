@@ -6,7 +6,9 @@ import json
 import pytest
 
 from common.errors import InputError
-from experiments.collect import changed_settings, flatten, print_rows, read_rows, setting, write_csv
+from experiments.collect import print_rows
+from experiments.rows import changed_settings, read_rows, setting
+from experiments.tables import flatten, write_csv, write_parquet
 
 
 def job(folder, method="laptop_diff", ratio=0.5, criterion="output", steps=20):
@@ -70,6 +72,17 @@ def test_csv_holds_every_model_of_every_job(tmp_path):
     assert [record["model"] for record in records] == ["real", "teacher", "pruned", "distilled"]
     assert records[3]["fd_effnet"] == "1600.0" and records[3]["latency_ratio"] == "1.0"
     assert records[0]["command"] == "python run.py method=laptop_diff" and records[0]["setting"] == "0.5"
+
+
+def test_parquet_holds_settings_of_every_type(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    job(tmp_path / "a")
+    job(tmp_path / "b", "bk_sdm", ratio="half")
+    write_parquet([record for row in read_rows([tmp_path]) for record in flatten(row)], tmp_path / "rows.parquet")
+    table = parquet.read_table(tmp_path / "rows.parquet")
+    assert table.num_rows == 8 and table["settings_method_ratio"].to_pylist()[::4] == ["0.5", "half"]
+    assert table["fd_effnet"].to_pylist()[3] == 1600.0 and table["plan"].to_pylist()[0] == '[{"site": "a"}]'
+    assert table["protocol_images"].to_pylist()[0] == 64
 
 
 def test_no_rows_are_told(tmp_path):

@@ -1,13 +1,11 @@
-"""Curves from rows: the points that are drawn, and rows that do not belong together."""
+"""Curves from rows: the points, and the panels that are drawn."""
 
 import json
 
-import pytest
 from PIL import Image
 
-from common.errors import InputError
-from experiments.collect import read_rows
-from experiments.curves import curves, draw_curves, sampling_points, training_points
+from experiments.curves import cost, draw_curves, sampling_points, training_points
+from experiments.rows import read_rows
 from tests.experiments.test_collect import job
 
 
@@ -19,31 +17,27 @@ def extend(folder, **more):
 
 def test_points_run_from_the_pruned_network_to_the_finished_student(tmp_path):
     row = job(tmp_path / "a")
-    assert training_points(row) == [] and sampling_points(row, "teacher") == []
+    assert training_points(row, "fd_effnet") == [] and sampling_points(row, "teacher", "fd_effnet") == []
     row |= {"curve": [{"step": 10, "fd_effnet": 1900.0}]}
-    assert training_points(row) == [(0, 2500.0), (10, 1900.0), (20, 1600.0)]
+    assert training_points(row, "fd_effnet") == [(0, 2500.0), (10, 1900.0), (20, 1600.0)]
+    assert training_points(row, "caption_retrieval") == []
     row |= {"by_steps": {"50": {"teacher": {"fd_effnet": 1400.0}}, "10": {"teacher": {"fd_effnet": 1700.0}}}}
-    assert sampling_points(row, "teacher") == [(10, 1700.0), (20, 1500.0), (50, 1400.0)]
+    assert sampling_points(row, "teacher", "fd_effnet") == [(10, 1700.0), (20, 1500.0), (50, 1400.0)]
+
+
+def test_costs_of_a_row(tmp_path):
+    row = job(tmp_path / "a")
+    found = {name: cost(row, "distilled", name) for name in ("parameters", "latency", "macs", "ratio", "k")}
+    assert found == {"parameters": 50e-6, "latency": 1.0, "macs": None, "ratio": 0.5, "k": None}
 
 
 def test_the_picture_has_a_panel_for_what_the_rows_hold(tmp_path):
     job(tmp_path / "a")
     job(tmp_path / "b", "magnitude", 0.33)
-    draw_curves(read_rows([tmp_path]), tmp_path / "one.png")
+    draw_curves(read_rows([tmp_path]), tmp_path / "costs.png")  # parameters, time, ratio
     extend(tmp_path / "a", curve=[{"step": 10, "fd_effnet": 1900.0}])
     models = {who: {"fd_effnet": 1.0} for who in ("teacher", "pruned", "distilled")}
     extend(tmp_path / "b", by_steps={"10": models})
-    draw_curves(read_rows([tmp_path]), tmp_path / "three.png")
-    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "three.png") as three:
-        assert 2.7 < three.width / one.width < 3.3
-
-
-def test_rows_of_two_protocols_are_refused(tmp_path):
-    import argparse
-
-    job(tmp_path / "a")
-    job(tmp_path / "b", steps=50)
-    with pytest.raises(SystemExit):
-        curves(argparse.Namespace(folders=[tmp_path], out=tmp_path / "x.png"))
-    with pytest.raises(InputError, match="2 kinds"):
-        curves.__wrapped__(argparse.Namespace(folders=[tmp_path], out=tmp_path / "x.png"))
+    draw_curves(read_rows([tmp_path]), tmp_path / "all.png")
+    with Image.open(tmp_path / "costs.png") as costs, Image.open(tmp_path / "all.png") as whole:
+        assert costs.width == whole.width and whole.height == 2 * costs.height

@@ -1,0 +1,105 @@
+"""Builds a W&B workspace and a report about the runs of a project: quality over k, ratio and sparsity, and over steps.
+
+python -m experiments.dashboard --entity me --project bonsai     (pip install -e ".[dashboard]", and wandb login)
+"""
+
+import argparse
+from typing import Any
+
+from common.errors import InputError
+from experiments.command_line import one_line_errors
+from experiments.tracking import STEP
+
+METRICS = ("fid", "pickscore", "fd_effnet", "fad_musicnn", "caption_retrieval")  # a panel without values stays empty
+KNOBS = ("k", "ratio", "sparsity")
+COSTS = ("parameters", "macs", "latency_ratio")
+
+
+def quality_panels(metric: str) -> list[Any]:
+    """The student's metric over each knob of a method and each cost, a point a run."""
+    from wandb_workspaces.reports import v2 as wr
+
+    over = {f"method.{knob}": wr.Config(f"method.{knob}") for knob in KNOBS}
+    over |= {cost: wr.SummaryMetric(f"student/{cost}") for cost in COSTS}
+    value = wr.SummaryMetric(f"student/{metric}")
+    return [wr.ScatterPlot(title=f"{metric} over {name}", x=x, y=value) for name, x in over.items()]
+
+
+def training_panels() -> list[Any]:
+    """Losses by term and distances over optimiser steps."""
+    from wandb_workspaces.reports import v2 as wr
+
+    terms = ("loss", "loss/task", "loss/output", "loss/feature")
+    return [
+        wr.LinePlot(title="losses", x=STEP, y=list(terms), log_y=True),
+        wr.LinePlot(title="shares of the loss", x=STEP, y=[term.replace("loss/", "share/") for term in terms[1:]]),
+        *(wr.LinePlot(title=f"{metric} during training", x=STEP, y=[f"distance/{metric}"]) for metric in METRICS),
+    ]
+
+
+def sampling_panels() -> list[Any]:
+    """Metrics over sampling steps, of teacher and student."""
+    from wandb_workspaces.reports import v2 as wr
+
+    return [
+        wr.LinePlot(
+            title=f"{metric} over sampling steps",
+            x="sampling/steps",
+            y=[f"sampling/{who}/{metric}" for who in ("teacher", "student")],
+        )
+        for metric in METRICS
+    ]
+
+
+def sections() -> dict[str, list[Any]]:
+    """Panels by the title of their section."""
+    return {
+        **{f"{metric} over k, ratio, sparsity and cost": quality_panels(metric) for metric in METRICS},
+        "training": training_panels(),
+        "sampling": sampling_panels(),
+    }
+
+
+def workspace(entity: str, project: str) -> Any:
+    """A saved view of the project, with a section for each thing to compare."""
+    from wandb_workspaces import workspaces as ws
+
+    parts = [ws.Section(name=title, panels=panels, is_open=True) for title, panels in sections().items()]
+    return ws.Workspace(entity=entity, project=project, name="Bonsai", sections=parts)
+
+
+def comparison(entity: str, project: str) -> Any:
+    """A report with the same panels, the runs grouped by method."""
+    from wandb_workspaces.reports import v2 as wr
+
+    blocks: list[Any] = [wr.TableOfContents()]
+    for title, panels in sections().items():
+        runs = wr.Runset(entity=entity, project=project, name="by method", groupby=["JobType"])
+        blocks += [wr.H1(title), wr.PanelGrid(runsets=[runs], panels=panels)]
+    return wr.Report(entity=entity, project=project, title="Pruned and distilled students", blocks=blocks, width="fluid")
+
+
+@one_line_errors
+def dashboard(arguments: argparse.Namespace) -> None:
+    """Saves workspace and report on the server; InputError without the package or a login."""
+    import wandb
+
+    try:
+        import wandb_workspaces  # noqa: F401
+    except ImportError as error:
+        raise InputError('The dashboard needs wandb-workspaces: pip install -c constraints.txt -e ".[dashboard]"') from error
+    if not wandb.login(prompt=False):
+        raise InputError("The dashboard lives on a W&B server: run `wandb login`, or set WANDB_API_KEY.")
+    for made in (workspace(arguments.entity, arguments.project), comparison(arguments.entity, arguments.project)):
+        print(made.save().url)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--entity", required=True)
+    parser.add_argument("--project", default="bonsai")
+    dashboard(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""One page about many jobs: plots, a table, pictures and sounds, in a single file that needs no network.
+
+python -m experiments.report outputs --out report     report/index.html, and its plots as PNG files beside it
+
+Rows of different tasks, teachers or protocols are not comparable: each group has plots and a table of its own.
+"""
+
+import argparse
+import base64
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.files import write_atomically
+from experiments.command_line import one_line_errors
+from experiments.curves import COSTS, cost, draw_curves, plot_data
+from experiments.rows import Row, groups_of, labels, metric_names, read_rows, student
+
+TEMPLATE = Path(__file__).with_name("report.html")
+PICTURES = {"samples.png": "samples from equal seeds", "plan.png": "plan", "scores.png": "scores", "sparsity.png": "sparsity"}
+PNG_METRICS = re.compile("fd_|fad_|fid|pickscore|clip|caption_retrieval")  # the page shows all
+PICTURE_WIDTH = 900
+SOUNDS = 6  # audio players of one job
+
+
+def embedded_picture(path: Path) -> str:
+    """The picture as a data URL, not wider than the page shows it."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+        if image.width > PICTURE_WIDTH:
+            image = image.resize((PICTURE_WIDTH, round(image.height * PICTURE_WIDTH / image.width)), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def embedded_sound(path: Path) -> str:
+    return f"data:audio/wav;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def job_files(row: Row) -> dict[str, list[tuple[str, str]]]:
+    """(title, data URL) of what lies beside a row: "pictures", and "sounds" in equal numbers of each model."""
+    folder = Path(row["path"]).parent
+    pictures = [(title, embedded_picture(folder / name)) for name, title in PICTURES.items() if (folder / name).is_file()]
+    found = sorted(folder.glob("sounds/*.wav"), key=lambda path: path.stem.rpartition("_")[::-1])
+    return {"pictures": pictures, "sounds": [(path.stem, embedded_sound(path)) for path in found[:SOUNDS]]}
+
+
+def table(rows: Sequence[Row]) -> dict[str, Any]:
+    """Columns and cells of the sortable table; a cell that is None is empty."""
+    metrics = metric_names(rows)
+    names = ("parameters", "macs", "latency")
+    cells = []
+    for label, row in zip(labels(rows), rows, strict=True):
+        who = student(row)
+        figures = [cost(row, who, name) for name in names] + [row["models"][who].get(metric) for metric in metrics]
+        distill = f"{row.get('choices', {}).get('distill', '')} {row['settings']['distill']['steps']}"
+        cells.append([label, distill, *figures, row.get("command", "")])
+    return {"columns": ["job", "distill", *(COSTS[name][0] for name in names), *metrics, "command"], "cells": cells}
+
+
+def write_report(rows: Sequence[Row], folder: Path, title: str, notes: Sequence[str] = ()) -> Path:
+    """Writes <folder>/index.html and PNG files of each group of rows; `notes` are lines at the top of the page."""
+    from jinja2 import Environment
+    from plotly.offline import get_plotlyjs
+
+    groups = []
+    for number, (name, members) in enumerate(groups_of(rows).items(), 1):
+        for metric in filter(PNG_METRICS.match, metric_names(members)):
+            draw_curves(members, folder / f"{number}-{metric}.png", metric)
+        jobs = [
+            {"label": label, "command": row.get("command", ""), **job_files(row)}
+            for label, row in zip(labels(members), members, strict=True)
+        ]
+        groups.append({"name": name, "plots": plot_data(members), "table": table(members), "jobs": jobs})
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text())
+    path = folder / "index.html"
+    write_atomically(path, page.render(title=title, notes=notes, groups=groups, plotly=get_plotlyjs()).encode())
+    return path
+
+
+@one_line_errors
+def report(arguments: argparse.Namespace) -> None:
+    """Reads the rows below the folders and writes the page."""
+    rows = read_rows(arguments.folders)
+    path = write_report(rows, arguments.out, f"{len(rows)} jobs in {', '.join(map(str, arguments.folders))}")
+    print(f"{len(rows)} jobs: {path}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("report"))
+    report(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

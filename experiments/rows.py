@@ -1,0 +1,127 @@
+"""Result rows of many jobs: reading them, and what they are called."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+
+KNOBS = ("variant", "k", "ratio", "sparsity")  # what a sweep of a method is usually over
+COUNTS = (  # whole numbers beside the metrics of a model
+    "parameters",
+    "nonzero_parameters",
+    "macs",
+    "macs_without_attention_products",
+    "checkpoint_bytes_fp16",
+    "reference_images",
+    "images",
+)
+PARTS = ("settings", "models", "plan", "protocol")
+
+Row = dict[str, Any]
+
+
+def read_rows(folders: Iterable[Path]) -> list[Row]:
+    """The result rows below the folders; a broken one is named on standard error and left out.
+
+    InputError when a folder does not exist, or when there is no row at all.
+    """
+    folders = list(folders)
+    rows = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is no folder; give one that holds jobs, such as outputs.")
+        for path in sorted(folder.rglob("result.json")):
+            try:
+                row = json.loads(path.read_text())
+                missing = [name for name in PARTS if name not in row]
+                if missing:
+                    raise ValueError(f"it lacks {', '.join(missing)}")
+                rows.append({**row, "path": str(path)})
+            except (ValueError, TypeError) as error:  # JSON's own error is a ValueError
+                print(f"left out: {path} is no whole row: {error}", file=sys.stderr)
+    if not rows:
+        raise InputError(f"No result.json below {', '.join(map(str, folders))}: run a job first.")
+    return rows
+
+
+def setting(row: Row) -> str:
+    """The values of the method's own knobs, such as "0.5", "base" or "published 0.7"; knobs that are null are left out."""
+    method = row["settings"]["method"]
+    return " ".join(str(method[name]) for name in KNOBS if method.get(name) is not None)
+
+
+def distance_name(row: Row) -> str:
+    """The name of the row's Fréchet distance, such as "fd_effnet"."""
+    return next(name for name in row["models"]["teacher"] if name.startswith(("fd_", "fad_")))
+
+
+def metric_names(rows: Sequence[Row]) -> list[str]:
+    """What teacher and students are judged by, the Fréchet distance first: every number that is neither count nor spread."""
+    found = {
+        name: None
+        for row in rows
+        for name, value in row["models"]["teacher"].items()
+        if isinstance(value, int | float) and name not in COUNTS and not name.endswith("_spread")
+    }
+    return sorted(found, key=lambda name: name != distance_name(rows[0]))
+
+
+def method_name(row: Row) -> str:
+    return row.get("choices", {}).get("method", "")
+
+
+def labels(rows: Sequence[Row]) -> list[str]:
+    """What a legend calls each job."""
+    return [f"{method_name(row)} {words}".strip() for row, words in zip(rows, changed_settings(rows), strict=True)]
+
+
+def groups_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows by group_name, in the order of setting and method."""
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (setting(row), method_name(row))):
+        groups.setdefault(group_name(row), []).append(row)
+    return groups
+
+
+def student(row: Row) -> str:
+    """What the job ended with: "distilled", or "pruned" where nothing was trained."""
+    return "distilled" if "distilled" in row["models"] else "pruned"
+
+
+def group_name(row: Row) -> str:
+    """What rows of one table have in common: task, teacher and protocol."""
+    settings, protocol = row["settings"], row["protocol"]
+    what = f"{settings['task']['name']}, teacher {settings['teacher']['path']}, seed {settings['seed']}"
+    return f"{what}, {protocol['images']} images of {protocol['steps']} steps"
+
+
+def changed_settings(rows: Sequence[Row]) -> list[str]:
+    """For each row its own knobs, and the method's settings that differ among the rows of the same method and variant."""
+    found = []
+    for row in rows:
+        method = row["settings"]["method"]
+        all_others = (other["settings"]["method"] for other in rows)
+        others = [o for o in all_others if o.keys() == method.keys() and o.get("variant") == method.get("variant")]
+        names = [name for name in method if name not in KNOBS and any(other[name] != method[name] for other in others)]
+        found.append(" ".join([setting(row), *(in_words(name, method[name]) for name in names)]))
+    return found
+
+
+def in_words(name: str, value: Any) -> str:
+    """A setting as short as it can be told apart: words alone, lists joined, numbers without trailing zeros."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    return f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+
+
+def flat(figures: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested figures side by side: {"latency": {"ratio": 1}} becomes {"latency_ratio": 1}."""
+    found: dict[str, Any] = {}
+    for name, value in figures.items():
+        found |= flat(value, f"{prefix}{name}_") if isinstance(value, dict) else {prefix + name: value}
+    return found

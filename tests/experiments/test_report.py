@@ -1,0 +1,106 @@
+"""The report as a browser shows it: one file, plots that follow the choices, a table that sorts."""
+
+import argparse
+import io
+import shutil
+import wave
+
+import pytest
+from PIL import Image
+
+from experiments.report import report, write_report
+from experiments.rows import read_rows
+from tests.experiments.test_collect import job
+from tests.experiments.test_curves import extend
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jobs")
+    for name, method, ratio in (("a", "laptop_diff", 0.5), ("b", "magnitude", 0.33), ("c", "laptop_diff", 0.25)):
+        row = job(folder / name, method, ratio)
+        models = {
+            who: {**figures, "fid": figures["fd_effnet"] / 100, "pickscore": 20 + ratio, "macs": 1000}
+            for who, figures in row["models"].items()
+        }
+        extend(folder / name, models=models)
+    extend(folder / "a", curve=[{"step": 10, "fd_effnet": 1900.0}])
+    extend(folder / "b", by_steps={"50": {who: {"fd_effnet": 1400.0} for who in ("teacher", "pruned", "distilled")}})
+    job(folder / "d", steps=50)
+    Image.new("RGB", (1800, 300), "red").save(folder / "a" / "samples.png")
+    sound = io.BytesIO()
+    with wave.open(sound, "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(1600))
+    (folder / "a" / "sounds").mkdir()
+    (folder / "a" / "sounds" / "teacher_0.wav").write_bytes(sound.getvalue())
+    return write_report(read_rows([folder]), folder / "report", "A <b>title</b>", ["one job failed"])
+
+
+def test_the_page_is_one_file_and_its_plots_lie_beside_it(page):
+    names = sorted(path.name for path in page.parent.iterdir())
+    assert {"1-fd_effnet.png", "1-fid.png", "1-pickscore.png", "2-fd_effnet.png", "index.html"} <= set(names)
+    text = page.read_text()
+    assert "<h1>A &lt;b&gt;title&lt;/b&gt;</h1>" in text and "one job failed" in text
+    assert "data:image/webp;base64," in text and "data:audio/wav;base64," in text
+    assert '<script src="' not in text and "<link" not in text
+    assert text.count("<code>python run.py method=laptop_diff</code>") >= 3
+
+
+def test_the_command_writes_the_page(tmp_path, capsys):
+    job(tmp_path / "a")
+    report(argparse.Namespace(folders=[tmp_path], out=tmp_path / "out"))
+    assert "1 jobs: " in capsys.readouterr().out and (tmp_path / "out" / "index.html").is_file()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_plots_and_table_in_a_browser(page, browser, width, tmp_path):
+    context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
+    tab = context.new_page()
+    errors, requests = [], []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto(page.as_uri(), timeout=120_000)
+    tab.wait_for_selector("section .over-cost .main-svg", timeout=120_000)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    first = tab.locator("section").first
+
+    def drawn(kind):
+        script = "place => place.data.map(trace => [trace.name, trace.x.length])"
+        return dict(first.locator(f".over-{kind}").evaluate(script))
+
+    assert drawn("cost") == {"Pareto front": 1, "laptop_diff": 2, "magnitude": 1}
+    assert drawn("training") == {"laptop_diff 0.5": 3}
+    assert drawn("sampling") == {"magnitude 0.33": 2, "teacher": 2}
+    first.locator(".cost").select_option("ratio")
+    first.locator(".metric").select_option("fid")
+    assert drawn("cost") == {"laptop_diff": 2, "magnitude": 1}
+    titles = first.locator(".over-cost").evaluate("place => [place.layout.xaxis.title.text, place.layout.yaxis.title.text]")
+    assert titles == ["method.ratio", "fid"]
+    assert not first.locator(".over-training").is_visible()
+    hover = first.locator(".over-cost").evaluate("place => place.data[0].text[0]")
+    assert "python run.py method=laptop_diff" in hover
+    column = first.locator("th button", has_text="pickscore")
+    for order in (1, -1):
+        column.click()
+        index = first.locator("th").all_inner_texts().index(column.inner_text())
+        values = [float(row.locator("td").nth(index).inner_text()) for row in first.locator("tbody tr").all()]
+        assert values == sorted(values, reverse=order < 0) and len(values) == 3
+    assert errors == [] and [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    first.locator("summary").first.click()
+    tab.screenshot(path=tmp_path / "page.png", full_page=True)
+    context.close()
+    with Image.open(tmp_path / "page.png") as shot:
+        assert shot.width == width

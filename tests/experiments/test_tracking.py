@@ -1,0 +1,161 @@
+"""W&B runs: what is written offline is read back, a run ends as its job ends, a server that is silent stops nothing."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+
+from common.errors import InputError
+from common.files import ROOT
+from common.plans import Edit, Plan
+from experiments.jobs import register_job_folder
+from experiments.sweeps import VARIABLE
+from experiments.tracking import STEP, log_result, log_student, loggers, pick_mode, tracking
+from tests.experiments.test_collect import job
+
+
+@pytest.fixture
+def composed(monkeypatch, tmp_path):
+    """Composes a job's configuration as Hydra does for a job of a sweep called "a_sweep"."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))  # no login of whoever runs the tests
+
+    def make(*overrides):
+        register_job_folder()
+        further = [f"+hydra.job.env_set.{VARIABLE}='{tmp_path}/a_sweep'", "hydra.runtime.output_dir=x", "hydra.job.num=0"]
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = compose("config", overrides=[*overrides, *further], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        return cfg
+
+    yield make
+    HydraConfig.instance().cfg = None
+
+
+def records_of(path):
+    """The records of a .wandb file: LevelDB's log format after a header of 7 bytes, in blocks of 32 KiB."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, parts = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+def values(items):
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def read_back(folder):
+    """What an offline run has written, as soon as its end is: history, summary, the run, and its exit code."""
+    (path,) = Path(folder).glob("wandb/offline-run-*/*.wandb")
+    deadline = time.monotonic() + 60
+    while not any(record.WhichOneof("record_type") == "exit" for record in records_of(path)):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    found = {"history": [], "summary": {}, "exit": None, "run": None, "artifacts": []}
+    for record in records_of(path):
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            found["history"].append(values(record.history.item))
+        elif kind == "summary":
+            found["summary"] |= values(record.summary.update)
+        elif kind == "exit":
+            found["exit"] = record.exit.exit_code
+        elif kind == "run":
+            found["run"] = record.run
+        elif kind == "artifact":
+            found["artifacts"].append(record.artifact.name)
+        elif kind == "request" and record.request.HasField("log_artifact"):
+            found["artifacts"].append(record.request.log_artifact.artifact.name)
+    return found
+
+
+def test_what_a_job_writes_offline_is_read_back(composed, tmp_path):
+    cfg = composed("method.k=5")
+    row = job(tmp_path / "row")
+    row |= {"by_steps": {"50": {who: {"fd_effnet": 7.0} for who in ("teacher", "pruned", "distilled")}}}
+    plan = Plan("ld_pruner", (Edit("mid_block", "zero", score=0.5),), "teacher", scores={"mid_block": 0.5, "other": 2.0})
+    images = {who: torch.zeros(2, 3, 4, 4, dtype=torch.uint8) for who in ("teacher", "distilled")}
+    folder = tmp_path / "t2i" / "ld_pruner" / "abcd"
+    (folder / "student").mkdir(parents=True)
+    (folder / "student" / "weights").write_text("x")
+    with tracking(cfg, folder) as run:
+        (logger,) = loggers(run)
+        logger.log_metrics({"loss": 3.0, "loss/task": 1.0}, 10)
+        log_result(run, row, plan, images, ["a", "b"])
+        log_student(run, folder / "student")
+    found = read_back(folder)
+    assert found["exit"] == 0 and found["run"].run_group == "a_sweep" and found["run"].job_type == "ld_pruner"
+    config = {item.key or "/".join(item.nested_key): item.value_json for item in found["run"].config.update}
+    assert json.loads(config["method"])["k"] == 5
+    losses = next(entry for entry in found["history"] if "loss" in entry)
+    assert losses["loss/task"] == 1.0 and losses[STEP] == 10
+    steps = {entry["sampling/steps"]: entry for entry in found["history"] if "sampling/steps" in entry}
+    assert steps[50]["sampling/student/fd_effnet"] == 7.0 and steps[20]["sampling/student/fd_effnet"] == 1600.0
+    assert found["summary"]["student/fd_effnet"] == 1600.0 and found["summary"]["teacher/fd_effnet"] == 1500.0
+    tables = next(entry for entry in found["history"] if "scores/path" in entry)
+    (written,) = folder.glob(f"wandb/offline-run-*/files/{tables['scores/path']}")
+    assert json.loads(written.read_text())["data"] == [["mid_block", 0.5, True], ["other", 2.0, False]]
+    assert tables["samples/nrows"] == 2 and tables["plan/nrows"] == 1
+    assert any(name.startswith("student-") for name in found["artifacts"])
+
+
+def test_a_run_ends_as_its_job_does(composed, tmp_path):
+    with pytest.raises(RuntimeError), tracking(composed(), tmp_path):
+        raise RuntimeError("the job fails")
+    assert read_back(tmp_path)["exit"] == 1
+    with tracking(composed("logging=none"), tmp_path) as run:
+        assert run is None and loggers(run) == []
+
+
+SILENT_SERVER = """
+import sys
+from pathlib import Path
+from omegaconf import OmegaConf
+from experiments import tracking
+tracking.sweep_folder, tracking.job_settings = lambda: None, lambda cfg: {}
+cfg = OmegaConf.load("conf/logging/wandb.yaml")
+cfg = OmegaConf.create({"task": {"name": "t2i"}, "wandb": {**cfg, "timeout": 3}})
+for name in ("a", "b"):
+    folder = Path(sys.argv[1]) / name
+    folder.mkdir()
+    with tracking.tracking(cfg, folder) as run:
+        run.log({"loss": 1.0})
+"""
+
+
+def test_a_server_that_does_not_answer_stops_nothing_and_is_told_once(tmp_path):
+    server = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_MODE": "online"}
+    environment = {**os.environ, **server, "PYTHONPATH": str(ROOT)}
+    arguments = [sys.executable, "-c", SILENT_SERVER, str(tmp_path)]
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("W&B does not answer") == 1
+    assert [read_back(tmp_path / name)["exit"] for name in ("a", "b")] == [0, 0]
+
+
+def test_offline_unless_there_is_a_key(composed, monkeypatch):
+    composed()
+    assert pick_mode("auto") == "offline" and pick_mode("online") == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert pick_mode("auto") == "disabled"
+    with pytest.raises(InputError, match="none of auto, online, offline"):
+        pick_mode("sometimes")

@@ -1,0 +1,70 @@
+"""run.py with jobs that take no time: python -m tests.pretend_run -m method.k=4,8 (for the tests of sweeps).
+
+A job with k=13 fails in a way nobody foresaw, and one with k=999 is bad input; "scores" are shared by all.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from common.errors import InputError
+from common.files import ROOT, write_json
+from common.locks import locked
+from experiments.command_line import one_line_composition_errors, one_line_errors
+from experiments.jobs import job_settings, register_job_folder
+from experiments.objectives import objectives
+from experiments.sweeps import sweep_job
+
+register_job_folder()
+
+
+def figures(k: int) -> dict:
+    ratio = 1 - k / 100
+    return {"parameters": int(1e6 * ratio), "macs": int(2e6 * ratio), "fd_effnet": 1000.0 + k, "latency": {"ratio": ratio}}
+
+
+def pretend_job(cfg: DictConfig) -> dict:
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    path = folder / "result.json"
+    if path.is_file():
+        print(f"This job is done: {path}")
+        return json.loads(path.read_text())
+    scores = Path(cfg.outputs) / "cache" / "scores.json"
+    with locked(scores.with_suffix(".lock"), "scores"):
+        if not scores.is_file():
+            time.sleep(0.3)
+            with open(Path(cfg.outputs) / "scored.log", "a") as log:
+                log.write(f"{os.getpid()}\n")
+            write_json(scores, {})
+    k = cfg.method.k
+    if k == 13:
+        raise RuntimeError("out of luck")
+    if k == 999:
+        raise InputError("method.k=999 is too large")
+    row = {
+        "settings": job_settings(cfg),
+        "command": f"python run.py method.k={k}",
+        "choices": {"method": "ld_pruner", "distill": "none"},
+        "models": {"real": {"fd_effnet": 900.0}, "teacher": figures(0), "pruned": figures(k)},
+        "plan": [{"site": "a"}] * k,
+        "protocol": {"images": 16, "steps": 2},
+    }
+    write_json(path, row)
+    return row
+
+
+@hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
+@one_line_errors
+@sweep_job
+def main(cfg: DictConfig) -> float | tuple[float, ...]:
+    return objectives(cfg, pretend_job(cfg))
+
+
+if __name__ == "__main__":
+    with one_line_composition_errors():
+        main()
