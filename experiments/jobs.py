@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.files import SHIPPED
 
-NOT_PART_OF_A_JOB = ("hydra", "outputs", "device", "objectives", "wandb")
+NOT_PART_OF_A_JOB = ("hydra", "outputs", "device", "objectives", "wandb", "table")
 
 
 def teacher_content(path: str) -> str:
@@ -30,7 +30,9 @@ def job_settings(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration without what does not change the result."""
     settings = OmegaConf.to_container(cfg, resolve=False)
     kept = {name: value for name, value in settings.items() if name not in NOT_PART_OF_A_JOB}
-    return OmegaConf.to_container(OmegaConf.create(kept), resolve=True)
+    resolved = OmegaConf.to_container(OmegaConf.create(kept), resolve=True)
+    resolved.pop("budget", None)  # only what other settings refer to
+    return resolved
 
 
 def job_folder(cfg: DictConfig) -> str:

@@ -19,7 +19,7 @@ def flatten(row: Record) -> list[Record]:
     Settings, protocol and environment have one column a value; lists, and the plan, are JSON.
     """
     choices = row.get("choices", {})
-    settings = {name: value for name, value in row["settings"].items() if name != "budget"}  # budget: only what others refer to
+    settings = row["settings"]
     shared = {
         "task": settings["task"]["name"],
         "method": choices.get("method", ""),
