@@ -34,11 +34,11 @@ def save_grid(images: torch.Tensor, path: Path, columns: int) -> None:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Writes a matplotlib figure as PNG, whole or not at all, and closes it."""
+    """Writes a matplotlib figure in the format of the path's ending, whole or not at all, and closes it."""
     from matplotlib import pyplot
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format=path.suffix[1:], dpi=110)
     pyplot.close(figure)
     write_atomically(path, buffer.getvalue())
 

@@ -120,6 +120,12 @@ def sampled_batches(
             bar.advance(len(rows))
 
 
+def shared_samples(cfg: DictConfig, fingerprint: str, cache: Path) -> Path:
+    """The folder of the samples of the teacher with this fingerprint, for all jobs of the same data and protocol."""
+    parts = (OmegaConf.to_container(cfg.task[part], resolve=True) for part in ("features", "data"))
+    return cache / f"samples-{content_name('samples', fingerprint, *parts, {name: cfg.evaluation[name] for name in SAMPLING})}"
+
+
 def evaluate(
     cfg: DictConfig,
     models: dict[str, Teacher],
@@ -139,13 +145,7 @@ def evaluate(
     teacher = models["teacher"]
     reference = Reference(cfg, cfg.evaluation.split, cache, teacher.device)
     rows: dict[str, dict[str, Any]] = {"real": reference.distances(reference.floor_features)}
-    shared = content_name(
-        "samples",
-        teacher.fingerprint(),
-        *(OmegaConf.to_container(cfg.task[part], resolve=True) for part in ("features", "data")),
-        {name: cfg.evaluation[name] for name in SAMPLING},
-    )
-    folders = {who: cache / f"samples-{shared}" if who == "teacher" else folder / who for who in models}
+    folders = {who: shared_samples(cfg, teacher.fingerprint(), cache) if who == "teacher" else folder / who for who in models}
     first_images: dict[str, torch.Tensor] = {}
     for who, model in models.items():
         features, originals, squared, similar = [], [], 0.0, 0.0

@@ -104,8 +104,8 @@ def sparse_note(row: dict[str, Any]) -> str:
     return "\n".join([*lines, "Zeros in dense kernels save no time; the time column is what was measured."])
 
 
-def draw_samples(folder: Path, rows: dict[str, torch.Tensor], captions: list[str], count: int = 8) -> None:
-    """samples.png: the same captions and seeds in every row; rows hold uint8 images (at least count, 1 or 3, h, w)."""
+def draw_samples(path: Path, rows: dict[str, torch.Tensor], captions: list[str], count: int = 8) -> None:
+    """A sheet of samples: the same captions and seeds in every row; rows hold uint8 images (at least count, 1 or 3, h, w)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -121,11 +121,11 @@ def draw_samples(folder: Path, rows: dict[str, torch.Tensor], captions: list[str
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
                 spine.set_visible(False)
-        line[0].set_ylabel(who, fontsize=11)
+        line[0].set_ylabel("\n".join(textwrap.wrap(who, 18)), fontsize=11 if len(who) < 12 else 7)
     for axis, caption in zip(axes[0], captions, strict=False):
         axis.set_title("\n".join(textwrap.wrap(caption, 19)), fontsize=8)
     figure.tight_layout(pad=0.4)
-    save_figure(figure, folder / "samples.png")
+    save_figure(figure, path)
 
 
 def draw_scores(unet: nn.Module, plan: Plan, path: Path) -> None:

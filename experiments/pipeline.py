@@ -12,8 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.errors import InputError
 from experiments.jobs import job_settings
-
-GROUPS = ("task", "scale", "teacher", "method", "distill", "experiment")
+from experiments.rows import CHOICES
 
 
 def pick_device(name: str) -> str:
@@ -126,7 +125,7 @@ def new_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     hydra_config = HydraConfig.get()
     made_by = {
         "command": shlex.join(["python", "run.py", *hydra_config.overrides.task]),
-        "choices": {name: hydra_config.runtime.choices.get(name) for name in GROUPS},
+        "choices": {name: hydra_config.runtime.choices.get(name) for name in CHOICES},
     }
     with tracking(cfg, folder) as run:
         row = {"settings": job_settings(cfg), **made_by, **compute_row(cfg, folder, run)}
@@ -262,7 +261,7 @@ def compute_row(cfg: DictConfig, folder: Path, run: Any) -> dict[str, Any]:
         if cfg.task.sound is not None:
             write_sounds(folder / "sounds", images, hydra.utils.instantiate(cfg.task.sound))
         images = {who: upright(drawn, cfg.task.sound) for who, drawn in images.items()}
-        draw_samples(folder, images, prompts[0])
+        draw_samples(folder / "samples.png", images, prompts[0])
         draw_plan(teacher.denoiser, plan, folder / "plan.png")
         if masked:
             draw_sparsity(masked, plans, folder / "sparsity.png")

@@ -9,13 +9,14 @@ import argparse
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.files import write_atomically
 from experiments.command_line import one_line_errors
 from experiments.curves import COSTS, cost, draw_curves, plot_data
+from experiments.paper_table import note, paper_table
 from experiments.rows import Row, groups_of, labels, metric_names, read_rows, student
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -63,8 +64,13 @@ def table(rows: Sequence[Row]) -> dict[str, Any]:
     return {"columns": ["job", "distill", *(COSTS[name][0] for name in names), *metrics, "command"], "cells": cells}
 
 
-def write_report(rows: Sequence[Row], folder: Path, title: str, notes: Sequence[str] = ()) -> Path:
-    """Writes <folder>/index.html and PNG files of each group of rows; `notes` are lines at the top of the page."""
+def write_report(
+    rows: Sequence[Row], folder: Path, title: str, notes: Sequence[str] = (), paper: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes <folder>/index.html and PNG files of each group of rows.
+
+    notes: lines at the top of the page. paper: a published table to be set beside the rows (experiments.paper_table).
+    """
     from jinja2 import Environment
     from plotly.offline import get_plotlyjs
 
@@ -78,8 +84,13 @@ def write_report(rows: Sequence[Row], folder: Path, title: str, notes: Sequence[
         ]
         groups.append({"name": name, "plots": plot_data(members), "table": table(members), "jobs": jobs})
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text())
+    published = None
+    if paper is not None:
+        titles, lines = paper_table(rows, paper)
+        published = {"title": paper["title"], "note": note(paper), "titles": titles, "lines": lines}
+    parts = {"title": title, "notes": notes, "paper": published, "groups": groups}
     path = folder / "index.html"
-    write_atomically(path, page.render(title=title, notes=notes, groups=groups, plotly=get_plotlyjs()).encode())
+    write_atomically(path, page.render(**parts, plotly=get_plotlyjs()).encode())
     return path
 
 

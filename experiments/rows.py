@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +18,46 @@ COUNTS = (  # whole numbers beside the metrics of a model
     "reference_images",
     "images",
 )
+CHOICES = ("task", "scale", "teacher", "method", "distill", "experiment", "row")  # groups whose option a row names
+TELLING = ("distill", "init", "seed", "distill.output_weight", "distill.feature_weight", "distill.accumulate")
+ROWS_FILE = "rows.jsonl"
 PARTS = ("settings", "models", "plan", "protocol")
 
 Row = dict[str, Any]
 
 
 def read_rows(folders: Iterable[Path]) -> list[Row]:
-    """The result rows below the folders; a broken one is named on standard error and left out.
+    """The result rows below the folders, each once; a broken one is named on standard error and left out.
 
-    InputError when a folder does not exist, or when there is no row at all.
+    Rows are a job's result.json, and the lines of rows.jsonl, as published ones are kept. InputError when a folder does not
+    exist, or when there is no row at all.
     """
     folders = list(folders)
-    rows = []
+    rows: dict[str, Row] = {}
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder} is no folder; give one that holds jobs, such as outputs.")
-        for path in sorted(folder.rglob("result.json")):
+        for path, text in texts_below(folder):
             try:
-                row = json.loads(path.read_text())
+                row = json.loads(text)
                 missing = [name for name in PARTS if name not in row]
                 if missing:
                     raise ValueError(f"it lacks {', '.join(missing)}")
-                rows.append({**row, "path": str(path)})
+                rows.setdefault(json.dumps(row, sort_keys=True), {**row, "path": path})
             except (ValueError, TypeError) as error:  # JSON's own error is a ValueError
                 print(f"left out: {path} is no whole row: {error}", file=sys.stderr)
     if not rows:
-        raise InputError(f"No result.json below {', '.join(map(str, folders))}: run a job first.")
-    return rows
+        raise InputError(f"No result.json or {ROWS_FILE} below {', '.join(map(str, folders))}: run a job first.")
+    return list(rows.values())
+
+
+def texts_below(folder: Path) -> Iterator[tuple[str, str]]:
+    """Where each row below the folder is, and its JSON."""
+    for path in sorted(folder.rglob("result.json")):
+        yield str(path), path.read_text()
+    for path in sorted(folder.rglob(ROWS_FILE)):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            yield f"{path}:{number}", line
 
 
 def setting(row: Row) -> str:
@@ -73,9 +86,28 @@ def method_name(row: Row) -> str:
     return row.get("choices", {}).get("method", "")
 
 
+def value_of(row: Row, name: str) -> Any:
+    """A choice by the name of its group, or a setting by its dotted path; None where the row does not have it."""
+    if name in CHOICES:
+        return row.get("choices", {}).get(name)
+    value: Any = row["settings"]
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
 def labels(rows: Sequence[Row]) -> list[str]:
-    """What a legend calls each job."""
-    return [f"{method_name(row)} {words}".strip() for row, words in zip(rows, changed_settings(rows), strict=True)]
+    """What a legend calls each job: its method with what differs, and where that is not enough its recipe, init or seed."""
+    found = [f"{method_name(row)} {words}".strip() for row, words in zip(rows, changed_settings(rows), strict=True)]
+    for name in TELLING:
+        values = [value_of(row, name) for row in rows]
+        differ = {
+            label for label in found if len({str(v) for v, other in zip(values, found, strict=True) if other == label}) > 1
+        }
+        for place, (label, value) in enumerate(zip(found.copy(), values, strict=True)):
+            if label in differ:
+                found[place] = f"{label} {in_words(name.rpartition('.')[2], value)}"
+    return found
 
 
 def groups_of(rows: Sequence[Row]) -> dict[str, list[Row]]:

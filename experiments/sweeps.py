@@ -1,6 +1,7 @@
 """A sweep as a whole: its name, how each of its jobs ended, and what is said and drawn at its end.
 
-<outputs>/sweeps/<name>/ holds sweep.json (the command), jobs/<number>.json (folder, command and end of each job) and report/.
+<outputs>/sweeps/<name>/ holds sweep.json (what was asked), jobs/<number>.json (folder, command and end of
+each job) and report/.
 """
 
 import functools
@@ -20,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from common.errors import InputError
 from common.files import write_json
 from experiments.command_line import explain
 from experiments.jobs import register_job_folder
@@ -85,7 +87,10 @@ class SweepEnd(Callback):
         shutil.rmtree(self.folder / "jobs", ignore_errors=True)
         asked = [*config.hydra.overrides.hydra, *config.hydra.overrides.task]
         command = shlex.join(["python", "run.py", "-m", *(word for word in asked if word != "hydra.mode=MULTIRUN")])
-        write_json(self.folder / "sweep.json", {"command": command})
+        table = None if config.table is None else OmegaConf.to_container(config.table, resolve=True)
+        choices = config.hydra.runtime.choices
+        about = {"command": command, "experiment": choices.get("experiment"), "task": choices.get("task"), "table": table}
+        write_json(self.folder / "sweep.json", about)
         with open_dict(config):
             config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{VARIABLE}='{self.folder}'")
 
@@ -104,13 +109,21 @@ class SweepEnd(Callback):
             sys.exit(1)
 
     def report(self, folders: list[Path], failed: dict[int, dict[str, Any]]) -> Path:
-        """Writes the page about the jobs in `folders`, with a line for each that failed."""
+        """Writes the page about the jobs in `folders`, with a line for each that failed; prints a paper's table beside ours."""
+        from experiments.paper_table import print_paper_table
         from experiments.report import write_report
         from experiments.rows import read_rows
 
-        command = json.loads((self.folder / "sweep.json").read_text())["command"]
-        notes = [command, *(f"failed: {record['command']}: {record['error']}" for record in failed.values())]
-        return write_report(read_rows(folders), self.folder / "report", f"sweep {self.folder.name}", notes)
+        sweep, rows = json.loads((self.folder / "sweep.json").read_text()), read_rows(folders)
+        notes = [sweep["command"], *(f"failed: {record['command']}: {record['error']}" for record in failed.values())]
+        table = sweep["table"]
+        try:
+            if table is not None:
+                print_paper_table(rows, table)
+        except InputError as error:  # a sweep over more than the table's lines tell apart
+            print(f"no table beside the published one: {error}", file=sys.stderr)
+            table = None
+        return write_report(rows, self.folder / "report", f"sweep {self.folder.name}", notes, table)
 
 
 def read_records(folder: Path) -> dict[int, dict[str, Any]]:

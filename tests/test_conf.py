@@ -22,8 +22,9 @@ def compose_config(name="config", *overrides):
 
 def choice(path):
     """The override that picks a file: conf/method/ld_pruner.yaml -> method=ld_pruner."""
-    group, option = (path.parent, path.name) if path.parts[0] != "experiment" else (Path("experiment"), Path(*path.parts[1:]))
-    return f"{'+' if str(group) == 'experiment' else ''}{group}={option}"
+    nested = path.parts[0] in ("experiment", "row")
+    group, option = (path.parts[0], Path(*path.parts[1:])) if nested else (path.parent, path.name)
+    return f"{group}={option}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -35,7 +36,7 @@ def test_each_file_composes(path):
         cfg = compose_config("train_teacher", f"task={path.name}")
     else:
         task = [word.rstrip(":") for word in lines[0].split() if word.startswith("task=")]
-        cfg = compose_config("config", *(task if path.parts[:2] == ("task", "data") else []), choice(path).lstrip("+"))
+        cfg = compose_config("config", *(task if path.parts[:2] == ("task", "data") else []), choice(path))
     OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
     assert any(line.startswith("# python ") for line in lines[:2]), "the file does not say how to run it"
 

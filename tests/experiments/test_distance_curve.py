@@ -45,7 +45,7 @@ def test_the_average_is_measured_with_its_masks_and_the_weights_come_back(tiny_t
     for step in (1, 2, 2, 3, 4):
 
         class Trainer:
-            global_step, max_steps = step, 4
+            global_step, max_steps, loggers = step, 4, ()
 
         curve.on_train_batch_end(Trainer)
     assert read_curve(tmp_path) == [{"step": 2, "fd_test": 7.0}]  # once, and not at the last step

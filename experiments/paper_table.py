@@ -1,0 +1,82 @@
+"""A paper's table or figure with what was measured here beside it, from the `table` of an experiment's configuration:
+
+    title, source     what it is, and where it was published
+    columns           titles of the published figures
+    lines             of name, published (as many as columns; none where nothing was published) and ours, a selector
+                      (experiments.lookup) of the row to set beside it
+
+Models, data and metrics differ: it is the order of the lines that can be compared, not a number.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.lookup import find
+from experiments.rows import Row, distance_name, metric_names
+
+PUBLISHED = (
+    "Left of |: as published. Right: measured here, on another model and by another metric; compare the order, no number. "
+)
+OURS = "left: parameters that are not zero; time: a forward pass; both against the teacher. after: that share of the training."
+FORMS = {
+    "left": "{:.0%}",
+    "zeros": "{:.1%}",
+    "time": "{:.2f}x",
+    "after": "{:.0%}",
+    "retrieval": "{:.1%}",
+    "MSE to t.": "{:.3f}",
+}
+METRICS = {"caption_retrieval": "retrieval", "latent_mse": "MSE to t."}  # and the names of the others as they are
+PREFERRED = ("fid", "pickscore", "clip_score", "caption_retrieval", "latent_mse")
+
+
+def our_columns(rows: Sequence[Row]) -> dict[str, str]:
+    """Which of our figures a table shows, by title: sizes, time and three metrics at most."""
+    names = metric_names(rows)
+    metrics = [distance_name(rows[0]), *(name for name in PREFERRED if name in names)][:3]
+    sizes = {"left": "left", "zeros": "sparsity_actual", "time": "time", "after": "after"}
+    return sizes | {METRICS.get(name, name.partition("_")[0].upper() if "_" in name else name): name for name in metrics}
+
+
+def paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Titles and lines of text; what was not measured, or not published, is empty."""
+    ours = our_columns(rows)
+    figures = [find(rows, line["ours"]) or {} for line in table["lines"]]
+    shown = {title: name for title, name in ours.items() if any(found.get(name) is not None for found in figures)}
+    bar = ["|"] if table["columns"] else []
+    lines = []
+    for line, found in zip(table["lines"], figures, strict=True):
+        published = list(line.get("published") or [""] * len(table["columns"]))
+        cells = [
+            "" if found.get(name) is None else FORMS.get(title, "{:.1f}").format(found[name]) for title, name in shown.items()
+        ]
+        lines.append([line["name"], *published, *bar, *cells])
+    return ["", *table["columns"], *bar, *shown], lines
+
+
+def note(table: Mapping[str, Any]) -> str:
+    """What a reader of the table must know."""
+    return f"{table['source']}. {PUBLISHED if table['columns'] else ''}{OURS}"
+
+
+def print_paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> None:
+    """The table within 80 columns, with where it is from."""
+    from rich.console import Console
+    from rich.table import Table
+
+    titles, lines = paper_table(rows, table)
+    drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    for place, title in enumerate(titles):
+        drawn.add_column(title, justify="right" if place else "left", no_wrap=bool(place))
+    for line in lines:
+        drawn.add_row(*line)
+    console = Console(width=80, highlight=False)
+    console.print(f"\n[bold]{table['title']}[/bold]")
+    console.print(drawn)
+    console.print(f"\n{note(table)}\n", style="dim")
+
+
+def markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, words to the left and numbers to the right."""
+    rows = [titles, ["---", *["---:"] * (len(titles) - 1)], *lines]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
