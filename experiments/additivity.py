@@ -37,7 +37,8 @@ def measure(cfg: DictConfig, settings: dict[str, Any]) -> dict[str, Any]:
     from common.progress import progress_bar
     from common.score_file import ScoreFile
     from common.teachers import load_teacher
-    from experiments.pipeline import calibrate, pick_device
+    from experiments.pipeline import pick_device
+    from experiments.planning import calibrate
     from laptop_diff.additivity import JOINT, joint_losses, random_subsets
     from laptop_diff.method import LaptopDiff
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import InputError
-from experiments.rows import Row, distance_name, flat, student, value_of
+from experiments.rows import Row, distance_name, flat, metric_names, student, value_of
 
 WHICH = ("model", "at", "steps")  # of the figures; all else is compared with the row
 Selector = Mapping[str, Any]
@@ -45,7 +45,7 @@ def figures_of(row: Row, selector: Selector) -> dict[str, Any]:
     found = dict(models[who])
     if "steps" in selector:
         measured = {str(row["protocol"]["steps"]): models, **row.get("by_steps", {})}
-        found |= measured.get(str(selector["steps"]), {}).get(who, dict.fromkeys(found))
+        found |= measured.get(str(selector["steps"]), {}).get(who, dict.fromkeys(metric_names([row])))
     if share is not None:
         total = row["settings"]["distill"]["steps"]
         moments = {0: models["pruned"], total: models[student(row)], **{point["step"]: point for point in row.get("curve", [])}}

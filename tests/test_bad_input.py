@@ -38,3 +38,9 @@ def test_bad_input_is_told_in_one_line(tiny_teacher_folder, tmp_path, override, 
         lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and expected in lines[0] and done.stderr.strip().endswith(lines[0])
     assert not list(tmp_path.rglob("result.json"))
+
+
+def test_a_recipe_without_losses_does_not_train(tiny_teacher_folder, tmp_path):
+    own = [f"teacher.path={tiny_teacher_folder}", f"outputs={tmp_path}", "logging=none"]
+    done = run("run.py", "method=bk_sdm", "distill=none", "distill.steps=5", *own)
+    assert done.returncode == 2 and done.stderr.strip().startswith("error: distill.steps=5: distill=none has no losses")

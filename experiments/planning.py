@@ -1,0 +1,121 @@
+"""The planning stage of a job: what is calibrated on, the plan of each part, and the pruned pipeline."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from common.errors import InputError
+
+
+def training_order(cfg: DictConfig, data: Any) -> list[int]:
+    """A seeded order of the training images, from whose start calibration takes its rows."""
+    import torch
+
+    from common.batches import generator_for
+
+    return torch.randperm(len(data), generator=generator_for(cfg.calibration.seed, 4)).tolist()
+
+
+def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
+    """The calibration set: a seeded draw of training captions (no captions for unconditional models), and training rows."""
+    import hydra
+
+    from common.calibration import build_calibration
+    from experiments.alignment import CaptionAlignment
+
+    settings = OmegaConf.to_container(cfg.calibration, resolve=True)
+    data_rows = settings.pop("data_rows")
+    data = hydra.utils.instantiate(cfg.task.data, split="train")
+    order = training_order(cfg, data)
+    captioned = teacher.text_encoder is not None
+    if captioned and not hasattr(data, "captions"):
+        raise InputError(f"The teacher {teacher.name} takes captions, and the data of task={cfg.task.name} has none.")
+
+    def training_rows() -> tuple[Any, dict[str, Any]]:
+        chosen = order[: max(0, data_rows)]
+        if not chosen:
+            raise InputError(f"calibration.data_rows={data_rows}: at least 1 is needed.")
+        latents = teacher.encode_images(data.images[chosen], cfg.evaluation.batch_size).to(teacher.device)
+        return latents, teacher.encode_captions([data.captions[i] for i in chosen]) if captioned else {}
+
+    chosen = order[: max(0, settings["num_conditions"])] if captioned else []
+    if captioned and not chosen:
+        raise InputError(f"calibration.num_conditions={settings['num_conditions']}: at least 1 is needed.")
+    settings["num_conditions"] = len(chosen) or 1  # without captions one implicit condition (LD-Pruner, section 2.4)
+    return build_calibration(
+        teacher.encode_captions([data.captions[i] for i in chosen]) if captioned else {},
+        teacher.empty_condition(),
+        teacher.latent_shape,
+        teacher.scheduler,
+        **settings,
+        data=functools.cache(training_rows),
+        alignment=CaptionAlignment(cfg, teacher, [data.names[i] for i in chosen], cache) if captioned else None,
+    )
+
+
+def kept_plan(folder: Path, teacher: Any, make: Callable[[], Any]) -> Any:
+    """The plan in `folder`, made when it is not there; InputError when it is of another teacher."""
+    from common.plans import PLAN_FILE, Plan
+
+    if not (folder / PLAN_FILE).is_file():
+        make().save(folder)
+    plan = Plan.load(folder)
+    if plan.teacher != teacher.fingerprint():
+        raise InputError(f"{folder.parent} was begun with another teacher in {teacher.folder}; delete it to start anew.")
+    return plan
+
+
+def make_plans(cfg: DictConfig, teacher: Any, method: Any, folder: Path, cache: Path) -> dict[str, Any]:
+    """The plan of each part that is pruned: the denoiser's, and the autoencoder's where the method prunes it."""
+    import hydra
+
+    from common.locks import locked
+    from experiments.caches import content_name
+
+    calibration = calibrate(cfg, teacher, cache).to(teacher.device)
+    known = teacher.fingerprint()
+    scores = cache / "scores"
+
+    def denoiser_plan() -> Any:
+        shared = scores / f".{content_name(cfg.method._target_, known)}.lock"  # by the jobs whose scores may be the same
+        with locked(shared, f"scores are being computed in {scores}"):
+            return method.plan(teacher.denoiser, calibration, known, scores)
+
+    plans = {"denoiser": kept_plan(folder / "plan", teacher, denoiser_plan)}
+    if getattr(method, "prunes_autoencoder", False):
+        data = hydra.utils.instantiate(cfg.task.data, split="train")
+        images = data.images[training_order(cfg, data)[: max(1, cfg.calibration.data_rows)]]
+        plans["autoencoder"] = kept_plan(
+            folder / "autoencoder_plan", teacher, lambda: method.autoencoder_plan(teacher.autoencoder, images, known)
+        )
+    return plans
+
+
+def check_steps(cfg: DictConfig, method: Any, plans: dict[str, Any]) -> None:
+    """InputError where a part would stay unpruned, because its method prunes during training and it has no steps."""
+    given = {"denoiser": ("distill.steps", cfg.distill.steps)}
+    given["autoencoder"] = ("distill.autoencoder.steps", cfg.distill.autoencoder.steps)
+    for part, plan in plans.items():
+        name, steps = given[part]
+        if getattr(method, "prunes_in_training", False) and plan.edits and not steps:
+            raise InputError(f"{name}=0: method.schedule=gradual prunes during training; give steps, or oneshot.")
+
+
+def prune(cfg: DictConfig, teacher: Any, plans: dict[str, Any]) -> Any:
+    """The pipeline with its pruned parts; init=scratch gives the denoiser random weights."""
+    import torch
+
+    from common.masks import apply_masks, plan_masks
+    from common.plans import apply_plan, has_masks
+
+    parts = {part: apply_plan(getattr(teacher, part), plan) for part, plan in plans.items()}
+    if cfg.init == "scratch":
+        torch.manual_seed(cfg.seed)
+        denoiser, plan = parts["denoiser"], plans["denoiser"]
+        parts["denoiser"] = type(denoiser).from_config(denoiser.config).to(teacher.device).eval()
+        if has_masks(plan.edits):
+            apply_masks(parts["denoiser"], plan_masks(plan.edits, plan.tensors))
+    return teacher.with_parts(**parts)
