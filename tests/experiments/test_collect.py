@@ -86,7 +86,7 @@ def test_parquet_holds_settings_of_every_type(tmp_path):
 
 
 def test_no_rows_are_told(tmp_path):
-    with pytest.raises(InputError, match="No result.json below"):
+    with pytest.raises(InputError, match="No result.json or rows.jsonl below"):
         read_rows([tmp_path])
     with pytest.raises(InputError, match="nowhere is no folder"):
         read_rows([tmp_path / "nowhere"])
