@@ -21,7 +21,10 @@ variants are the paper's comparisons:
 import copy
 import hashlib
 import json
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from zlib import crc32
 
@@ -31,16 +34,17 @@ from torch.nn import functional as F
 
 from common.batches import generator_for, mix_seed, seeded_normal
 from common.calibration import Calibration
-from common.channels import Importance, prune_channels
+from common.channels import ChannelPruning, Importance, prune_channels
 from common.cost import count_parameters
 from common.distillation import noising_scheduler, training_target
-from common.errors import InputError
+from common.errors import InputError, check_one_given, check_share
 from common.files import write_atomically
 from common.plans import Plan
 from common.progress import progress_bar
 
 VARIANTS = ("diff_pruning", "taylor", "magnitude", "random")
 LOSSES = "losses"
+HALVINGS = 12  # of the channel ratios between 0 and 1, when one is searched
 
 
 def accumulate_gradients(
@@ -76,17 +80,59 @@ def accumulate_gradients(
     return losses
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What pruning at a channel ratio gives, and the share of the parameters that it removes."""
+
+    channel_ratio: float
+    pruning: ChannelPruning
+    removed: float
+
+
+def nearest_trial(prune: Callable[[float], Trial], parameters: float) -> Trial:
+    """The trial that removes the share of the parameters nearest to `parameters`, by bisection over channel ratios.
+
+    More channels never leave more parameters, but they go in steps: every group of two channels or more loses one at the
+    least ratio. InputError for a share below what that removes, or above what goes before the layers are too narrow to work.
+    """
+    with progress_bar("searching the channel ratio", HALVINGS + 1) as bar:
+        below, above = prune(0.5**HALVINGS), None
+        bar.advance()
+        if parameters < below.removed:
+            least = math.ceil(1e4 * below.removed) / 1e4
+            raise InputError(f"method.parameters={parameters}: the fewest channels that can go are {least} of the parameters.")
+        low, high = 0.0, 1.0
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            try:
+                trial = prune(middle)
+            except InputError:  # too narrow for a norm; what else may be wrong does not depend on the ratio, and is told above
+                high = middle
+            else:
+                if trial.removed < parameters:
+                    low, below = middle, trial
+                else:
+                    high, above = middle, trial
+            bar.advance()
+    if above is None and below.removed < parameters:
+        most = math.floor(1e4 * below.removed) / 1e4
+        raise InputError(f"method.parameters={parameters}: the most channels that can go are {most} of the parameters.")
+    return min((trial for trial in (below, above) if trial), key=lambda trial: abs(trial.removed - parameters))
+
+
 @dataclass
 class DiffPruning:
     """A method (see README). Removes a share of the channels of every layer, not whole layers.
 
     ratio: the share of channels, in (0, 1); parameters and MACs shrink by about its double, and more where norm groups are
-    small (common.channels). variant, threshold: above. every: the stride of visited timesteps; the paper visits each.
+    small (common.channels). parameters: instead, the share of the parameters, in (0, 1); the ratio is the one that comes
+    nearest (nearest_trial). variant, threshold: above. every: the stride of visited timesteps; the paper visits each.
     rows: rows of the calibration data in the one batch; all of them where there are fewer. exclude: shell patterns over
     module paths, whose outputs keep their width. seed: of the noise, and of the random variant.
     """
 
-    ratio: float
+    ratio: float | None
+    parameters: float | None
     variant: str
     threshold: float
     every: int
@@ -98,31 +144,40 @@ class DiffPruning:
         """The plan for `unet`; accumulated gradients are kept in the folder `scores` for other ratios and exclusions.
 
         `teacher` names the weights (Teacher.fingerprint). The plan's scores are shares: how much of a group's importance went.
+        InputError for a share outside (0, 1) or out of reach.
         """
         if self.variant not in VARIANTS:
             raise InputError(f"method.variant={self.variant!r} is none of {', '.join(VARIANTS)}.")
-        if not 0 < self.ratio < 1:
-            raise InputError(f"method.ratio={self.ratio}: a share between 0 and 1 is needed.")
+        check_one_given(ratio=self.ratio, parameters=self.parameters)
+        check_share(*(("ratio", self.ratio) if self.parameters is None else ("parameters", self.parameters)))
         if not 0 <= self.threshold <= 1:
             raise InputError(f"method.threshold={self.threshold}: a share from 0 to 1 is needed.")
         for setting in ("every", "rows"):
             if getattr(self, setting) < 1:
                 raise InputError(f"method.{setting}={getattr(self, setting)}: at least 1 is needed.")
-        pruned = copy.deepcopy(unet).requires_grad_(True).eval()
-        losses = []
+        losses, gradients = [], {}
         if self.variant in ("diff_pruning", "taylor"):
-            losses = self._gradients(pruned, calibration, teacher, scores)
-        found = prune_channels(pruned, self.ratio, self._importance(), self.exclude)
-        reached = 1 - count_parameters(pruned) / count_parameters(unet)
-        settings = asdict(self) | {"exclude": list(self.exclude), "ratio_reached": reached}
+            losses, gradients = self._gradients(unet, calibration, teacher, scores)
+        prune = partial(self._trial, unet, gradients)
+        found = prune(self.ratio) if self.parameters is None else nearest_trial(prune, self.parameters)
+        reached = {"channel_ratio_reached": found.channel_ratio, "ratio_reached": found.removed}
+        settings = asdict(self) | {"exclude": list(self.exclude)} | reached
         return Plan(
             method="diff_pruning",
-            edits=found.edits,
+            edits=found.pruning.edits,
             teacher=teacher,
-            scores=found.scores,
+            scores=found.pruning.scores,
             settings=settings | ({"timesteps_counted": len(losses)} if losses else {}),
-            tensors=found.kept,
+            tensors=found.pruning.kept,
         )
+
+    def _trial(self, unet: nn.Module, gradients: dict[str, torch.Tensor], channel_ratio: float) -> Trial:
+        """Prunes a copy of `unet` that has the gradients beside its weights."""
+        pruned = copy.deepcopy(unet).requires_grad_(True).eval()
+        for name, parameter in pruned.named_parameters():
+            parameter.grad = gradients.get(name)
+        pruning = prune_channels(pruned, channel_ratio, self._importance(), self.exclude)
+        return Trial(channel_ratio, pruning, 1 - count_parameters(pruned) / count_parameters(unet))
 
     def _importance(self) -> Importance:
         """A number per channel of a group; the Taylor variants read the gradients beside the weights."""
@@ -136,8 +191,10 @@ class DiffPruning:
             scorer = importance.GroupTaylorImportance(normalizer=None, multivariable=self.variant == "taylor")
         return lambda group, site: scorer(group)
 
-    def _gradients(self, unet: nn.Module, calibration: Calibration, teacher: str, folder: Path | None) -> list[float]:
-        """accumulate_gradients, or what an earlier job has left of it in `folder`; returns the losses."""
+    def _gradients(
+        self, unet: nn.Module, calibration: Calibration, teacher: str, folder: Path | None
+    ) -> tuple[list[float], dict[str, torch.Tensor]]:
+        """Losses, and gradients by parameter, of accumulate_gradients, or of an earlier job that left them in `folder`."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file, save
 
@@ -153,13 +210,14 @@ class DiffPruning:
             except SafetensorError as error:
                 raise InputError(f"The gradients in {path} are damaged; delete it and they are computed anew.") from error
             losses = known.pop(LOSSES).tolist()
-            for name, parameter in unet.named_parameters():
-                parameter.grad = known[name].to(parameter)
-            return losses
-        losses = accumulate_gradients(unet, calibration, **options)
-        for parameter in unet.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            return losses, {name: known[name].to(parameter) for name, parameter in unet.named_parameters()}
+        trained = copy.deepcopy(unet).requires_grad_(True).eval()
+        losses = accumulate_gradients(trained, calibration, **options)
+        gradients = {
+            name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            for name, parameter in trained.named_parameters()
+        }
         if path is not None:
-            gradients = {name: parameter.grad.cpu().contiguous() for name, parameter in unet.named_parameters()}
-            write_atomically(path, save(gradients | {LOSSES: torch.tensor(losses)}))
-        return losses
+            kept = {name: gradient.cpu().contiguous() for name, gradient in gradients.items()}
+            write_atomically(path, save(kept | {LOSSES: torch.tensor(losses)}))
+        return losses, gradients

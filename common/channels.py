@@ -26,7 +26,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from common.cost import probe_inputs
-from common.errors import InputError
+from common.errors import InputError, check_share
 from common.plans import Edit
 
 # torch-pruning's group of all channels that go together, the path of its first layer -> (channels,); None: leave it alone
@@ -52,8 +52,7 @@ def prune_channels(unet: nn.Module, ratio: float, importance: Importance, exclud
     module paths; a group that would make an output of such a module narrower stays whole. InputError for a ratio outside
     (0, 1), a pattern that matches nothing, an importance that is no number, and a U-Net that this does not fit.
     """
-    if not 0 < ratio < 1:
-        raise InputError(f"method.ratio={ratio}: a share between 0 and 1 is needed.")
+    check_share("ratio", ratio)
     ignored = _ignored(unet, exclude)
     parts = _parts(unet)
     names = {module: name for name, module in unet.named_modules()}
@@ -76,7 +75,7 @@ def prune_channels(unet: nn.Module, ratio: float, importance: Importance, exclud
             decided.append((first, gone))
             scores[site] = (values[gone].sum() / values.sum().clamp_min(torch.finfo(values.dtype).tiny)).item()
     if not decided:
-        raise InputError(f"method.ratio={ratio} removes no channel: all are excluded, or in too narrow norm groups and heads.")
+        raise InputError(f"A share of {ratio} removes no channel: all are excluded, or in too narrow norm groups and heads.")
     kept: dict[tuple[str, str], list[int]] = {}
     for first, gone in decided:
         group = graph.get_pruning_group(first.target.module, first.handler, gone)

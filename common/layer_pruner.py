@@ -8,15 +8,14 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from common.errors import InputError
+from common.errors import InputError, check_share
 from common.layers import Layer, layer_sizes, list_layers
 from common.plans import Edit, Plan
 
 
 def removal_budget(ratio: float, unit: str, sizes: Sequence[float], whole: float) -> float:
     """ratio * whole; InputError when the ratio is outside (0, 1), or larger than all layers together."""
-    if not isinstance(ratio, int | float) or not 0 < ratio < 1:
-        raise InputError(f"method.ratio={ratio}: a share between 0 and 1 is needed.")
+    check_share("ratio", ratio)
     largest = sum(sizes) / whole
     if ratio > largest:
         raise InputError(f"method.ratio={ratio}: all layers together are {math.floor(1e4 * largest) / 1e4} of the {unit}.")

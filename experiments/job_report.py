@@ -48,7 +48,7 @@ def print_table(row: dict[str, Any]) -> None:
     console.print()
     console.print(table)
     protocol = row["protocol"]
-    reached = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in row.get("reached", {}).items())
+    reached = reached_note(row)
     guidance = f", guidance {protocol['guidance_scale']}" if protocol["guidance_scale"] else ""
     sparse = {who: figures.get("nonzero_parameters", 0) / 1e6 for who, figures in row["models"].items() if who != "teacher"}
     dense = {who: row["models"][who].get("parameters", 0) / 1e6 for who in sparse}
@@ -69,6 +69,12 @@ def print_table(row: dict[str, Any]) -> None:
         style="dim",
         highlight=False,
     )
+
+
+def reached_note(row: dict[str, Any]) -> str:
+    """What the plan and training reached, such as ", k reached 31, ratio reached 0.5021"; counts without decimals."""
+    shown = {name: value if isinstance(value, int) else f"{value:.4f}" for name, value in row.get("reached", {}).items()}
+    return "".join(f", {name.replace('_', ' ')} {value}" for name, value in shown.items())
 
 
 def steps_note(row: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
-"""LD-Pruner (arXiv 2404.11936): the k operators whose removal moves the latents least."""
+"""LD-Pruner (arXiv 2404.11936): the operators whose removal moves the latents least."""
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from common.calibration import Calibration
-from common.errors import InputError
+from common.errors import InputError, check_one_given, check_share
 from common.plans import Edit, Plan, edited
 from common.progress import progress_bar
 from common.roll_out import noisy_latents
@@ -20,30 +21,15 @@ from ld_pruner.initial_weights import Batch, initial_weights
 from ld_pruner.latent_score import FORMULAS
 from ld_pruner.operators import Operator, list_operators
 from ld_pruner.scoring import LatentScorer
-
-
-def inside(site: str, others: set[str]) -> bool:
-    """Whether `site` lies in one of the other sites."""
-    return any(site.startswith(f"{other}.") for other in others)
-
-
-def choose(ranked: list[str], k: int, nested: str) -> list[str]:
-    """The first sites of `ranked` until k count: all of them, or under "skip" only those not inside another chosen one."""
-    chosen: list[str] = []
-    for site in ranked:
-        counted = chosen if nested == "count" else [s for s in chosen if not inside(s, set(chosen))]
-        if len(counted) >= k:
-            break
-        if nested == "count" or not inside(site, set(chosen)):
-            chosen.append(site)
-    return chosen
+from ld_pruner.selection import Removal, choose, inside
 
 
 @dataclass
 class LDPruner:
     """A method (see README): reads a teacher's denoiser and a calibration, returns a plan.
 
-    k: how many operators to modify. kinds, exclude, residual: which operators (ld_pruner.operators). nested: whether an
+    k: how many operators to modify; or else ratio: the share of the U-Net's parameters to remove, at least, by the smallest
+    k that does (ld_pruner.selection). kinds, exclude, residual: which operators (ld_pruner.operators). nested: whether an
     operator inside one that is chosen too uses up one of the k ("count", Algorithm 1 read literally) or not ("skip").
     initial_weights: ld_pruner.initial_weights. formula, squared, correction: ld_pruner.latent_score. scoring, screen_rows,
     rows: ld_pruner.scoring. selection: "oneshot" as the paper, or "iterative": scores are computed again after
@@ -51,7 +37,8 @@ class LDPruner:
     (ld_pruner.costs).
     """
 
-    k: int
+    k: int | None
+    ratio: float | None
     kinds: tuple[str, ...]
     exclude: tuple[str, ...]
     residual: str
@@ -71,8 +58,10 @@ class LDPruner:
     def plan(self, unet: nn.Module, calibration: Calibration, teacher: str, scores: Path | None) -> Plan:
         """The plan for `unet`; partial scores are kept below the folder `scores`, by the content they depend on.
 
-        `teacher` names the weights (Teacher.fingerprint). InputError when k is negative or larger than what is there.
+        `teacher` names the weights (Teacher.fingerprint). InputError when k is negative or larger than what is there,
+        and when all operators together do not reach the ratio.
         """
+        check_one_given(k=self.k, ratio=self.ratio)
         if self.nested not in ("count", "skip"):
             raise InputError(f"method.nested={self.nested!r} is neither 'count' nor 'skip'.")
         if self.selection not in ("oneshot", "iterative"):
@@ -83,23 +72,18 @@ class LDPruner:
             if getattr(self, name) < 1:
                 raise InputError(f"method.{name}={getattr(self, name)}: at least 1 is needed.")
         operators = list_operators(unet, self.kinds, self.exclude, self.residual)
-        largest = len(choose([o.site for o in sorted(operators, key=lambda o: o.site.count("."))], 10**9, self.nested))
         if not operators:
             raise InputError(f"method.kinds={list(self.kinds)} and method.exclude leave no operator to remove.")
-        if not 0 <= self.k <= largest:
-            raise InputError(f"method.k={self.k}: this U-Net has {largest} removable operators, so k is from 0 to {largest}.")
+        removal = Removal.of(unet, operators)
+        self._check_reach(operators, removal)
         file = None if scores is None else scores / f"{self._key(calibration, teacher)}.json"
         costs = operator_costs(unet, operators, self.score_per, scores, teacher, calibration.empty)
         batch = partial(self._batch, unet, calibration)
         tensors = initial_weights(unet, operators, self.initial_weights, batch, self.seed)
         settings = {"formula": self.formula, "squared": self.squared, "correction": self.correction}
         scorer = LatentScorer(unet, calibration, tensors, **settings, rows=self.rows)
-        if self.selection == "oneshot":
-            found = self._score(scorer, operators, costs, file, self.k)
-            ranked = sorted(found, key=lambda site: found[site] / costs[site])
-            chosen = choose(ranked, self.k, self.nested)
-        else:
-            chosen, found = self._iterate(scorer, operators, costs, file)
+        select = self._oneshot if self.selection == "oneshot" else self._iterate
+        chosen, found, k = select(scorer, operators, costs, file, removal)
         by_site = {operator.site: operator for operator in operators}
         edits = [
             Edit(site, by_site[site].edit.operation, by_site[site].edit.sizes, score=found[site])
@@ -111,13 +95,26 @@ class LDPruner:
             edits=tuple(edits),
             teacher=teacher,
             scores=found,
-            settings=asdict(self),
+            settings=asdict(self) | {"k_reached": k, "ratio_reached": removal.share(chosen)},
             tensors={name: value.cpu() for name, value in tensors.items() if name in kept},
         )
 
+    def _check_reach(self, operators: list[Operator], removal: Removal) -> None:
+        """InputError when there are fewer than k operators, or when they do not hold the ratio of the parameters."""
+        if self.ratio is not None:
+            check_share("ratio", self.ratio)
+            largest = removal.share(removal.saved)
+            if self.ratio > largest:
+                reachable = math.floor(1e4 * largest) / 1e4
+                raise InputError(f"method.ratio={self.ratio}: all operators together save {reachable} of the parameters.")
+            return
+        most = len(choose([o.site for o in sorted(operators, key=lambda o: o.site.count("."))], 10**9, self.nested))
+        if not 0 <= self.k <= most:
+            raise InputError(f"method.k={self.k}: this U-Net has {most} removable operators, so k is from 0 to {most}.")
+
     def _key(self, calibration: Calibration, teacher: str) -> str:
-        """Names what the scores depend on: not k, not how they are selected."""
-        free = ("k", "nested", "scoring", "rows", "selection", "every", "score_per", "exclude", "kinds")
+        """Names what the scores depend on: not k or the ratio, not how they are selected."""
+        free = ("k", "ratio", "nested", "scoring", "rows", "selection", "every", "score_per", "exclude", "kinds")
         settings = {name: value for name, value in asdict(self).items() if name not in free}
         text = json.dumps([settings, calibration.fingerprint(), teacher], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -132,12 +129,11 @@ class LDPruner:
         scorer: LatentScorer,
         operators: list[Operator],
         costs: dict[str, float],
-        file: Path | None,
+        known: ScoreFile,
         k: int,
         removed: Sequence[Edit] = (),
     ) -> dict[str, float]:
         """Complete scores of at least the k lowest operators; `removed` are edits already made."""
-        known = ScoreFile.open(file)
         with (
             progress_bar("scoring operators", len(operators) * scorer.calibration.shape[0]) as bar,
             edited(scorer.unet, list(removed), scorer.tensors),
@@ -151,25 +147,47 @@ class LDPruner:
                     return found
                 lowest += missing
 
+    def _oneshot(
+        self, scorer: LatentScorer, operators: list[Operator], costs: dict[str, float], file: Path | None, removal: Removal
+    ) -> tuple[list[str], dict[str, float], int]:
+        """Chosen sites, all complete scores, and k.
+
+        Only the k lowest that were asked for are exact: k grows until they reach the ratio, and their smallest choice counts.
+        """
+        known = ScoreFile.open(file)
+        k = removal.lower_bound(self.ratio) if self.k is None else self.k
+        while True:
+            found = self._score(scorer, operators, costs, known, k)
+            ranked = sorted(found, key=lambda site: found[site] / costs[site])
+            enough = k if self.ratio is None else removal.smallest_k(self.ratio, ranked, k, self.nested)
+            if enough is not None:
+                return choose(ranked, enough, self.nested), found, enough
+            k = min(len(operators), k + k // 2 + 1)
+
     def _iterate(
-        self, scorer: LatentScorer, operators: list[Operator], costs: dict[str, float], file: Path | None
-    ) -> tuple[list[str], dict[str, float]]:
-        """Chosen sites and the score each had when it was chosen."""
+        self, scorer: LatentScorer, operators: list[Operator], costs: dict[str, float], file: Path | None, removal: Removal
+    ) -> tuple[list[str], dict[str, float], int]:
+        """Chosen sites, the score each had when it was chosen, and k."""
         chosen: list[str] = []
         found: dict[str, float] = {}
+        k = 0
         scorer.original_latents()
-        while len(chosen) < self.k:
+        while (len(chosen) < self.k) if self.ratio is None else (removal.share(chosen) < self.ratio):
             removed = [operator.edit for operator in operators if operator.site in chosen]
             rest = [o for o in operators if o.site not in chosen and not inside(o.site, set(chosen))]
             if not rest:
                 raise InputError(
                     f"method.k={self.k}: iterative selection finds {len(chosen)} operators here; k is at most that."
                 )
-            step = min(self.every, self.k - len(chosen))
+            step = self.every if self.k is None else min(self.every, self.k - len(chosen))
             name = hashlib.sha256(json.dumps(sorted(chosen)).encode()).hexdigest()[:8]
             path = file.with_name(f"{file.stem}-{name}.json") if file and chosen else file
-            scores = self._score(scorer, rest, costs, path, step, removed)
-            for site in choose(sorted(scores, key=lambda site: scores[site] / costs[site]), step, self.nested):
+            scores = self._score(scorer, rest, costs, ScoreFile.open(path), step, removed)
+            ranked = sorted(scores, key=lambda site: scores[site] / costs[site])
+            if self.ratio is not None:
+                step = removal.smallest_k(self.ratio, ranked, step, self.nested, chosen) or step
+            k = len(chosen) + step
+            for site in choose(ranked, step, self.nested):
                 chosen.append(site)
                 found[site] = scores[site]
-        return chosen, found
+        return chosen, found, k

@@ -1,5 +1,6 @@
 """Diff-Pruning: the threshold loop, importances against autograd, plans by variant, gradients that survive."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,14 +10,14 @@ from diffusers import DDPMScheduler
 from torch import nn
 from torch.nn import functional as F
 
-from baselines.diff_pruning import DiffPruning, accumulate_gradients
+from baselines.diff_pruning import DiffPruning, Trial, accumulate_gradients, nearest_trial
 from common.batches import mix_seed, seeded_normal
 from common.cost import count_parameters
 from common.distillation import noising_scheduler, training_target
 from common.errors import InputError
 from common.plans import Plan, apply_plan
 
-METHOD = DiffPruning(ratio=0.3, variant="diff_pruning", threshold=0.05, every=250, rows=4, exclude=(), seed=0)
+METHOD = DiffPruning(ratio=0.3, parameters=None, variant="diff_pruning", threshold=0.05, every=250, rows=4, exclude=(), seed=0)
 
 
 @pytest.fixture
@@ -156,11 +157,72 @@ def test_other_options_need_other_gradients(tiny_teacher, data_calibration, tmp_
     assert len([*tmp_path.glob("*.safetensors")]) == 5  # taylor counts all timesteps, as threshold=0 does
 
 
+SEARCHED = {"ratio": None, "variant": "magnitude"}
+WIDTHS = (3, 8, 10)  # of pretended layers, each a square matrix
+
+
+def pretended(channel_ratio, narrowest=0):
+    kept = [max(1, math.floor(width * (1 - channel_ratio) + 1e-9)) for width in WIDTHS]
+    if min(kept) < narrowest:
+        raise InputError("too narrow")
+    return Trial(channel_ratio, None, 1 - sum(width**2 for width in kept) / sum(width**2 for width in WIDTHS))
+
+
+@pytest.mark.parametrize("parameters", [0.25, 0.3, 0.31, 0.5, 0.77, 0.9, 0.97])
+def test_the_channel_ratio_nearest_to_the_share_is_found(parameters):
+    steps = {pretended(place / width).removed for width in WIDTHS for place in range(1, width + 1)} | {pretended(1e-6).removed}
+    found = nearest_trial(pretended, parameters)
+    assert found == pretended(found.channel_ratio)
+    assert abs(found.removed - parameters) == pytest.approx(min(abs(removed - parameters) for removed in steps), abs=1e-12)
+
+
+@pytest.mark.parametrize("narrowest", [0, 2])
+def test_what_can_be_reached_is_told_and_can_be_had(narrowest):
+    def prune(channel_ratio):
+        return pretended(channel_ratio, narrowest)
+
+    for parameters, told in ((0.01, "the fewest channels"), (0.995, "the most channels")):
+        with pytest.raises(InputError, match=rf"^method\.parameters={parameters}: {told} that can go are 0\.\d+ of") as caught:
+            nearest_trial(prune, parameters)
+        reachable = float(str(caught.value).split("are ")[1].split()[0])
+        assert nearest_trial(prune, reachable).removed == pytest.approx(reachable, abs=1e-4)
+
+
+def test_a_share_of_the_parameters_is_the_ratio_found_for_it(tiny_teacher, data_calibration, tmp_path, monkeypatch):
+    unet = tiny_teacher.denoiser
+    monkeypatch.setattr("baselines.diff_pruning.HALVINGS", 4)
+    accumulations = []
+
+    def counted(*arguments, **options):
+        accumulations.append(arguments)
+        return accumulate_gradients(*arguments, **options)
+
+    monkeypatch.setattr("baselines.diff_pruning.accumulate_gradients", counted)
+    plan = replace(METHOD, ratio=None, parameters=0.6).plan(unet, data_calibration, "tiny", None)
+    assert len(accumulations) == 1
+    reached = plan.settings["ratio_reached"]
+    assert 1 - count_parameters(apply_plan(unet, plan)) / count_parameters(unet) == pytest.approx(reached)
+    by_ratio = replace(METHOD, ratio=plan.settings["channel_ratio_reached"]).plan(unet, data_calibration, "tiny", tmp_path)
+    assert by_ratio.edits == plan.edits and by_ratio.settings["ratio_reached"] == reached
+    assert all(torch.equal(by_ratio.tensors[name], value) for name, value in plan.tensors.items())
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in unet.parameters())
+    for step in (-1 / 16, 1 / 16):
+        other = replace(METHOD, ratio=plan.settings["channel_ratio_reached"] + step)
+        assert abs(other.plan(unet, data_calibration, "tiny", tmp_path).settings["ratio_reached"] - 0.6) >= abs(reached - 0.6)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"ratio": 0.0}, "method.ratio=0.0: a share between 0 and 1"),
         ({"ratio": 1.0}, "method.ratio=1.0: a share between 0 and 1"),
+        ({"parameters": 0.5}, r"^method\.ratio=0\.3, method\.parameters=0\.5: exactly one of them is needed"),
+        ({"ratio": None}, r"^method\.ratio=null, method\.parameters=null: exactly one of them is needed"),
+        ({"ratio": None, "parameters": 0.0}, "method.parameters=0.0: a share between 0 and 1"),
+        ({"ratio": None, "parameters": 1.0}, "method.parameters=1.0: a share between 0 and 1"),
+        ({**SEARCHED, "parameters": 0.5, "exclude": ("*",)}, "removes no channel"),
+        ({**SEARCHED, "parameters": 0.001}, r"method\.parameters=0\.001: the fewest channels that can go are 0\.\d+ of"),
+        ({**SEARCHED, "parameters": 0.999}, r"method\.parameters=0\.999: the most channels that can go are 0\.\d+ of"),
         ({"variant": "l1"}, "method.variant='l1' is none of diff_pruning, taylor, magnitude, random"),
         ({"threshold": -0.1}, "method.threshold=-0.1: a share from 0 to 1"),
         ({"every": 0}, "method.every=0: at least 1"),
@@ -168,7 +230,8 @@ def test_other_options_need_other_gradients(tiny_teacher, data_calibration, tmp_
         ({"exclude": ("nothing.*",)}, r"'nothing\.\*' matches no module"),
     ],
 )
-def test_bad_input_is_told(tiny_teacher, data_calibration, changes, message):
+def test_bad_input_is_told(tiny_teacher, data_calibration, changes, message, monkeypatch):
+    monkeypatch.setattr("baselines.diff_pruning.HALVINGS", 4)
     with pytest.raises(InputError, match=message):
         replace(METHOD, **changes).plan(tiny_teacher.denoiser, data_calibration, "tiny", None)
 

@@ -5,13 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from common.cost import count_parameters
+from common.errors import InputError
 from common.plans import apply_plan
 from ld_pruner.costs import operator_costs
-from ld_pruner.method import LDPruner, choose
+from ld_pruner.method import LDPruner
 from ld_pruner.operators import list_operators
+from ld_pruner.scoring import LatentScorer
 
 METHOD = LDPruner(
     k=4,
+    ratio=None,
     kinds=("resnet", "transformer", "transformer_block", "attention", "downsampler", "upsampler"),
     exclude=(),
     residual="identity",
@@ -51,14 +55,6 @@ def test_scores_are_shared_by_a_sweep_over_k(tiny_teacher, tiny_calibration, tmp
     assert {edit.site for edit in few.edits} < {edit.site for edit in more.edits}
     make(tiny_teacher, tiny_calibration, tmp_path, formula="std_only")
     assert len([*tmp_path.glob("*.json")]) == 2
-
-
-def test_choose_counts_nested_operators_or_skips_them():
-    ranked = ["a.b.c", "a.b", "d", "a.b.e", "f"]
-    assert choose(ranked, 3, "count") == ["a.b.c", "a.b", "d"]
-    # a.b swallows a.b.c, and a.b.e is inside a.b
-    assert choose(ranked, 3, "skip") == ["a.b.c", "a.b", "d", "f"]
-    assert choose(ranked, 0, "count") == []
 
 
 def test_skip_edits_k_separate_places(tiny_teacher, tiny_calibration):
@@ -107,6 +103,11 @@ def test_every_initialisation_gives_a_working_student(tiny_teacher, tiny_calibra
     [
         ({"k": 1000}, r"k=1000: this U-Net has \d+ removable operators"),
         ({"k": -1}, "from 0 to"),
+        ({"ratio": 0.5}, r"^method\.k=4, method\.ratio=0\.5: exactly one of them is needed"),
+        ({"k": None}, r"^method\.k=null, method\.ratio=null: exactly one of them is needed"),
+        ({"k": None, "ratio": 0}, r"method\.ratio=0: a share between 0 and 1 is needed"),
+        ({"k": None, "ratio": 1.0}, r"method\.ratio=1\.0: a share between 0 and 1 is needed"),
+        ({"k": None, "ratio": "half"}, r"method\.ratio=half: a share between 0 and 1 is needed"),
         ({"nested": "maybe"}, "count"),
         ({"selection": "greedy"}, "oneshot"),
         ({"scoring": "fast"}, "screened"),
@@ -117,3 +118,84 @@ def test_bad_settings_are_told_in_one_line(tiny_teacher, tiny_calibration, chang
     with pytest.raises(ValueError, match=expected) as caught:
         make(tiny_teacher, tiny_calibration, **changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A folder of scores that the tests below share: the exact ones are computed once."""
+    return tmp_path_factory.mktemp("scores")
+
+
+def removed(teacher, plan):
+    return 1 - count_parameters(apply_plan(teacher.denoiser, plan)) / count_parameters(teacher.denoiser)
+
+
+ITERATIVE = {"selection": "iterative", "scoring": "screened", "kinds": ("resnet",), "every": 4}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "changes"),
+    [
+        (0.2, {}),
+        (0.6, {}),
+        (0.2, {"nested": "skip"}),
+        (0.6, {"nested": "skip"}),
+        (0.6, {"score_per": "parameters"}),
+        (0.25, ITERATIVE),
+    ],
+    ids=str,
+)
+def test_the_smallest_k_that_removes_the_ratio(tiny_teacher, tiny_calibration, scored, ratio, changes):
+    changes = {"scoring": "exact", **changes}
+    plan = make(tiny_teacher, tiny_calibration, scored, k=None, ratio=ratio, **changes)
+    k = plan.settings["k_reached"]
+    assert plan.settings["ratio_reached"] >= ratio
+    assert removed(tiny_teacher, plan) == pytest.approx(plan.settings["ratio_reached"], abs=1e-12)
+    by_k = make(tiny_teacher, tiny_calibration, scored, k=k, **changes)
+    assert by_k.edits == plan.edits
+    assert (by_k.settings["k_reached"], by_k.settings["ratio_reached"]) == (k, plan.settings["ratio_reached"])
+    assert removed(tiny_teacher, make(tiny_teacher, tiny_calibration, scored, k=k - 1, **changes)) < ratio
+
+
+def test_k_grows_to_the_exact_lowest_and_no_score_is_computed_twice(tiny_teacher, tiny_calibration, scored, monkeypatch):
+    exact = make(tiny_teacher, tiny_calibration, scored, scoring="exact", k=None, ratio=0.3)
+    computed, asked = [], []
+    score_pairs, score = LatentScorer.score_pairs, LatentScorer.score
+
+    def counted_pairs(self, operators, chosen):
+        conditions = range(*chosen.indices(self.calibration.shape[0]))
+        computed.extend((operator.site, condition) for operator in operators for condition in conditions)
+        return score_pairs(self, operators, chosen)
+
+    def counted(self, operators, lowest, *rest):
+        asked.append(lowest)
+        return score(self, operators, lowest, *rest)
+
+    monkeypatch.setattr(LatentScorer, "score_pairs", counted_pairs)
+    monkeypatch.setattr(LatentScorer, "score", counted)
+    found = make(tiny_teacher, tiny_calibration, k=None, ratio=0.3)
+    assert {edit.site for edit in found.edits} == {edit.site for edit in exact.edits}
+    assert len(asked) > 1 and asked == sorted(set(asked)), "k did not grow"
+    assert len(computed) == len(set(computed))
+    assert len(computed) < 3 * len(exact.scores), "every operator was scored under every condition"
+
+
+def test_k_and_ratios_share_the_score_file(tiny_teacher, tiny_calibration, scored, monkeypatch):
+    make(tiny_teacher, tiny_calibration, scored, scoring="exact")
+    files = {*scored.glob("*.json")}
+    monkeypatch.setattr(LatentScorer, "score_pairs", lambda *_: pytest.fail("computed again"))
+    for ratio in (0.1, 0.4):
+        make(tiny_teacher, tiny_calibration, scored, scoring="exact", k=None, ratio=ratio)
+    assert {*scored.glob("*.json")} == files
+
+
+@pytest.mark.parametrize("nested", ["count", "skip"])
+def test_the_largest_ratio_is_told_and_can_be_had(tiny_teacher, tiny_calibration, scored, nested):
+    options = {"scoring": "exact", "nested": nested, "k": None}
+    with pytest.raises(InputError, match=r"^method\.ratio=0\.999: all operators together save 0\.\d+ of the param") as caught:
+        make(tiny_teacher, tiny_calibration, scored, ratio=0.999, **options)
+    largest = float(str(caught.value).split("save ")[1].split()[0])
+    plan = make(tiny_teacher, tiny_calibration, scored, ratio=largest, **options)
+    assert largest <= plan.settings["ratio_reached"] < largest + 1e-4
+    with pytest.raises(InputError, match="all operators together"):
+        make(tiny_teacher, tiny_calibration, scored, ratio=largest + 1e-4, **options)
