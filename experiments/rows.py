@@ -8,7 +8,7 @@ from typing import Any
 
 from common.errors import InputError
 
-KNOBS = ("variant", "k", "ratio", "sparsity")  # what a sweep of a method is usually over
+KNOBS = ("variant", "k", "ratio", "parameters", "sparsity")  # what a sweep of a method is usually over
 COUNTS = (  # whole numbers beside the metrics of a model
     "parameters",
     "nonzero_parameters",
