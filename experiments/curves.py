@@ -20,7 +20,7 @@ COSTS: dict[str, tuple[str, Callable[[Row, dict[str, Any]], Any]]] = {
     **{
         knob: (f"method.{knob}", lambda row, figures, knob=knob: row["settings"]["method"][knob])
         for knob in KNOBS
-        if knob != "variant"
+        if knob not in ("variant", "parameters")  # the one is no number, the other has its place already
     },
 }
 

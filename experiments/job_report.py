@@ -127,7 +127,7 @@ def draw_samples(path: Path, rows: dict[str, torch.Tensor], captions: list[str],
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
                 spine.set_visible(False)
-        line[0].set_ylabel("\n".join(textwrap.wrap(who, 18)), fontsize=11 if len(who) < 12 else 7)
+        line[0].set_ylabel("\n".join(textwrap.wrap(who, 18)), fontsize=11 if len(who) < 15 else 8)
     for axis, caption in zip(axes[0], captions, strict=False):
         axis.set_title("\n".join(textwrap.wrap(caption, 19)), fontsize=8)
     figure.tight_layout(pad=0.4)

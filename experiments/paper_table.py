@@ -30,19 +30,24 @@ METRICS = {"caption_retrieval": "retrieval", "latent_mse": "MSE to t."}  # and t
 PREFERRED = ("fid", "pickscore", "clip_score", "caption_retrieval", "latent_mse")
 
 
-def our_columns(rows: Sequence[Row]) -> dict[str, str]:
-    """Which of our figures a table shows, by title: sizes, time and three metrics at most."""
+def our_columns(rows: Sequence[Row], count: int) -> dict[str, str]:
+    """Which of our figures a table shows, by title: sizes, time and the first `count` metrics."""
     names = metric_names(rows)
-    metrics = [distance_name(rows[0]), *(name for name in PREFERRED if name in names)][:3]
+    metrics = [distance_name(rows[0]), *(name for name in PREFERRED if name in names)][:count]
     sizes = {"left": "left", "zeros": "sparsity_actual", "time": "time", "after": "after"}
     return sizes | {METRICS.get(name, name.partition("_")[0].upper() if "_" in name else name): name for name in metrics}
 
 
 def paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Titles and lines of text; what was not measured, or not published, is empty."""
-    ours = our_columns(rows)
+    ours = our_columns(rows, 3 if len(table["columns"]) <= 3 else 2)  # as many as 80 characters hold
     figures = [find(rows, line["ours"]) or {} for line in table["lines"]]
-    shown = {title: name for title, name in ours.items() if any(found.get(name) is not None for found in figures)}
+    empty = {"zeros": (None, 0)}  # where nothing is sparse
+    shown = {
+        title: name
+        for title, name in ours.items()
+        if any(found.get(name) not in empty.get(title, (None,)) for found in figures)
+    }
     bar = ["|"] if table["columns"] else []
     lines = []
     for line, found in zip(table["lines"], figures, strict=True):
@@ -67,7 +72,7 @@ def print_paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> None:
     titles, lines = paper_table(rows, table)
     drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for place, title in enumerate(titles):
-        drawn.add_column(title, justify="right" if place else "left", no_wrap=bool(place))
+        drawn.add_column(title, justify="right" if place else "left", no_wrap=True)
     for line in lines:
         drawn.add_row(*line)
     console = Console(width=80, highlight=False)
