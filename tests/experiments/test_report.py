@@ -14,6 +14,14 @@ from tests.experiments.test_collect import job
 from tests.experiments.test_curves import extend
 
 
+PAPER = {
+    "title": "Table <7>",
+    "source": "a paper",
+    "columns": ["FID"],
+    "lines": [{"name": "half", "published": ["12.37"], "ours": {"method.ratio": 0.25}}],
+}
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("jobs")
@@ -34,7 +42,7 @@ def page(tmp_path_factory):
         file.writeframes(bytes(1600))
     (folder / "a" / "sounds").mkdir()
     (folder / "a" / "sounds" / "teacher_0.wav").write_bytes(sound.getvalue())
-    return write_report(read_rows([folder]), folder / "report", "A <b>title</b>", ["one job failed"])
+    return write_report(read_rows([folder]), folder / "report", "A <b>title</b>", ["one job failed"], PAPER)
 
 
 def test_the_page_is_one_file_and_its_plots_lie_beside_it(page):
@@ -43,6 +51,7 @@ def test_the_page_is_one_file_and_its_plots_lie_beside_it(page):
     text = page.read_text()
     assert "<h1>A &lt;b&gt;title&lt;/b&gt;</h1>" in text and "one job failed" in text
     assert "data:image/webp;base64," in text and "data:audio/wav;base64," in text
+    assert "Table &lt;7&gt;" in text and "<td>12.37</td>" in text and "<td>50%</td>" in text
     assert '<script src="' not in text and "<link" not in text
     assert text.count("<code>python run.py method=laptop_diff</code>") >= 3
 
