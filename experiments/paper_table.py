@@ -17,7 +17,8 @@ from experiments.rows import Row, distance_name, metric_names
 PUBLISHED = (
     "Left of |: as published. Right: measured here, on another model and by another metric; compare the order, no number. "
 )
-OURS = "left: parameters that are not zero; time: a forward pass; both against the teacher. after: that share of the training."
+OURS = "left: parameters that are not zero; time: a forward pass; both against the teacher."
+AFTER = " after: that share of the training."
 FORMS = {
     "left": "{:.0%}",
     "zeros": "{:.1%}",
@@ -61,7 +62,8 @@ def paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> tuple[list[str
 
 def note(table: Mapping[str, Any]) -> str:
     """What a reader of the table must know."""
-    return f"{table['source']}. {PUBLISHED if table['columns'] else ''}{OURS}"
+    after = AFTER if any("at" in line["ours"] for line in table["lines"]) else ""
+    return f"{table['source']}. {PUBLISHED if table['columns'] else ''}{OURS}{after}"
 
 
 def print_paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> None:
