@@ -13,7 +13,6 @@ from experiments.rows import read_rows
 from tests.experiments.test_collect import job
 from tests.experiments.test_curves import extend
 
-
 PAPER = {
     "title": "Table <7>",
     "source": "a paper",
