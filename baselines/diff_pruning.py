@@ -95,7 +95,7 @@ def nearest_trial(prune: Callable[[float], Trial], parameters: float) -> Trial:
     More channels never leave more parameters, but they go in steps: every group of two channels or more loses one at the
     least ratio. InputError for a share below what that removes, or above what goes before the layers are too narrow to work.
     """
-    with progress_bar("searching the channel ratio", HALVINGS + 1) as bar:
+    with progress_bar("searching channel ratio", HALVINGS + 1) as bar:
         below, above = prune(0.5**HALVINGS), None
         bar.advance()
         if parameters < below.removed:

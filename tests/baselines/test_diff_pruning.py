@@ -190,7 +190,7 @@ def test_what_can_be_reached_is_told_and_can_be_had(narrowest):
 
 def test_a_share_of_the_parameters_is_the_ratio_found_for_it(tiny_teacher, data_calibration, tmp_path, monkeypatch):
     unet = tiny_teacher.denoiser
-    monkeypatch.setattr("baselines.diff_pruning.HALVINGS", 4)
+    monkeypatch.setattr("baselines.diff_pruning.HALVINGS", 3)
     accumulations = []
 
     def counted(*arguments, **options):
@@ -206,7 +206,7 @@ def test_a_share_of_the_parameters_is_the_ratio_found_for_it(tiny_teacher, data_
     assert by_ratio.edits == plan.edits and by_ratio.settings["ratio_reached"] == reached
     assert all(torch.equal(by_ratio.tensors[name], value) for name, value in plan.tensors.items())
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in unet.parameters())
-    for step in (-1 / 16, 1 / 16):
+    for step in (-1 / 8, 1 / 8):
         other = replace(METHOD, ratio=plan.settings["channel_ratio_reached"] + step)
         assert abs(other.plan(unet, data_calibration, "tiny", tmp_path).settings["ratio_reached"] - 0.6) >= abs(reached - 0.6)
 
@@ -231,7 +231,7 @@ def test_a_share_of_the_parameters_is_the_ratio_found_for_it(tiny_teacher, data_
     ],
 )
 def test_bad_input_is_told(tiny_teacher, data_calibration, changes, message, monkeypatch):
-    monkeypatch.setattr("baselines.diff_pruning.HALVINGS", 4)
+    monkeypatch.setattr("baselines.diff_pruning.HALVINGS", 2)
     with pytest.raises(InputError, match=message):
         replace(METHOD, **changes).plan(tiny_teacher.denoiser, data_calibration, "tiny", None)
 
