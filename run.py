@@ -14,9 +14,10 @@ register_job_folder()
 @one_line_errors
 @sweep_job
 def main(cfg: DictConfig) -> float | tuple[float, ...]:
-    from experiments.objectives import objectives
+    from experiments.objectives import check_objectives, objectives
     from experiments.pipeline import run_job
 
+    check_objectives(cfg)  # before the long work
     return objectives(cfg, run_job(cfg))
 
 

@@ -10,9 +10,19 @@ from filelock import FileLock, Timeout
 from common.errors import InputError
 
 
-@contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Holds the lock file `path`; says on standard error when `what` is being done by another process, and waits for it."""
+def held(path: Path, refusal: str) -> FileLock:
+    """The lock file `path`, held until it is released or the process ends; InputError(refusal) when another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(refusal) from None
+    return lock
+
+
+def awaited(path: Path, what: str) -> FileLock:
+    """As `held`, but says on standard error when `what` is being done by another process, and waits for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
@@ -20,6 +30,13 @@ def locked(path: Path, what: str) -> Iterator[None]:
     except Timeout:
         print(f"waiting for another process: {what}", file=sys.stderr, flush=True)
         lock.acquire()
+    return lock
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Holds the lock file `path`; says on standard error when `what` is being done by another process, and waits for it."""
+    lock = awaited(path, what)
     try:
         yield
     finally:
@@ -27,13 +44,13 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Nobody else writes `folder` meanwhile; InputError when another process does already."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise InputError(f"Another process is writing {folder}; when it has ended, this command shows its result.") from None
+def claimed(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Nobody else writes `folder` meanwhile; when another process does already, waits for it, or raises InputError."""
+    if wait:
+        lock = awaited(folder / ".lock", f"{folder} is being written")
+    else:
+        refusal = f"Another process is writing {folder}; when it has ended, this command shows its result."
+        lock = held(folder / ".lock", refusal)
     try:
         yield
         Path(lock.lock_file).unlink()  # what was to be written is there, whoever comes now finds it

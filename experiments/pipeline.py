@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,24 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
     """Runs or finds the job of `cfg` and returns its result row, as written to result.json."""
     from hydra.core.hydra_config import HydraConfig
 
-    from common.locks import claimed
-
     folder = Path(HydraConfig.get().runtime.output_dir)
-    row = find_row(folder)
+    return found_or_made(folder, find_row, lambda folder: new_row(cfg, folder))
+
+
+def found_or_made(
+    folder: Path, find: Callable[[Path], dict[str, Any] | None], make: Callable[[Path], dict[str, Any]]
+) -> dict[str, Any]:
+    """The row that `find` finds in `folder`, or else that of `make`, which no other process runs there at the same time.
+
+    InputError when another process does already; a job of a sweep waits for its row instead.
+    """
+    from common.locks import claimed
+    from experiments.sweeps import sweep_folder
+
+    row = find(folder)
     if row is None:
-        with claimed(folder):
-            row = find_row(folder) or new_row(cfg, folder)
+        with claimed(folder, wait=sweep_folder() is not None):
+            row = find(folder) or make(folder)
     return row
 
 

@@ -1,7 +1,7 @@
 """A sweep as a whole: its name, how each of its jobs ended, and what is said and drawn at its end.
 
-<outputs>/sweeps/<name>/ holds sweep.json (what was asked), jobs/<number>.json (folder, command and end of
-each job) and report/.
+<outputs>/sweeps/<name>/ holds sweep.json (what was asked, and how many jobs it came to), jobs/<number>.json (folder, command
+and end of each job), report/, and what an optimising sweeper found.
 """
 
 import functools
@@ -10,10 +10,11 @@ import json
 import os
 import re
 import shlex
-import shutil
 import sys
 import traceback
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from common.errors import InputError
-from common.files import write_json
+from common.files import write_atomically, write_json
+from common.locks import held
 from experiments.command_line import explain
 from experiments.jobs import register_job_folder
 
 VARIABLE = "BONSAI_SWEEP"  # tells a job, in whatever process, the folder of its sweep
+RUN_VARIABLE = "BONSAI_SWEEP_RUN"  # and which run of it this is
 ERROR_FILE = "error.txt"
+OPTIMIZED = "optimization_results.yaml"  # of Optuna and its like, below outputs, where the next study overwrites it
 
 
 def sweep_name(config: DictConfig) -> str:
@@ -57,6 +61,7 @@ def sweep_job(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
         record = {
+            "run": hydra_config.job.env_set[RUN_VARIABLE],
             "folder": os.path.relpath(folder, cfg.outputs),
             "command": shlex.join(["python", "run.py", *hydra_config.overrides.task]),
         }
@@ -65,7 +70,7 @@ def sweep_job(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             value = job(cfg)
             (folder / ERROR_FILE).unlink(missing_ok=True)
         except Exception as error:
-            message = explain(error) or f"{type(error).__name__}: {error}"
+            message = told(error)
             (folder / ERROR_FILE).write_text(f"{record['command']}\n\n{traceback.format_exc()}")
             print(f"error: {message} (the sweep goes on; {folder / ERROR_FILE})", file=sys.stderr, flush=True)
         write_json(sweep / "jobs" / f"{hydra_config.job.num:06d}.json", {**record, "error": message})
@@ -74,8 +79,27 @@ def sweep_job(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     return run
 
 
+def told(error: Exception) -> str:
+    """What to tell of any error in one line."""
+    return explain(error) or f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+@contextmanager
+def ending(code: int) -> Iterator[None]:
+    """An error inside is told in one line and ends the command: Hydra makes a warning of a callback's, and goes on."""
+    try:
+        yield
+    except Exception as error:
+        print(f"error: {told(error)}", file=sys.stderr)
+        sys.exit(code)
+
+
 class SweepEnd(Callback):
     """Starts the record of a sweep, hands it to the jobs, and ends with summary and report; exit code 1 if a job failed."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process needs; the lock stays with the process that holds it."""
+        return {name: value for name, value in self.__dict__.items() if name != "lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """In a launcher's worker process, where run.py is not executed again, this object is the first to arrive."""
@@ -83,30 +107,58 @@ class SweepEnd(Callback):
         register_job_folder()
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        with ending(2):
+            self.start(config)
+
+    def start(self, config: DictConfig) -> None:
+        """Writes sweep.json; the records of an earlier run stay until this one has its own.
+
+        InputError when the same sweep is running.
+        """
         self.folder = Path(config.outputs).absolute() / "sweeps" / sweep_name(config)
-        shutil.rmtree(self.folder / "jobs", ignore_errors=True)
+        self.run = uuid.uuid4().hex[:8]
+        # never released by hand: the end of the process does that, be it a kill
+        self.lock = held(self.folder / ".lock", f"This sweep is running already, in another process ({self.folder}).")
+        self.optimized = stamp(Path(config.hydra.sweep.dir) / OPTIMIZED)
         asked = [*config.hydra.overrides.hydra, *config.hydra.overrides.task]
         command = shlex.join(["python", "run.py", "-m", *(word for word in asked if word != "hydra.mode=MULTIRUN")])
         table = None if config.table is None else OmegaConf.to_container(config.table, resolve=True)
         choices = config.hydra.runtime.choices
         about = {"command": command, "experiment": choices.get("experiment"), "task": choices.get("task"), "table": table}
-        write_json(self.folder / "sweep.json", about)
+        write_json(self.folder / "sweep.json", {**about, "jobs": read_sweep(self.folder).get("jobs")})
         with open_dict(config):
-            config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{VARIABLE}='{self.folder}'")
+            for name, value in ((VARIABLE, self.folder), (RUN_VARIABLE, self.run)):
+                config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{name}='{value}'")
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        records = read_records(self.folder)
+        with ending(1):
+            self.end(config)
+
+    def end(self, config: DictConfig) -> None:
+        """Tells the failures before anything else can fail, then brings the folder up to date and writes the report."""
+        records = {number: record for number, record in read_records(self.folder).items() if record.get("run") == self.run}
         failed = {number: record for number, record in records.items() if record["error"] is not None}
-        print(f"\n{len(records) - len(failed)} of {len(records)} jobs are done.")
-        done = {Path(config.outputs) / record["folder"]: None for record in records.values() if record["error"] is None}
-        if done:
-            print(f"report: {self.report(list(done), failed)}")
+        print(f"\n{len(records) - len(failed)} of {len(records)} jobs are done.", flush=True)
         for number, record in failed.items():
             where = Path(config.outputs) / record["folder"] / ERROR_FILE
             print(f"failed: #{number}: {record['error']} ({where})", file=sys.stderr)
         if failed:
             print("the same command runs only what is missing", file=sys.stderr)
+        self.tidy(records, Path(config.hydra.sweep.dir) / OPTIMIZED)
+        done = {Path(config.outputs) / record["folder"]: None for record in records.values() if record["error"] is None}
+        if done:
+            print(f"report: {self.report(list(done), failed)}")
+        if failed:
             sys.exit(1)
+
+    def tidy(self, records: dict[int, dict[str, Any]], optimized: Path) -> None:
+        """Counts the jobs, deletes records of earlier runs, and keeps what this sweep's optimiser has written."""
+        write_json(self.folder / "sweep.json", {**read_sweep(self.folder), "jobs": len(records)})
+        for path in (self.folder / "jobs").glob("*.json"):
+            if int(path.stem) not in records:
+                path.unlink()
+        if stamp(optimized) != self.optimized:
+            write_atomically(self.folder / OPTIMIZED, optimized.read_bytes())
 
     def report(self, folders: list[Path], failed: dict[int, dict[str, Any]]) -> Path:
         """Writes the page about the jobs in `folders`, with a line for each that failed; prints a paper's table beside ours."""
@@ -114,7 +166,7 @@ class SweepEnd(Callback):
         from experiments.report import write_report
         from experiments.rows import read_rows
 
-        sweep, rows = json.loads((self.folder / "sweep.json").read_text()), read_rows(folders)
+        sweep, rows = read_sweep(self.folder), read_rows(folders)
         notes = [sweep["command"], *(f"failed: {record['command']}: {record['error']}" for record in failed.values())]
         table = sweep["table"]
         try:
@@ -124,6 +176,17 @@ class SweepEnd(Callback):
             print(f"no table beside the published one: {error}", file=sys.stderr)
             table = None
         return write_report(rows, self.folder / "report", f"sweep {self.folder.name}", notes, table)
+
+
+def stamp(path: Path) -> int | None:
+    """When the file was written; None where there is none."""
+    return path.stat().st_mtime_ns if path.is_file() else None
+
+
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """What the sweep in `folder` was asked for; empty where it has not begun."""
+    path = folder / "sweep.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def read_records(folder: Path) -> dict[int, dict[str, Any]]:

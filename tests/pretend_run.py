@@ -1,6 +1,7 @@
 """run.py with jobs that take no time: python -m tests.pretend_run -m method.k=4,8 (for the tests of sweeps).
 
-A job with k=13 fails in a way nobody foresaw, and one with k=999 is bad input; "scores" are shared by all.
+A job with k=13 fails in a way nobody foresaw, one with k=999 is bad input, and one with k=21 ends when there is a file
+<outputs>/go; "scores" are shared by all.
 """
 
 import json
@@ -17,7 +18,8 @@ from common.files import ROOT, write_json
 from common.locks import locked
 from experiments.command_line import one_line_composition_errors, one_line_errors
 from experiments.jobs import job_settings, register_job_folder
-from experiments.objectives import objectives
+from experiments.objectives import check_objectives, objectives
+from experiments.pipeline import found_or_made
 from experiments.sweeps import sweep_job
 
 register_job_folder()
@@ -30,10 +32,18 @@ def figures(k: int) -> dict:
 
 def pretend_job(cfg: DictConfig) -> dict:
     folder = Path(HydraConfig.get().runtime.output_dir)
+    return found_or_made(folder, find_row, lambda folder: new_row(cfg, folder))
+
+
+def find_row(folder: Path) -> dict | None:
     path = folder / "result.json"
-    if path.is_file():
-        print(f"This job is done: {path}")
-        return json.loads(path.read_text())
+    if not path.is_file():
+        return None
+    print(f"This job is done: {path}")
+    return json.loads(path.read_text())
+
+
+def new_row(cfg: DictConfig, folder: Path) -> dict:
     scores = Path(cfg.outputs) / "cache" / "scores.json"
     with locked(scores.with_suffix(".lock"), "scores"):
         if not scores.is_file():
@@ -46,6 +56,8 @@ def pretend_job(cfg: DictConfig) -> dict:
         raise RuntimeError("out of luck")
     if k == 999:
         raise InputError("method.k=999 is too large")
+    while k == 21 and not (Path(cfg.outputs) / "go").exists():
+        time.sleep(0.01)
     row = {
         "settings": job_settings(cfg),
         "command": f"python run.py method.k={k}",
@@ -54,7 +66,7 @@ def pretend_job(cfg: DictConfig) -> dict:
         "plan": [{"site": "a"}] * k,
         "protocol": {"images": 16, "steps": 2},
     }
-    write_json(path, row)
+    write_json(folder / "result.json", row)
     return row
 
 
@@ -62,6 +74,7 @@ def pretend_job(cfg: DictConfig) -> dict:
 @one_line_errors
 @sweep_job
 def main(cfg: DictConfig) -> float | tuple[float, ...]:
+    check_objectives(cfg)
     return objectives(cfg, pretend_job(cfg))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +41,13 @@ def rows(outputs):
     return {json.loads(path.read_text())["settings"]["method"]["k"]: path for path in Path(outputs).glob("t2i/*/*/result.json")}
 
 
+def wait_until(seen, running, limit=120):
+    deadline = time.monotonic() + limit
+    while not seen():
+        assert time.monotonic() < deadline and running.poll() is None
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_failed_job_neither_stops_nor_hides_the_others(tmp_path, launcher):
     if launcher in PACKAGES and find_spec(f"hydra_plugins.hydra_{PACKAGES[launcher]}") is None:
@@ -59,12 +67,10 @@ def test_a_failed_job_neither_stops_nor_hides_the_others(tmp_path, launcher):
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     overrides = ["method.k=1,2,3,4,5,6"]
     running = start(tmp_path, *overrides)
-    deadline = time.monotonic() + 120
-    while len(rows_there := list(tmp_path.glob("t2i/*/*/result.json"))) < 2:
-        assert time.monotonic() < deadline and running.poll() is None
-        time.sleep(0.01)
+    wait_until(lambda: len(list(tmp_path.glob("t2i/*/*/result.json"))) > 1, running)
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate()
+    rows_there = list(tmp_path.glob("t2i/*/*/result.json"))
     before = {path: path.stat().st_mtime_ns for path in rows_there}
     done = sweep(tmp_path, *overrides)
     assert done.returncode == 0, done.stderr
@@ -90,9 +96,73 @@ def test_optuna_is_told_of_both_objectives(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     done = sweep(tmp_path, "experiment=pareto", "hydra.sweeper.n_trials=3", "hydra.sweeper.params={method.k: 'range(8,64)'}")
     assert done.returncode == 0, done.stderr
-    assert "values" in (tmp_path / "optimization_results.yaml").read_text()
+    (kept,) = tmp_path.glob("sweeps/*/optimization_results.yaml")
+    assert "values" in kept.read_text() and kept.read_bytes() == (tmp_path / "optimization_results.yaml").read_bytes()
+    assert sweep(tmp_path, "method.k=4").returncode == 0
+    assert list(tmp_path.glob("sweeps/*/optimization_results.yaml")) == [kept]  # of the study alone
 
 
 def test_objectives_that_are_not_there_are_named(tmp_path):
     done = sweep(tmp_path, "method.k=4", "objectives=[speed]")
+    assert done.returncode == 1 and "speed is no figure of a student" in done.stderr
+    assert not rows(tmp_path)  # told before the work
+    done = sweep(tmp_path, "method.k=4", "objectives=[latent_mse]")
     assert done.returncode == 1 and "name some of parameters, macs" in done.stderr
+
+
+def test_failures_are_told_although_the_report_cannot_be_written(tmp_path):
+    overrides = ["method.k=13,4"]
+    assert sweep(tmp_path, *overrides).returncode == 1
+    (folder,) = tmp_path.glob("sweeps/*")
+    shutil.rmtree(folder / "report")
+    (folder / "report").touch()
+    done = sweep(tmp_path, *overrides)
+    assert done.returncode == 1 and "1 of 2 jobs are done" in done.stdout
+    told = done.stderr.splitlines()
+    assert told[-3].startswith("failed: #0: RuntimeError: out of luck") and told[-1].startswith("error: FileExistsError: ")
+    assert "Warning" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_sweep_that_cannot_be_recorded_does_not_begin(tmp_path):
+    (tmp_path / "sweeps").touch()
+    done = sweep(tmp_path, "method.k=4,8")
+    assert done.returncode == 2 and not rows(tmp_path)
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")
+
+
+def test_records_outlive_a_killed_rerun(tmp_path):
+    (tmp_path / "go").touch()
+    overrides = ["method.k=4,21,8"]
+    assert sweep(tmp_path, *overrides).returncode == 0
+    (folder,) = tmp_path.glob("sweeps/*")
+    assert json.loads((folder / "sweep.json").read_text())["jobs"] == 3
+    (tmp_path / "go").unlink()
+    shutil.rmtree(rows(tmp_path)[21].parent)
+    first = folder / "jobs" / "000000.json"
+    before = first.read_text()
+    running = start(tmp_path, *overrides)
+    wait_until(lambda: first.read_text() != before, running)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    assert len(list((folder / "jobs").iterdir())) == 3
+    assert json.loads((folder / "sweep.json").read_text())["jobs"] == 3
+    (tmp_path / "go").touch()
+    (folder / "jobs" / "000007.json").write_text(before)  # of a run that was asked for more
+    assert sweep(tmp_path, *overrides).returncode == 0
+    assert sorted(path.stem for path in (folder / "jobs").iterdir()) == ["000000", "000001", "000002"]
+
+
+def test_two_sweeps_share_a_job_and_the_same_sweep_does_not_run_twice(tmp_path):
+    first = start(tmp_path, "method.k=21,4")
+    wait_until(lambda: list(tmp_path.glob("t2i/*/*/.lock")), first)
+    second = start(tmp_path, "method.k=21,5")
+    assert "waiting for another process" in second.stderr.readline()
+    same = sweep(tmp_path, "method.k=21,4")
+    assert same.returncode == 2 and len(same.stderr.splitlines()) == 1 and "is running already" in same.stderr
+    alone = sweep(tmp_path, "hydra.mode=RUN", "method.k=21")
+    assert alone.returncode == 2 and "Another process is writing" in alone.stderr
+    (tmp_path / "go").touch()
+    for running in (first, second):
+        out, error = running.communicate(timeout=120)
+        assert running.returncode == 0 and "2 of 2 jobs are done" in out, error
+    assert set(rows(tmp_path)) == {21, 4, 5}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.errors import InputError
-from common.locks import claimed, locked
+from common.locks import claimed, held, locked
 from experiments.caches import cached_tensors
 
 FORK = multiprocessing.get_context("fork")
@@ -27,6 +27,13 @@ def hold(path):
     with locked(path, "work"):
         path.with_name("held").touch()
         time.sleep(60)
+
+
+def write_shortly(folder):
+    with claimed(folder):
+        (folder / "held").touch()
+        time.sleep(0.3)
+        (folder / "written").touch()
 
 
 def wait_for(path, limit=30):
@@ -70,3 +77,22 @@ def test_a_folder_that_is_being_written_is_told(tmp_path):
     with claimed(tmp_path):
         pass
     assert not (tmp_path / ".lock").exists()
+
+
+def test_a_folder_can_be_waited_for(tmp_path, capsys):
+    holder = FORK.Process(target=write_shortly, args=(tmp_path,))
+    holder.start()
+    wait_for(tmp_path / "held")
+    with claimed(tmp_path, wait=True):
+        assert (tmp_path / "written").exists()
+    holder.join(30)
+    assert f"waiting for another process: {tmp_path} is being written" in capsys.readouterr().err
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_lock_is_held_until_its_holder_lets_go(tmp_path):
+    lock = held(tmp_path / "new" / ".lock", "it is running")
+    with pytest.raises(InputError, match="it is running"):
+        held(tmp_path / "new" / ".lock", "it is running")
+    lock.release()
+    held(tmp_path / "new" / ".lock", "it is running").release()
