@@ -16,6 +16,8 @@ from common.errors import InputError
 from experiments.command_line import one_line_errors
 from experiments.jobs import job_settings, teacher_content
 
+COLUMNS = ("summed by", "own: linear", "rank", "one size", "slope", "output: linear", "rank", "one size")
+
 
 def correlations(sums: list[float], joint: list[float], sizes: list[int]) -> dict[str, float]:
     """Pearson's and Spearman's coefficient, Spearman's within the sets of one size (the mean over sizes), and the slope of
@@ -92,31 +94,41 @@ def measure(cfg: DictConfig, settings: dict[str, Any]) -> dict[str, Any]:
     return {"settings": settings, "layers": len(layers), "sizes": sizes, "output_losses": output_losses, "criteria": found}
 
 
+def lines_of_correlations(document: dict[str, Any]) -> list[list[str]]:
+    """One line of text a criterion, as COLUMNS says."""
+    lines = []
+    for criterion, figures in document["criteria"].items():
+        own, output = figures["own"], figures["output"]
+        names = ("pearson", "spearman", "within")
+        cells = [""] * 4 if own is None else [f"{own[name]:.2f}" for name in (*names, "slope")]
+        lines.append([criterion, *cells, *[f"{output[name]:.2f}" for name in names]])
+    return lines
+
+
+def explanation(document: dict[str, Any]) -> str:
+    """How to read the lines."""
+    counts = ", ".join(str(size) for size in sorted(set(document["sizes"])))
+    return (
+        f"{len(document['sizes'])} random sets of {counts} of {document['layers']} layers: the sum of single-layer losses "
+        "against the loss of removing the whole set, under the same criterion (own) and under the output loss. linear, rank: "
+        "Pearson's and Spearman's coefficient; one size: rank among sets of one size; slope: joint loss per summed loss."
+    )
+
+
 def print_correlations(document: dict[str, Any]) -> None:
     """One line a criterion, within 80 columns."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("summed by")
-    for title in ("own: linear", "rank", "one size", "slope", "output: linear", "rank", "one size"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for criterion, figures in document["criteria"].items():
-        own, output = figures["own"], figures["output"]
-        names = ("pearson", "spearman", "within")
-        cells = [""] * 4 if own is None else [f"{own[name]:.2f}" for name in (*names, "slope")]
-        table.add_row(criterion, *cells, *[f"{output[name]:.2f}" for name in names])
+    for place, title in enumerate(COLUMNS):
+        table.add_column(title, justify="right" if place else "left", no_wrap=place > 0)
+    for line in lines_of_correlations(document):
+        table.add_row(*line)
     console = Console(width=80)
     console.print()
     console.print(table)
-    counts = ", ".join(str(size) for size in sorted(set(document["sizes"])))
-    console.print(
-        f"\n{len(document['sizes'])} random sets of {counts} of {document['layers']} layers: the sum of single-layer losses "
-        "against the loss of removing the whole set, under the same criterion (own) and under the output loss. linear, rank: "
-        "Pearson's and Spearman's coefficient; one size: rank among sets of one size; slope: joint loss per summed loss.",
-        style="dim",
-        highlight=False,
-    )
+    console.print(f"\n{explanation(document)}", style="dim", highlight=False)
 
 
 def draw(document: dict[str, Any], path: Path) -> None:

@@ -2,141 +2,138 @@
 
     python -m experiments.publish outputs --out experiments/results
 
-<out>/<experiment>[-<task>]/ holds README.md (the command, a paper's table beside ours, all jobs), rows.jsonl (a result row a
-line), a picture for each metric, and samples.webp (the teacher's and every student's from equal seeds).
+<out>/<task>/<experiment>/ holds README.md (the command, a paper's table beside ours, all jobs), rows.jsonl (a result row a
+line), a picture for each metric, and samples.webp (the teacher's and every student's from equal seeds). Of several sweeps of
+an experiment the one with most finished jobs is shown. <out>/<task>/laptop_diff/additivity/ shows experiments.additivity.
 """
 
 import argparse
-import io
 import json
 import re
-import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
 from common.files import write_atomically
 from experiments.command_line import one_line_errors
-from experiments.paper_table import markdown, note, paper_table
-from experiments.rows import ROWS_FILE, Row, groups_of, labels, read_rows
-
-FIRST = 8  # samples of each model
-WIDTH = 64  # pixels of a sample on the sheet
+from experiments.result_pages import shown_command, write_additivity, write_page
+from experiments.rows import Row, read_rows
+from experiments.sweeps import read_records, told
 
 
-def folder_name(sweep: dict[str, Any]) -> str:
-    """The experiment, with the task where the command asked for one."""
-    task = next((word for word in shlex.split(sweep["command"]) if word.startswith("task=")), None)
-    return sweep["experiment"] + (f"-{sweep['task']}" if task else "")
+@dataclass(frozen=True)
+class Shown:
+    """What one sweep has found on one task."""
+
+    name: str
+    sweep: dict[str, Any]  # as published: its task, and the jobs it was asked for on that task
+    rows: list[Row]
+    done: int  # jobs whose row is there; several may have the same
+    rank: tuple[float, ...]  # the largest is published: most rows, then the latest
 
 
-def shown_command(sweep: dict[str, Any]) -> str:
-    """The command without where it wrote."""
-    return shlex.join(word for word in shlex.split(sweep["command"]) if not word.startswith(("outputs=", "logging=")))
+def task_of(row: Row) -> str:
+    """The task that was chosen; its name where none was."""
+    return row.get("choices", {}).get("task") or row["settings"]["task"]["name"]
 
 
-def table_of_jobs(rows: Sequence[Row]) -> str:
-    """The table of experiments.collect, as text."""
-    from rich.console import Console
-
-    from experiments.collect import table_of
-    from experiments.rows import distance_name
-
-    console = Console(width=100, file=io.StringIO())
-    console.print(table_of(list(rows), distance_name(rows[0])))
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
-
-
-def first_samples(row: Row) -> dict[str, Any]:
-    """The first images of the row's teacher and students, as they lie beside the row; none where they were deleted."""
-    from omegaconf import OmegaConf
-
-    from common.pictures import upright
-    from common.plans import Plan
-    from experiments.caches import load_tensors
-    from experiments.evaluate import shared_samples
-
-    job = Path(row["path"]).parent
-    cfg = OmegaConf.create(row["settings"])
-    folders = {who: job / "samples" / who for who in row["models"]}
-    folders["teacher"] = shared_samples(cfg, Plan.load(job / "plan").teacher, job.parents[2] / "cache")
-    paths = {who: folder / "000000.safetensors" for who, folder in folders.items()}
-    found = {who: load_tensors(path)["images"][:FIRST] for who, path in paths.items() if path.is_file()}
-    return {who: upright(images, cfg.task.sound) for who, images in found.items()}
-
-
-def draw_sheet(rows: Sequence[Row], path: Path) -> None:
-    """One line of samples a student, under the teacher's."""
-    from omegaconf import OmegaConf
-
-    from experiments.evaluate import evaluation_prompts
-    from experiments.job_report import draw_samples
-    from experiments.rows import student
-
-    lines: dict[str, Any] = {}
-    for label, row in zip(labels(rows), rows, strict=True):
-        images = first_samples(row)
-        lines |= {name: images[who] for name, who in (("teacher", "teacher"), (label, student(row))) if who in images}
-    if lines:
-        captions = evaluation_prompts(OmegaConf.create(rows[0]["settings"]))[0]
-        draw_samples(path, lines, captions[:FIRST])
-
-
-def publish_sweep(sweep: dict[str, Any], rows: Sequence[Row], folder: Path) -> None:
-    """Writes the pages of one sweep."""
-    from experiments.curves import draw_curves
-    from experiments.report import PNG_METRICS
-    from experiments.rows import metric_names
-
-    table, lines = sweep["table"], [f"# {sweep['experiment']}", "", f"    {shown_command(sweep)}", ""]
-    if table is not None:
-        lines += [f"## {table['title']}", "", markdown(*paper_table(rows, table)), "", note(table), ""]
-    groups = groups_of(rows)
-    for number, (name, members) in enumerate(groups.items(), 1):
-        prefix = f"{number}-" if len(groups) > 1 else ""
-        lines += [f"## {name}", "", "```text", table_of_jobs(members), "```", ""]
-        for metric in filter(PNG_METRICS.match, metric_names(members)):
-            draw_curves(members, folder / f"{prefix}{metric}.png", metric)
-            lines += [f"![{metric}]({prefix}{metric}.png)", ""]
-        draw_sheet(members, folder / f"{prefix}samples.webp")
-        if (folder / f"{prefix}samples.webp").is_file():
-            lines += [f"Samples from equal seeds:\n\n![samples]({prefix}samples.webp)", ""]
-    texts = [json.dumps({key: value for key, value in row.items() if key != "path"}) for row in rows]
-    write_atomically(folder / ROWS_FILE, ("\n".join(texts) + "\n").encode())
-    write_atomically(folder / "README.md", "\n".join(lines).encode())
-    write_atomically(folder / "sweep.json", (json.dumps({**sweep, "command": shown_command(sweep)}, indent=1) + "\n").encode())
-
-
-def write_index(folder: Path) -> None:
-    """README.md of all that is published, with the command of each."""
-    lines = [
-        "# Results",
-        "",
-        "Each claim of the papers with what was measured: [claims.md](claims.md). The tables and figures:",
-        "",
+def found_by(path: Path, outputs: Path) -> Iterator[Shown]:
+    """What the sweep described in sweep.json at `path` has found, task by task; nothing where it is of no experiment."""
+    sweep = json.loads(path.read_text())
+    records = list(read_records(path.parent).values())
+    finished = dict.fromkeys(outputs / record["folder"] for record in records if record["error"] is None)
+    there = [folder for folder in finished if (folder / "result.json").is_file()]
+    if not sweep.get("experiment") or not there:
+        return
+    rows = {Path(row["path"]).parent: row for row in read_rows(there)}
+    tasks = [
+        task_of(rows[folder]) if (folder := outputs / record["folder"]) in rows else Path(record["folder"]).parts[0]
+        for record in records
     ]
+    unknown = max(0, (sweep.get("jobs") or 0) - len(records)) if len(set(tasks)) == 1 else 0  # killed before they ended
+    for task in dict.fromkeys(task_of(row) for row in rows.values()):
+        own = {folder: row for folder, row in rows.items() if task_of(row) == task}
+        about = {
+            "command": shown_command(sweep["command"]),
+            "experiment": sweep["experiment"],
+            "task": task,
+            "table": sweep["table"],
+            "jobs": tasks.count(task) + unknown,
+        }
+        done = sum(record["error"] is None and outputs / record["folder"] in own for record in records)
+        newest = max((folder / "result.json").stat().st_mtime for folder in own)
+        yield Shown(path.parent.name, about, list(own.values()), done, (len(own), newest, path.stat().st_mtime))
+
+
+def safe(name: str) -> str:
+    """A name as part of a path."""
+    return re.sub(r"[^A-Za-z0-9_./-]", "-", name)
+
+
+def index_lines(path: Path, folder: Path) -> list[str]:
+    """The index's line about the page beside sweep.json at `path`."""
+    sweep, name = json.loads(path.read_text()), path.parent.relative_to(folder)
+    title = (sweep["table"] or {}).get("title")
+    return [f"- [{sweep['experiment']}]({name}/README.md){f': {title}' if title else ''}  \n  `{sweep['command']}`"]
+
+
+def write_index(folder: Path, attempt: Callable[[str], Any]) -> None:
+    """README.md of all that is published, by task, with the command of each."""
+    tasks: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("sweep.json")):
-        sweep, name = json.loads(path.read_text()), path.parent.relative_to(folder)
-        title = (sweep["table"] or {}).get("title", "")
-        lines.append(f"- [{name}]({name}/README.md){f': {title}' if title else ''}  \n  `{sweep['command']}`")
-    write_atomically(folder / "README.md", ("\n".join(lines) + "\n").encode())
+        with attempt(str(path)):
+            tasks.setdefault(path.relative_to(folder).parts[0], []).extend(index_lines(path, folder))
+    lines = ["# Results", ""]
+    for page in sorted(folder.rglob("claims.md")):
+        name = page.relative_to(folder)
+        of_task = "" if name.parent == Path() else f", {name.parent}"
+        lines += [f"Each claim of the papers with what was measured{of_task}: [claims.md]({name}).", ""]
+    for task, pages in tasks.items():
+        lines += [f"## {task}", "", *pages, ""]
+    write_atomically(folder / "README.md", "\n".join(lines).encode())
 
 
 @one_line_errors
 def publish(arguments: argparse.Namespace) -> None:
-    """Publishes the finished jobs of every sweep of an experiment below the folder, the last one where several share a name."""
-    from experiments.sweeps import read_records
+    """Publishes the sweeps of experiments below the folder, each task by itself; one that cannot be is told (exit code 1)."""
+    outputs, out = arguments.outputs, arguments.out
+    if not outputs.is_dir():
+        raise InputError(f"{outputs} is no folder; give one that holds jobs, such as outputs.")
+    failed = False
 
-    for path in sorted(arguments.outputs.glob("sweeps/*/sweep.json"), key=lambda path: path.stat().st_mtime):
-        sweep = json.loads(path.read_text())
-        done = [
-            arguments.outputs / record["folder"] for record in read_records(path.parent).values() if record["error"] is None
-        ]
-        if sweep.get("experiment") and done:
-            name = re.sub(r"[^A-Za-z0-9_./-]", "-", folder_name(sweep))
-            publish_sweep(sweep, read_rows(dict.fromkeys(done)), arguments.out / name)
-            print(f"{len(done)} jobs: {arguments.out / name}")
-    write_index(arguments.out)
+    @contextmanager
+    def attempt(what: str) -> Iterator[None]:
+        """What goes wrong inside is told in one line, and the rest goes on."""
+        nonlocal failed
+        try:
+            yield
+        except Exception as error:
+            print(f"not published: {what}: {told(error)}", file=sys.stderr)
+            failed = True
+
+    best: dict[Path, Shown] = {}
+    for path in sorted(outputs.glob("sweeps/*/sweep.json")):
+        with attempt(str(path.parent)):
+            for shown in found_by(path, outputs):
+                folder = out / safe(shown.sweep["task"]) / safe(shown.sweep["experiment"])
+                best[folder] = max(best.get(folder, shown), shown, key=lambda each: each.rank)
+    for folder, shown in best.items():
+        with attempt(str(folder)):
+            write_page(shown.sweep, shown.rows, shown.done, folder)
+            print(f"{shown.done} of {shown.sweep['jobs']} jobs of {shown.name}: {folder}")
+    documents = sorted(outputs.glob("*/additivity/*/additivity.json"), key=lambda path: path.stat().st_mtime)
+    for task, path in {path.parts[-4]: path for path in documents}.items():
+        folder = out / safe(task) / "laptop_diff" / "additivity"
+        with attempt(str(path)):
+            write_additivity(path.parent, task, folder)
+            print(f"additivity: {folder}")
+    write_index(out, attempt)
+    if failed:
+        sys.exit(1)
 
 
 def main() -> None:

@@ -23,16 +23,17 @@ LAUNCHERS = {
 PACKAGES = {"joblib": "joblib_launcher", "submitit": "submitit_launcher", "ray": "ray_launcher"}
 
 
-def start(outputs, *overrides):
-    """A sweep of jobs that take no time, in a fresh interpreter."""
-    arguments = [sys.executable, "-m", "tests.pretend_run", "-m", f"outputs={outputs}", "distill=none", *overrides]
+def start(outputs, *overrides, alone=False):
+    """A sweep of jobs that take no time, or one job `alone`, in a fresh interpreter."""
+    multirun = [] if alone else ["-m"]
+    arguments = [sys.executable, "-m", "tests.pretend_run", *multirun, f"outputs={outputs}", "distill=none", *overrides]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(arguments, cwd=ROOT, env=environment, start_new_session=True, **pipes)
 
 
-def sweep(outputs, *overrides):
-    running = start(outputs, *overrides)
+def sweep(outputs, *overrides, **how):
+    running = start(outputs, *overrides, **how)
     out, error = running.communicate(timeout=300)
     return subprocess.CompletedProcess(overrides, running.returncode, out, error)
 
@@ -159,7 +160,7 @@ def test_two_sweeps_share_a_job_and_the_same_sweep_does_not_run_twice(tmp_path):
     assert "waiting for another process" in second.stderr.readline()
     same = sweep(tmp_path, "method.k=21,4")
     assert same.returncode == 2 and len(same.stderr.splitlines()) == 1 and "is running already" in same.stderr
-    alone = sweep(tmp_path, "hydra.mode=RUN", "method.k=21")
+    alone = sweep(tmp_path, "method.k=21", alone=True)
     assert alone.returncode == 2 and "Another process is writing" in alone.stderr
     (tmp_path / "go").touch()
     for running in (first, second):

@@ -1,0 +1,144 @@
+"""The page of an experiment's result rows on one task: a paper's table beside ours, all jobs, pictures, samples.
+
+What a job has left beside its row may have been deleted: the page is made of what is there.
+"""
+
+import io
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+from common.files import write_atomically
+from experiments.paper_table import markdown, note, paper_table
+from experiments.rows import ROWS_FILE, Row, distance_name, groups_of, labels, metric_names, student
+
+FIRST = 8  # samples of each model
+
+
+def shown_command(command: str) -> str:
+    """The command without where it wrote."""
+    return shlex.join(word for word in shlex.split(command) if not word.startswith(("outputs=", "logging=")))
+
+
+def table_of_jobs(rows: Sequence[Row]) -> str:
+    """The table of experiments.collect, as text."""
+    from rich.console import Console
+
+    from experiments.collect import table_of
+
+    console = Console(width=100, file=io.StringIO())
+    console.print(table_of(list(rows), distance_name(rows[0])))
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def table_beside_ours(rows: Sequence[Row], table: Mapping[str, Any], where: Path) -> list[str]:
+    """The published table with ours, or the line why there is none: the jobs may be more than its lines tell apart."""
+    try:
+        return [f"## {table['title']}", "", markdown(*paper_table(rows, table)), "", note(table), ""]
+    except InputError as error:
+        print(f"{where}: no table beside the published one: {error}", file=sys.stderr)
+        return [f"No table beside the published one ({table['title']}): {error}", ""]
+
+
+def first_samples(row: Row) -> dict[str, Any]:
+    """The first images of the row's teacher and students, as they lie beside the row; none where they were deleted."""
+    from omegaconf import OmegaConf
+
+    from common.pictures import upright
+    from common.plans import PLAN_FILE, Plan
+    from experiments.caches import load_tensors
+    from experiments.evaluate import shared_samples
+
+    job = Path(row["path"]).parent
+    cfg = OmegaConf.create(row["settings"])
+    folders = {who: job / "samples" / who for who in row["models"]}
+    if (job / "plan" / PLAN_FILE).is_file():
+        folders["teacher"] = shared_samples(cfg, Plan.load(job / "plan").teacher, job.parents[2] / "cache")
+    paths = {who: folder / "000000.safetensors" for who, folder in folders.items()}
+    found = {who: load_tensors(path)["images"][:FIRST] for who, path in paths.items() if path.is_file()}
+    return {who: upright(images, cfg.task.sound) for who, images in found.items()}
+
+
+def draw_sheet(rows: Sequence[Row], path: Path) -> None:
+    """One line of samples a student, under the teacher's; no file where no samples are left."""
+    from omegaconf import OmegaConf
+
+    from experiments.evaluate import evaluation_prompts
+    from experiments.job_report import draw_samples
+
+    found = [first_samples(row) for row in rows]
+    lines = next(({"teacher": images["teacher"]} for images in found if "teacher" in images), {})
+    for label, row, images in zip(labels(rows), rows, found, strict=True):
+        if student(row) in images:
+            name = f"{label} {Path(row['path']).parent.name}" if label in lines else label
+            lines[name] = images[student(row)]
+    if lines:
+        captions = evaluation_prompts(OmegaConf.create(rows[0]["settings"]))[0]
+        draw_samples(path, lines, captions[:FIRST])
+
+
+def write_group(rows: Sequence[Row], folder: Path, prefix: str) -> list[Path]:
+    """The pictures of rows that compare: metrics over costs, and samples where they are there."""
+    from experiments.curves import draw_curves
+    from experiments.report import PNG_METRICS
+
+    paths = [folder / f"{prefix}{metric}.png" for metric in metric_names(rows) if PNG_METRICS.match(metric)]
+    for path in paths:
+        draw_curves(rows, path, path.stem.removeprefix(prefix))
+    sheet = folder / f"{prefix}samples.webp"
+    sheet.unlink(missing_ok=True)
+    try:
+        draw_sheet(rows, sheet)
+    except (InputError, OSError) as error:  # a damaged file; the data set, which has the captions, is not here
+        print(f"{sheet}: not drawn: {error}", file=sys.stderr)
+    return [*paths, *([sheet] if sheet.is_file() else [])]
+
+
+def write_page(sweep: Mapping[str, Any], rows: Sequence[Row], done: int, folder: Path) -> None:
+    """README.md with its pictures, rows.jsonl (without where the rows lay) and sweep.json.
+
+    sweep: command, experiment, task, table, and the number of jobs that were asked for, of which `done` have a row.
+    """
+    lines = [f"# {sweep['experiment']}, {sweep['task']}", "", f"    {sweep['command']}", ""]
+    if done < sweep["jobs"]:
+        lines += [f"{done} of {sweep['jobs']} jobs: the others failed, or were deleted.", ""]
+    if sweep["table"] is not None:
+        lines += table_beside_ours(rows, sweep["table"], folder)
+    groups, pictures = groups_of(rows), []
+    for number, (name, members) in enumerate(groups.items(), 1):
+        drawn = write_group(members, folder, f"{number}-" if len(groups) > 1 else "")
+        lines += [f"## {name}", "", "```text", table_of_jobs(members), "```", ""]
+        for path in drawn:
+            told = ["Samples from equal seeds:", ""] if path.suffix == ".webp" else []
+            lines += [*told, f"![{path.stem}]({path.name})", ""]
+        pictures += drawn
+    texts = [json.dumps({key: value for key, value in row.items() if key != "path"}) for row in rows]
+    write_atomically(folder / ROWS_FILE, ("\n".join(texts) + "\n").encode())
+    write_atomically(folder / "README.md", "\n".join(lines).encode())
+    write_atomically(folder / "sweep.json", (json.dumps(sweep, indent=1) + "\n").encode())
+    for path in [*folder.glob("*.png"), *folder.glob("*.webp")]:
+        if path not in pictures:  # of jobs that an earlier page showed
+            path.unlink()
+
+
+def write_additivity(found: Path, task: str, folder: Path) -> None:
+    """The page of experiments.additivity: its document, picture, and correlations as a table."""
+    from experiments.additivity import COLUMNS, explanation, lines_of_correlations
+
+    document = json.loads((found / "additivity.json").read_text())
+    command = f"python -m experiments.additivity task={task}"
+    lines = [f"# laptop_diff/additivity, {task}", "", f"    {command}", ""]
+    lines += [markdown(COLUMNS, lines_of_correlations(document)), "", explanation(document), ""]
+    if (found / "additivity.png").is_file():
+        write_atomically(folder / "additivity.png", (found / "additivity.png").read_bytes())
+        lines += ["![additivity](additivity.png)", ""]
+    else:
+        (folder / "additivity.png").unlink(missing_ok=True)  # of an earlier page
+    sweep = {"command": command, "experiment": "laptop_diff/additivity", "task": task, "table": None}
+    write_atomically(folder / "additivity.json", (json.dumps(document, separators=(",", ":")) + "\n").encode())
+    write_atomically(folder / "README.md", "\n".join(lines).encode())
+    write_atomically(folder / "sweep.json", (json.dumps(sweep, indent=1) + "\n").encode())
