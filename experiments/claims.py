@@ -2,8 +2,8 @@
 
     python -m experiments.claims experiments/results       writes claims.md there
 
-A difference counts where it is larger than that between seeds: the largest relative difference that the rows of
-experiment=seeds show in the same figure.
+A difference counts where it is larger than that between seeds: the largest relative difference in the same figure of the same
+model (pruned or trained) between the rows of experiment=seeds.
 """
 
 import argparse
@@ -19,12 +19,14 @@ from common.files import write_atomically
 from experiments.command_line import one_line_errors
 from experiments.lookup import find
 from experiments.paper_table import markdown
-from experiments.rows import Row, read_rows
+from experiments.rows import HIGHER_IS_BETTER, ROWS_FILE, Row, comparable, group_name, read_rows
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
-SEEDS = "seeds"  # the experiment that shows the noise
-HIGHER_IS_BETTER = ("caption_retrieval", "ssim", "psnr", "pickscore", "clip_score", "upward")
+SEEDS = "t2i/seeds"  # the rows that show the noise
+LEAST_SEEDS = 3
+PERCENT = ("caption_retrieval", "sparsity_actual", "upward")
 HOLDS, FAILS, OPEN, UNKNOWN = "holds", "does not hold", "within the noise", "not measured"
+SHORT = {HOLDS: "hold", FAILS: "do not", OPEN: "within the noise", UNKNOWN: "not measured"}
 
 
 def read_claims() -> list[dict[str, Any]]:
@@ -39,12 +41,13 @@ def relative(a: float, b: float) -> float:
     return (b - a) / max(abs(a), abs(b)) if a != b else 0.0
 
 
-def noise(rows: Sequence[Row], metric: str) -> float:
-    """The largest relative difference between two of the rows; 0 where they do not have the figure."""
+def noise(rows: Sequence[Row], metric: str, model: str = "student") -> float:
+    """The largest relative difference between two of the rows; 0 for what seeds do not change, as the number of zeros."""
     from experiments.lookup import figures_of
 
-    values = [value for row in rows if isinstance(value := figures_of(row, {}).get(metric), int | float)]
-    return abs(relative(min(values), max(values))) if values else 0.0
+    values = [figures_of(row, {"model": model}).get(metric) for row in rows]
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return abs(relative(min(known), max(known))) if known else 0.0
 
 
 class Evidence:
@@ -52,11 +55,23 @@ class Evidence:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.seeds = read_rows([folder / SEEDS])
+        if not (folder / SEEDS).is_dir() or len(seeds := read_rows([folder / SEEDS])) < LEAST_SEEDS:
+            raise InputError(
+                f"{folder / SEEDS} must hold {LEAST_SEEDS} rows of experiment=seeds: they tell what a difference means."
+            )
+        self.seeds = seeds
 
     def rows(self, claim: Mapping[str, Any]) -> list[Row]:
+        """The rows of a claim's experiments, none where one has not been published; InputError when they do not compare."""
         folders = [self.folder / name for name in claim.get("experiments", [])]
-        return read_rows(folders) if folders and all(folder.is_dir() for folder in folders) else []
+        if not folders or not all((folder / ROWS_FILE).is_file() for folder in folders):
+            return []
+        rows = read_rows(folders)
+        if len({comparable(row) for row in rows}) > 1:
+            raise InputError(
+                f"The rows of {', '.join(map(str, folders))} differ in teacher, data or protocol: {claim['claim']!r}."
+            )
+        return rows
 
     def value(self, claim: Mapping[str, Any], rows: Sequence[Row], selector: Mapping[str, Any], metric: str) -> float | None:
         """The figure that a selector means; None where it was not measured."""
@@ -88,20 +103,25 @@ def cases(check: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any
 
 def number(value: float, metric: str) -> str:
     """A figure in few digits."""
-    if metric in ("caption_retrieval", "sparsity_actual", "upward"):
+    if metric in PERCENT:
         return f"{100 * value:.1f} %"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def verdict(check: Mapping[str, Any], values: Sequence[float], metric: str, margin: float) -> str:
-    """Whether the values are as the check expects: in the order from best to worst, or within its bounds."""
+    """Whether the values are as the check expects: in the order from best to worst, or within its bounds.
+
+    margin: the relative difference up to which nothing can be told.
+    """
     if "order" in check:
         sign = -1 if metric in HIGHER_IS_BETTER else 1
         gains = [sign * relative(better, worse) for better, worse in pairwise(values)]
         if any(gain < -margin for gain in gains):
             return FAILS
         return HOLDS if all(gain > margin for gain in gains) else OPEN
-    value = values[0] / values[1] if len(values) > 1 else values[0]
+    value = values[0] if len(values) == 1 else values[0] / values[1] if values[1] else math.inf
+    if any(math.isfinite(bound) and abs(relative(value, bound)) < margin for bound in (check["from"], check["to"])):
+        return OPEN
     return HOLDS if check["from"] <= value <= check["to"] else FAILS
 
 
@@ -115,7 +135,9 @@ def check_claim(claim: Mapping[str, Any], evidence: Evidence) -> tuple[list[str]
             if any(value is None for value in values):
                 verdicts.append(UNKNOWN)
                 continue
-            found = verdict(check, values, metric, noise(evidence.seeds, metric))
+            models = [selector.get("model", "student") for selector in selectors if selector.get("model") != "teacher"]
+            margin = check.get("margin", max((noise(evidence.seeds, metric, model) for model in models), default=0.0))
+            found = verdict(check, values, metric, margin)
             name = selectors[0].get("path", metric).replace("_", " ")
             told = (" against " if len(values) == 2 else ", ").join(number(value, metric) for value in values)
             texts.append(f"{name} {told}{'' if found == HOLDS else f' ({found})'}")
@@ -124,9 +146,9 @@ def check_claim(claim: Mapping[str, Any], evidence: Evidence) -> tuple[list[str]
 
 
 def summary(verdicts: Sequence[str]) -> str:
-    """One verdict where all comparisons agree, else how many hold."""
-    kinds = set(verdicts)
-    return kinds.pop() if len(kinds) == 1 else f"holds in {verdicts.count(HOLDS)} of {len(verdicts)}"
+    """One verdict where all comparisons agree, else how many of each."""
+    kinds = [kind for kind in (HOLDS, FAILS, OPEN, UNKNOWN) if kind in verdicts]
+    return kinds[0] if len(kinds) == 1 else ", ".join(f"{verdicts.count(kind)} {SHORT[kind]}" for kind in kinds)
 
 
 def page(claims: Sequence[Mapping[str, Any]], evidence: Evidence) -> str:
@@ -142,6 +164,7 @@ def page(claims: Sequence[Mapping[str, Any]], evidence: Evidence) -> str:
         f"{metric.replace('_', ' ')} {100 * noise(evidence.seeds, metric):.1f} %"
         for metric in ("distance", "caption_retrieval", "latent_mse", "time")
     )
+    seeds = group_name(evidence.seeds[0]).replace(f", seed {evidence.seeds[0]['settings']['seed']}", "")
     return "\n".join(
         [
             "# Claims",
@@ -149,8 +172,8 @@ def page(claims: Sequence[Mapping[str, Any]], evidence: Evidence) -> str:
             "What the papers claim of large models, looked for in the small ones of this project: other models, data and",
             "metrics, so that only the direction of a claim can be compared. *distance* is a Fréchet distance over the",
             "features that the result pages name, never FID. Values stand from the one that should be best to the worst. A",
-            f"difference counts that is larger than between three seeds of one job: {margins}",
-            f"(`{evidence.command(SEEDS)}`).",
+            f"difference counts that is larger than between {len(evidence.seeds)} seeds of one job ({seeds}), for a trained",
+            f"student: {margins} (`{evidence.command(SEEDS)}`).",
             "",
             markdown(["", "claim", "published", "measured here", "verdict", "rows"], lines),
             "",
@@ -168,8 +191,6 @@ def page(claims: Sequence[Mapping[str, Any]], evidence: Evidence) -> str:
 def check(arguments: argparse.Namespace) -> None:
     """Writes the page and tells how many claims were measured."""
     claims = read_claims()
-    if not (arguments.results / SEEDS).is_dir():
-        raise InputError(f"{arguments.results} holds no rows of experiment={SEEDS}, which tell what a difference means.")
     evidence = Evidence(arguments.results)
     write_atomically(arguments.results / "claims.md", page(claims, evidence).encode())
     verdicts = [check_claim(claim, evidence)[1] for claim in claims]

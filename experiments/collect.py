@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.command_line import one_line_errors
-from experiments.rows import changed_settings, groups_of, read_rows
+from experiments.rows import changed_settings, distance_name, groups_of, left, method_name, read_rows, recipe, student
 from experiments.tables import flatten, write_csv, write_parquet
 
 
@@ -21,7 +21,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     console = Console(width=80)
     for name, members in groups_of(rows).items():
         teacher = members[0]["models"]["teacher"]
-        distance = next((key for key in teacher if key.startswith(("fd_", "fad_"))), "")
+        distance = distance_name(members[0])
         console.print(table_of(members, distance))
         retrieval = f", retrieval {100 * teacher['caption_retrieval']:.0f} %" if "caption_retrieval" in teacher else ""
         console.print(
@@ -43,14 +43,13 @@ def table_of(rows: list[dict[str, Any]], distance: str) -> Any:
 
     lines: dict[str, list[str]] = {}
     for row, settings in zip(rows, changed_settings(rows), strict=True):
-        models, choices = row["models"], row.get("choices", {})
-        last, teacher = models["distilled" if "distilled" in models else "pruned"], models["teacher"]
-        left = last.get("nonzero_parameters", last["parameters"]) / teacher["parameters"]
+        models = row["models"]
+        last, teacher = models[student(row)], models["teacher"]
         for title, text in {
-            "method": choices.get("method", ""),
+            "method": method_name(row),
             "setting": settings,
-            "distill": f"{choices.get('distill', '')} {row['settings']['distill']['steps']}",
-            "left": f"{100 * left:.0f}%",
+            "distill": recipe(row),
+            "left": f"{100 * left(row, last):.0f}%",
             "file": f"{100 * file_bytes(last) / file_bytes(teacher):.0f}%" if "sparse_file" in last else "",
             "time": f"{last['latency']['ratio']:.2f}x",
             "FD": arrow(models, distance, "{:.0f}"),

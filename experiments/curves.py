@@ -5,11 +5,12 @@ over optimiser steps                              of jobs with evaluation.every 
 over sampling steps                               of jobs with evaluation.more_steps (L1-Diff's table)
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.rows import KNOBS, Row, distance_name, labels, method_name, metric_names, setting, student
+from experiments.rows import HIGHER_IS_BETTER, KNOBS, Row, distance_name, labels, method_name, metric_names, setting, student
 
 Points = list[tuple[float, float]]
 # what a job costs: title, and how to read it from the row
@@ -73,8 +74,15 @@ def draw_cost(axis: Any, rows: Sequence[Row], metric: str, name: str) -> None:
     axis.set(xlabel=COSTS[name][0])
 
 
+def teacher_level(rows: Sequence[Row], metric: str) -> float | None:
+    """The teacher's figure, the same in all rows of a group that have it."""
+    return next((row["models"]["teacher"][metric] for row in rows if metric in row["models"]["teacher"]), None)
+
+
 def draw_teacher(axis: Any, rows: Sequence[Row], metric: str) -> None:
-    axis.axhline(rows[0]["models"]["teacher"][metric], color="k", linewidth=0.8, linestyle="--", label="teacher")
+    level = teacher_level(rows, metric)
+    if level is not None:
+        axis.axhline(level, color="k", linewidth=0.8, linestyle="--", label="teacher")
 
 
 def draw_training(axis: Any, rows: Sequence[Row], metric: str) -> None:
@@ -151,10 +159,22 @@ def plot_data(rows: Sequence[Row]) -> dict[str, Any]:
             }
         )
     teacher = {metric: [sampling_points(row, "teacher", metric) for row in rows] for metric in metrics}
-    return {
-        "metrics": metrics,
-        "costs": {name: COSTS[name][0] for name in names},
-        "jobs": jobs,
-        "teacher": metrics_of(rows[0]["models"]["teacher"]),
-        "teacher_sampling": {metric: max(lines, key=len) for metric, lines in teacher.items()},
-    }
+    return without_nan(
+        {
+            "metrics": metrics,
+            "higher": [metric for metric in metrics if metric in HIGHER_IS_BETTER],
+            "costs": {name: COSTS[name][0] for name in names},
+            "jobs": jobs,
+            "teacher": {metric: teacher_level(rows, metric) for metric in metrics},
+            "teacher_sampling": {metric: max(lines, key=len) for metric, lines in teacher.items()},
+        }
+    )
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None for every number that is none, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,6 +8,7 @@ from torch import nn
 
 from common.pictures import save_figure, short_path
 from common.plans import Plan
+from experiments.rows import distance_name
 
 # title, how to read it from a model's figures, format, whether less is better (None: neither)
 COLUMNS = (
@@ -79,7 +80,7 @@ def reached_note(row: dict[str, Any]) -> str:
 
 def steps_note(row: dict[str, Any]) -> str:
     """The Fréchet distances over numbers of sampling steps and during training, where they were measured; else ""."""
-    name = next(key for key in row["models"]["teacher"] if key.startswith(("fd_", "fad_")))
+    name = distance_name(row)
     lines = []
     if row.get("by_steps"):
         by_steps = {int(steps): models for steps, models in row["by_steps"].items()} | {row["protocol"]["steps"]: row["models"]}

@@ -4,7 +4,7 @@ A selector is a mapping from settings ("method.ratio", "init") or choices ("meth
 that a row must have, and of these that tell which figures of the row are meant:
 
     model   teacher, pruned, or student: what the job ended with (the default)
-    at      the share of the training after which they were measured, from 0 to 1: the nearest there is
+    at      the share of the training after which they were measured, from 0 to 1, give or take TOLERANCE
     steps   sampling steps, where the row holds several numbers of them
 """
 
@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import InputError
-from experiments.rows import Row, distance_name, flat, metric_names, student, value_of
+from experiments.rows import Row, distance_name, flat, left, metric_names, student, value_of
 
 WHICH = ("model", "at", "steps")  # of the figures; all else is compared with the row
+TOLERANCE = 0.04  # of the training
 Selector = Mapping[str, Any]
 
 
@@ -50,12 +51,12 @@ def figures_of(row: Row, selector: Selector) -> dict[str, Any]:
         total = row["settings"]["distill"]["steps"]
         moments = {0: models["pruned"], total: models[student(row)], **{point["step"]: point for point in row.get("curve", [])}}
         step = min(moments, key=lambda step: abs(step - share * total))
-        found |= moments[step]
-        found["after"] = step / total if total else 0.0
+        near = abs(step - share * total) <= TOLERANCE * total
+        found |= dict.fromkeys(metric_names([row])) | (moments[step] if near else {})  # what was not measured then is not known
+        found["after"] = step / total if near and total else None
     found = flat(found)
     found["distance"] = found.get(distance_name(row))
-    dense = models["teacher"]["parameters"]
-    found["left"] = found.get("nonzero_parameters", found.get("parameters", math.nan)) / dense
+    found["left"] = left(row, found)
     found["time"] = found.get("latency_ratio")
     sites = [edit["site"] for edit in row["plan"]]
     found["upward"] = sum(site.startswith("up_blocks") for site in sites) / len(sites) if sites else math.nan

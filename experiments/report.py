@@ -8,6 +8,7 @@ Rows of different tasks, teachers or protocols are not comparable: each group ha
 import argparse
 import base64
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from common.files import write_atomically
 from experiments.command_line import one_line_errors
 from experiments.curves import COSTS, cost, draw_curves, plot_data
 from experiments.paper_table import note, paper_table
-from experiments.rows import Row, groups_of, labels, metric_names, read_rows, student
+from experiments.rows import Row, groups_of, labels, metric_names, read_rows, recipe, student
 
 TEMPLATE = Path(__file__).with_name("report.html")
 PICTURES = {"samples.png": "samples from equal seeds", "plan.png": "plan", "scores.png": "scores", "sparsity.png": "sparsity"}
@@ -59,8 +60,8 @@ def table(rows: Sequence[Row]) -> dict[str, Any]:
     for label, row in zip(labels(rows), rows, strict=True):
         who = student(row)
         figures = [cost(row, who, name) for name in names] + [row["models"][who].get(metric) for metric in metrics]
-        distill = f"{row.get('choices', {}).get('distill', '')} {row['settings']['distill']['steps']}"
-        cells.append([label, distill, *figures, row.get("command", "")])
+        finite = [value if value is None or math.isfinite(value) else None for value in figures]
+        cells.append([label, recipe(row), *finite, row.get("command", "")])
     return {"columns": ["job", "distill", *(COSTS[name][0] for name in names), *metrics, "command"], "cells": cells}
 
 

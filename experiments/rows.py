@@ -8,6 +8,8 @@ from typing import Any
 
 from common.errors import InputError
 
+SAMPLED_BY = ("images", "reference_images", "steps", "guidance_scale", "split", "seed")  # of a protocol
+HIGHER_IS_BETTER = ("caption_retrieval", "ssim", "psnr", "pickscore", "clip_score")
 KNOBS = ("variant", "k", "ratio", "parameters", "sparsity")  # what a sweep of a method is usually over
 COUNTS = (  # whole numbers beside the metrics of a model
     "parameters",
@@ -63,7 +65,8 @@ def texts_below(folder: Path) -> Iterator[tuple[str, str]]:
 def setting(row: Row) -> str:
     """The values of the method's own knobs, such as "0.5", "base" or "published 0.7"; knobs that are null are left out."""
     method = row["settings"]["method"]
-    return " ".join(str(method[name]) for name in KNOBS if method.get(name) is not None)
+    given = {name: method[name] for name in KNOBS if method.get(name) is not None}
+    return " ".join(f"{name}={value}" if name == "parameters" else str(value) for name, value in given.items())
 
 
 def distance_name(row: Row) -> str:
@@ -97,7 +100,9 @@ def value_of(row: Row, name: str) -> Any:
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
-    """What a legend calls each job: its method with what differs, and where that is not enough its recipe, init or seed."""
+    """What a legend calls each job, no two alike: its method with what differs, where that is not enough its recipe, init or
+    seed, and at last a number.
+    """
     found = [f"{method_name(row)} {words}".strip() for row, words in zip(rows, changed_settings(rows), strict=True)]
     for name in TELLING:
         values = [value_of(row, name) for row in rows]
@@ -107,15 +112,39 @@ def labels(rows: Sequence[Row]) -> list[str]:
         for place, (label, value) in enumerate(zip(found.copy(), values, strict=True)):
             if label in differ:
                 found[place] = f"{label} {in_words(name.rpartition('.')[2], value)}"
-    return found
+    return [
+        f"{label} #{found[: place + 1].count(label)}" if found.count(label) > 1 else label for place, label in enumerate(found)
+    ]
 
 
 def groups_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows by group_name, in the order of setting and method."""
+    """The rows that can be compared, by group_name, in the order of setting and method."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (setting(row), method_name(row))):
-        groups.setdefault(group_name(row), []).append(row)
-    return groups
+        groups.setdefault(comparable(row), []).append(row)
+    names = [group_name(members[0]) for members in groups.values()]
+    numbered = [
+        f"{name} ({names[:place].count(name) + 1})" if names.count(name) > 1 else name for place, name in enumerate(names)
+    ]
+    return dict(zip(numbered, groups.values(), strict=True))
+
+
+def comparable(row: Row) -> str:
+    """What rows must have in common for their figures to be comparable: teacher, data, features, and how was sampled."""
+    settings = row["settings"]
+    task = {name: settings["task"].get(name) for name in ("name", "data", "features")}
+    protocol = {name: row["protocol"].get(name) for name in SAMPLED_BY}
+    return json.dumps([task, settings["teacher"], settings["seed"], protocol], sort_keys=True)
+
+
+def recipe(row: Row) -> str:
+    """How the student was trained, in two words: the recipe and its optimiser steps."""
+    return f"{row.get('choices', {}).get('distill', '')} {row['settings']['distill']['steps']}"
+
+
+def left(row: Row, figures: dict[str, Any]) -> float:
+    """The share of the teacher's parameters that a model has and that are not zero."""
+    return figures.get("nonzero_parameters", figures["parameters"]) / row["models"]["teacher"]["parameters"]
 
 
 def student(row: Row) -> str:
@@ -127,7 +156,8 @@ def group_name(row: Row) -> str:
     """What rows of one table have in common: task, teacher and protocol."""
     settings, protocol = row["settings"], row["protocol"]
     what = f"{settings['task']['name']}, teacher {settings['teacher']['path']}, seed {settings['seed']}"
-    return f"{what}, {protocol['images']} images of {protocol['steps']} steps"
+    guidance = f", guidance {protocol['guidance_scale']:g}" if protocol.get("guidance_scale") else ""
+    return f"{what}, {protocol['images']} images of {protocol['steps']} steps{guidance}"
 
 
 def changed_settings(rows: Sequence[Row]) -> list[str]:

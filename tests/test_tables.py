@@ -54,7 +54,9 @@ def test_each_line_of_a_table_means_one_job(experiment):
 
 @pytest.mark.parametrize("claim", read_claims(), ids=lambda claim: claim["claim"])
 def test_each_claim_means_one_job_in_every_comparison(claim):
-    rows = [row for experiment in claim.get("experiments", []) for row in sweep(experiment)[0]]
+    folders = [name.partition("/") for name in claim.get("experiments", [])]  # <task>/<experiment>
+    rows = [row for _, _, experiment in folders for row in sweep(experiment)[0]]
+    assert all(row["settings"]["task"]["name"] == task for task, _, experiment in folders for row in sweep(experiment)[0])
     for check in claim["checks"]:
         assert ("order" in check) != ("value" in check)
         for _, selectors in cases(check):

@@ -10,24 +10,22 @@ from experiments import claims
 from experiments.claims import FAILS, HOLDS, OPEN, UNKNOWN, Evidence, check, check_claim, noise, summary, verdict
 from experiments.rows import read_rows
 from tests.experiments.test_collect import job
-from tests.experiments.test_curves import extend
+
+DISTANCES = {"x/table/a": 1600.0, "x/table/b": 2000.0, "t2i/seeds/0": 1600.0, "t2i/seeds/1": 1616.0, "t2i/seeds/2": 1608.0}
 
 
 @pytest.fixture
 def results(tmp_path):
-    """Two experiments, and seeds that differ by about 1 % in distance."""
-    for folder, method, ratio in (
-        ("x/table/a", "good", 0.5),
-        ("x/table/b", "bad", 0.5),
-        ("seeds/0", "s", 0.5),
-        ("seeds/1", "s", 0.5),
-    ):
-        job(tmp_path / folder, method, ratio)
-    for folder, distance in (("x/table/a", 1600.0), ("x/table/b", 2000.0), ("seeds/0", 1600.0), ("seeds/1", 1616.0)):
-        row = json.loads((tmp_path / folder / "result.json").read_text())
+    """Published rows of two experiments: one of a good and a bad method, and seeds that differ by about 1 % in distance."""
+    for name, distance in DISTANCES.items():
+        method = {"x/table/a": "good", "x/table/b": "bad"}.get(name, "s")
+        row = job(tmp_path / "jobs" / name, method)
         row["models"]["distilled"]["fd_effnet"] = distance
-        extend(tmp_path / folder, models=row["models"])
-    return tmp_path
+        rows = (tmp_path / "results" / name).parent / "rows.jsonl"
+        rows.parent.mkdir(parents=True, exist_ok=True)
+        with rows.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    return tmp_path / "results"
 
 
 def test_the_order_of_two_values_and_the_noise():
@@ -40,12 +38,18 @@ def test_the_order_of_two_values_and_the_noise():
     between = {"value": {}, "from": 0.9, "to": 1.1}
     assert verdict(between, [1.0], "time", 0) == HOLDS and verdict(between, [2.0], "time", 0) == FAILS
     assert verdict(between, [2.0, 2.0], "time", 0) == HOLDS
-    assert summary([HOLDS, HOLDS]) == HOLDS and summary([HOLDS, FAILS]) == "holds in 1 of 2"
+    assert verdict(between, [1.12], "distance", 0.05) == OPEN  # as near to a bound as seeds are to each other
+    assert verdict(between, [1.0, 0.0], "distance", 0.0) == FAILS
+    below = {"value": {}, "from": float("-inf"), "to": 1, "margin": 0.02}
+    assert [verdict(below, [a, 0.9], "within", 0.02) for a in (-0.1, 0.85, 0.89, 0.95)] == [HOLDS, HOLDS, OPEN, FAILS]
+    assert summary([HOLDS, HOLDS]) == HOLDS and summary([HOLDS, FAILS]) == "1 hold, 1 do not"
+    assert summary([HOLDS, UNKNOWN]) == "1 hold, 1 not measured"
 
 
 def test_noise_is_what_seeds_differ_by(results):
-    assert noise(read_rows([results / "seeds"]), "distance") == pytest.approx(16 / 1616)
-    assert noise(read_rows([results / "seeds"]), "nothing") == 0.0
+    seeds = read_rows([results / "t2i" / "seeds"])
+    assert noise(seeds, "distance") == pytest.approx(16 / 1616)
+    assert noise(seeds, "distance", "pruned") == noise(seeds, "nothing") == 0.0
 
 
 def test_a_claim_is_checked_against_its_rows(results):
@@ -89,8 +93,25 @@ def test_the_page(results, capsys, monkeypatch):
     assert "distance 1.0 %" in text and "1 of 1 claims measured" in capsys.readouterr().out
 
 
-def test_without_seeds_nothing_is_told(tmp_path):
+def test_rows_of_other_protocols_are_not_compared(results):
+    path = results / "x" / "table" / "rows.jsonl"
+    first, second = map(json.loads, path.read_text().splitlines())
+    second["protocol"]["images"] += 1
+    path.write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
+    claim = {
+        "claim": "good is better",
+        "experiments": ["x/table"],
+        "checks": [{"order": [{"method": "good"}, {"method": "bad"}]}],
+    }
+    with pytest.raises(InputError, match="differ in teacher, data or protocol: 'good is better'"):
+        check_claim(claim, Evidence(results))
+
+
+def test_without_seeds_nothing_is_told(tmp_path, results, capsys):
     with pytest.raises(SystemExit):
         check(argparse.Namespace(results=tmp_path))
-    with pytest.raises(InputError):
-        Evidence(tmp_path)
+    path = results / "t2i" / "seeds" / "rows.jsonl"
+    path.write_text("\n".join(path.read_text().splitlines()[:2]))
+    with pytest.raises(SystemExit):
+        check(argparse.Namespace(results=results))
+    assert capsys.readouterr().err.count("must hold 3 rows of experiment=seeds") == 2

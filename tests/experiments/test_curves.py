@@ -4,7 +4,7 @@ import json
 
 from PIL import Image
 
-from experiments.curves import cost, draw_curves, sampling_points, training_points
+from experiments.curves import cost, draw_curves, plot_data, sampling_points, training_points
 from experiments.rows import read_rows
 from tests.experiments.test_collect import job
 
@@ -41,3 +41,19 @@ def test_the_picture_has_a_panel_for_what_the_rows_hold(tmp_path):
     draw_curves(read_rows([tmp_path]), tmp_path / "all.png")
     with Image.open(tmp_path / "costs.png") as costs, Image.open(tmp_path / "all.png") as whole:
         assert costs.width == whole.width and whole.height == 2 * costs.height
+
+
+def test_what_is_no_number_or_missing_does_not_break_the_page(tmp_path):
+    row = job(tmp_path / "a")
+    row["models"]["distilled"]["fd_effnet"] = float("nan")
+    extend(tmp_path / "a", models=row["models"])
+    row = job(tmp_path / "b", ratio=0.7)
+    for figures in row["models"].values():
+        figures["ssim"] = 0.5
+    extend(tmp_path / "b", models=row["models"])
+    rows = read_rows([tmp_path])
+    data = plot_data(rows)
+    json.dumps(data, allow_nan=False)
+    assert data["jobs"][0]["metrics"]["fd_effnet"] is None and data["teacher"]["ssim"] == 0.5
+    draw_curves(rows, tmp_path / "ssim.png", "ssim")
+    assert (tmp_path / "ssim.png").is_file()

@@ -34,8 +34,9 @@ def test_the_moment_the_model_and_what_follows_from_them(tmp_path):
     )
     rows = read_rows([tmp_path])
     assert find(rows, {})["distance"] == 1600.0 and find(rows, {"model": "pruned"})["distance"] == 2500.0
-    found = [find(rows, {"at": share}) for share in (0, 0.3, 0.9)]
-    assert [(f["distance"], f["after"]) for f in found] == [(2500.0, 0.0), (1900.0, 0.25), (1600.0, 1.0)]
+    found = [find(rows, {"at": share}) for share in (0, 0.27, 0.97, 0.5)]
+    assert [(f["distance"], f["after"]) for f in found] == [(2500.0, 0.0), (1900.0, 0.25), (1600.0, 1.0), (None, None)]
+    assert found[1]["caption_retrieval"] is None  # only the distance is measured on the way
     assert found[1]["left"] == 0.5  # the size does not change on the way
     assert find(rows, {"steps": 50})["distance"] == 1400.0
     assert find(rows, {"steps": 10})["distance"] is None
