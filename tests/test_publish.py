@@ -1,17 +1,151 @@
-"""A sweep of real small jobs, published: pages, rows that can be read again, samples."""
+"""Sweeps, published: pages, rows that can be read again, samples; what is broken or gone is told and stops nothing."""
 
+import argparse
 import json
+import os
+import shutil
 
+import pytest
+import torch
 from PIL import Image
 
-from experiments.rows import read_rows
+from common.files import write_json
+from experiments import evaluate, job_report, result_pages
+from experiments.objectives import FIGURES
+from experiments.publish import publish
+from experiments.rows import flat, read_rows
 from tests.commands import run
-from tests.small_jobs import job
+from tests.experiments.test_collect import job
+from tests.small_jobs import job as small_job
+
+TABLE = {
+    "title": "Table 7",
+    "source": "a paper",
+    "columns": ["FID"],
+    "lines": [{"name": "half", "published": ["12.37"], "ours": {"method.ratio": 0.5}}],
+}
+
+
+def recorded(outputs, name, folders, table=None, jobs=None, experiment="x/main"):
+    """The record of a sweep over jobs in `folders`, those that end in "!" having failed."""
+    sweep = {"command": f"python run.py -m experiment={experiment} outputs=/there", "experiment": experiment, "task": "t2i"}
+    write_json(outputs / "sweeps" / name / "sweep.json", {**sweep, "table": table, "jobs": jobs})
+    for number, folder in enumerate(folders):
+        error = "bad luck" if folder.endswith("!") else None
+        record = {"run": "a", "folder": folder.rstrip("!"), "command": "python run.py", "error": error}
+        write_json(outputs / "sweeps" / name / "jobs" / f"{number:06d}.json", record)
+
+
+def published(outputs, code=None):
+    """Where the pages are; `code`: how the command ends, other than well."""
+    arguments = argparse.Namespace(outputs=outputs, out=outputs.parent / "pages")
+    if code is None:
+        publish(arguments)
+    else:
+        with pytest.raises(SystemExit) as ended:
+            publish(arguments)
+        assert ended.value.code == code
+    return arguments.out
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    """Two jobs of one task, one of another."""
+    for folder, ratio in (("t2i/m/a", 0.5), ("t2i/m/b", 0.25), ("uig/m/c", 0.5)):
+        job(tmp_path / "outputs" / folder, ratio=ratio)
+    path = tmp_path / "outputs" / "uig/m/c/result.json"
+    row = json.loads(path.read_text())
+    row["choices"]["task"] = "uig"
+    write_json(path, row)
+    return tmp_path / "outputs"
+
+
+def test_each_task_has_its_pages(outputs, capsys):
+    recorded(outputs, "both", ["t2i/m/a", "t2i/m/b", "t2i/m/d!", "uig/m/c"], TABLE)
+    pages = published(outputs)
+    text = (pages / "t2i/x/main/README.md").read_text()
+    assert "# x/main, t2i" in text and "2 of 3 jobs" in text and "| half | 12.37 |" in text and "outputs=" not in text
+    assert "![fd_effnet](fd_effnet.png)" in text and (pages / "t2i/x/main/fd_effnet.png").is_file()
+    assert " jobs:" not in (pages / "uig/x/main/README.md").read_text()
+    assert len(read_rows([pages / "t2i"])) == 2 and len(read_rows([pages / "uig"])) == 1
+    index = (pages / "README.md").read_text()
+    assert "## t2i\n\n- [x/main](t2i/x/main/README.md): Table 7" in index and "## uig" in index and "claims.md" not in index
+    (pages / "t2i" / "claims.md").touch()
+    assert "[claims.md](t2i/claims.md)" in (published(outputs) / "README.md").read_text()
+
+
+def test_the_sweep_with_most_jobs_is_shown_and_the_later_one_among_equals(outputs):
+    recorded(outputs, "whole", ["t2i/m/a", "t2i/m/b"])
+    recorded(outputs, "test", ["t2i/m/a"])
+    os.utime(outputs / "sweeps/whole/sweep.json", (1, 1))
+    pages = published(outputs)
+    assert len(read_rows([pages])) == 2
+    recorded(outputs, "later", ["t2i/m/a", "uig/m/c"], experiment="x/main")
+    job(outputs / "t2i/m/new", ratio=0.75)
+    recorded(outputs, "newest", ["t2i/m/a", "t2i/m/new"])
+    os.utime(outputs / "t2i/m/new/result.json", (9e9, 9e9))
+    ratios = {row["settings"]["method"]["ratio"] for row in read_rows([published(outputs) / "t2i"])}
+    assert ratios == {0.5, 0.75}
+
+
+def test_one_bad_sweep_stops_no_other(outputs, capsys):
+    recorded(outputs, "a-bad", ["t2i/m/a"], experiment="x/bad")
+    (outputs / "sweeps/a-bad/jobs/000000.json").write_text("{")
+    recorded(outputs, "good", ["t2i/m/a", "t2i/m/b"], {**TABLE, "lines": [{"name": "any", "published": ["1"], "ours": {}}]})
+    pages = published(outputs, code=1)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and told[0].startswith(f"not published: {outputs / 'sweeps' / 'a-bad'}: JSONDecodeError")
+    assert "means 2 rows" in told[1]
+    assert "No table beside the published one (Table 7): " in (pages / "t2i/x/main/README.md").read_text()
+    assert "x/main" in (pages / "README.md").read_text() and "x/bad" not in (pages / "README.md").read_text()
+
+
+def test_deleted_jobs_and_pictures_of_them(outputs):
+    recorded(outputs, "s", ["t2i/m/a", "t2i/m/b"], jobs=4)
+    folder = published(outputs) / "t2i/x/main"
+    assert "2 of 4 jobs" in (folder / "README.md").read_text()
+    (folder / "2-fd_effnet.png").touch()
+    (folder / "samples.webp").touch()
+    shutil.rmtree(outputs / "t2i/m/b")
+    published(outputs)
+    assert "1 of 4 jobs" in (folder / "README.md").read_text() and len(read_rows([folder])) == 1
+    assert sorted(path.name for path in folder.iterdir() if path.suffix in (".png", ".webp")) == [
+        "caption_retrieval.png",
+        "fd_effnet.png",
+    ]
+
+
+def test_jobs_of_the_same_name_have_each_a_line_of_samples(outputs, monkeypatch, tmp_path):
+    rows = read_rows([outputs / "t2i"])
+    images = dict.fromkeys(("teacher", "distilled"), torch.zeros(8, 3, 4, 4, dtype=torch.uint8))
+    drawn = {}
+    monkeypatch.setattr(result_pages, "labels", lambda rows: ["same"] * len(rows))
+    monkeypatch.setattr(result_pages, "first_samples", lambda row: images)
+    monkeypatch.setattr(evaluate, "evaluation_prompts", lambda cfg: ([""] * 8, None))
+    monkeypatch.setattr(job_report, "draw_samples", lambda path, lines, captions: drawn.update(lines))
+    result_pages.draw_sheet(rows, tmp_path / "samples.webp")
+    assert list(drawn) == ["teacher", "same", "same b"]
+
+
+def test_the_newest_additivity_of_a_task(tmp_path):
+    figures = {"pearson": 0.91, "spearman": 0.92, "within": 0.93, "slope": 1.5}
+    for name, time in (("old", 1), ("new", 2)):
+        criteria = {"output": {"own": figures, "output": figures}, "random": {"own": None, "output": figures}}
+        path = tmp_path / "outputs/t2i/additivity" / name / "additivity.json"
+        write_json(path, {"name": name, "sizes": [2, 4], "layers": 38, "criteria": criteria})
+        os.utime(path, (time, time))
+    Image.new("RGB", (4, 4)).save(tmp_path / "outputs/t2i/additivity/new/additivity.png")
+    pages = published(tmp_path / "outputs")
+    folder = pages / "t2i/laptop_diff/additivity"
+    assert json.loads((folder / "additivity.json").read_text())["name"] == "new" and (folder / "additivity.png").is_file()
+    text = (folder / "README.md").read_text()
+    assert "| output | 0.91 | 0.92 | 0.93 | 1.50 | 0.91 |" in text and "| random |  |  |  |  | 0.91 |" in text
+    assert "`python -m experiments.additivity task=t2i`" in (pages / "README.md").read_text()
 
 
 def test_a_sweep_becomes_pages(tiny_teacher_folder, tmp_path):
     outputs, pages = tmp_path / "outputs", tmp_path / "pages"
-    script, *arguments = job("t2i", tiny_teacher_folder, outputs, "experiment=ld_pruner/table3", "evaluation.every=2")
+    script, *arguments = small_job("t2i", tiny_teacher_folder, outputs, "experiment=ld_pruner/table3", "evaluation.every=2")
     done = run(script, "-m", *arguments)
     assert done.returncode == 0, done.stderr
     assert "LD-Pruner, table 3" in done.stdout and "389.96" in done.stdout
@@ -19,15 +153,23 @@ def test_a_sweep_becomes_pages(tiny_teacher_folder, tmp_path):
     assert "389.96" in report.read_text()
     done = run("-m", "experiments.publish", str(outputs), "--out", str(pages))
     assert done.returncode == 0, done.stderr
-    folder = pages / "ld_pruner" / "table3-t2i"
+    folder = pages / "t2i" / "ld_pruner" / "table3"
     text = (folder / "README.md").read_text()
-    assert "| preserved, 50k | 15.43 | \\| |" in text and f"outputs={outputs}" not in text
+    assert "| preserved, 50k | 15.43 | \\| |" in text and f"outputs={outputs}" not in text and " of 2 jobs" not in text
     assert sorted(path.name for path in folder.glob("*.png"))[0] == "caption_retrieval.png"
     with Image.open(folder / "samples.webp") as sheet:
         assert sheet.width > sheet.height  # the teacher and two students, eight samples each
-    assert len(read_rows([pages])) == 2 and {row["settings"]["init"] for row in read_rows([pages])} == {"preserved", "scratch"}
-    assert "ld_pruner/table3-t2i/README.md" in (pages / "README.md").read_text()
-    rows = folder / "rows.jsonl"
-    rows.write_text(rows.read_text().splitlines()[0] + "\n{broken\n")
+    rows = read_rows([pages])
+    assert len(rows) == 2 and {row["settings"]["init"] for row in rows} == {"preserved", "scratch"}
+    assert all(FIGURES.fullmatch(name) for row in rows for name in flat(row["models"]["distilled"]))
+    assert "t2i/ld_pruner/table3/README.md" in (pages / "README.md").read_text()
+    lines = folder / "rows.jsonl"
+    lines.write_text(lines.read_text().splitlines()[0] + "\n{broken\n")
     assert len(read_rows([pages])) == 1
     assert "table 3" in json.loads((folder / "sweep.json").read_text())["table"]["title"]
+    for path in outputs.glob("t2i/*/*"):
+        shutil.rmtree(path / "plan")
+        shutil.rmtree(path / "samples")
+    done = run("-m", "experiments.publish", str(outputs), "--out", str(pages))
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert len(read_rows([pages])) == 2 and not (folder / "samples.webp").exists()
