@@ -47,7 +47,10 @@ def found_by(path: Path, outputs: Path) -> Iterator[Shown]:
     records = list(read_records(path.parent).values())
     finished = dict.fromkeys(outputs / record["folder"] for record in records if record["error"] is None)
     there = [folder for folder in finished if (folder / "result.json").is_file()]
-    if not sweep.get("experiment") or not there:
+    if not sweep.get("experiment"):
+        return
+    if not there:
+        print(f"left out: {path.parent} has no finished job", file=sys.stderr)
         return
     rows = {Path(row["path"]).parent: row for row in read_rows(there)}
     tasks = [

@@ -91,11 +91,16 @@ def test_the_sweep_with_most_jobs_is_shown_and_the_later_one_among_equals(output
 def test_one_bad_sweep_stops_no_other(outputs, capsys):
     recorded(outputs, "a-bad", ["t2i/m/a"], experiment="x/bad")
     (outputs / "sweeps/a-bad/jobs/000000.json").write_text("{")
+    recorded(outputs, "b-empty", ["t2i/m/gone"], experiment="x/gone")
     recorded(outputs, "good", ["t2i/m/a", "t2i/m/b"], {**TABLE, "lines": [{"name": "any", "published": ["1"], "ours": {}}]})
     pages = published(outputs, code=1)
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 2 and told[0].startswith(f"not published: {outputs / 'sweeps' / 'a-bad'}: JSONDecodeError")
-    assert "means 2 rows" in told[1]
+    assert (
+        len(told) == 3
+        and "has no finished job" in told[1]
+        and told[0].startswith(f"not published: {outputs / 'sweeps' / 'a-bad'}: JSONDecodeError")
+    )
+    assert "means 2 rows" in told[2]
     assert "No table beside the published one (Table 7): " in (pages / "t2i/x/main/README.md").read_text()
     assert "x/main" in (pages / "README.md").read_text() and "x/bad" not in (pages / "README.md").read_text()
 
