@@ -8,7 +8,6 @@
 Models, data and metrics differ: it is the order of the lines that can be compared, not a number.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,23 +39,23 @@ def our_columns(rows: Sequence[Row], count: int) -> dict[str, str]:
     return sizes | {METRICS.get(name, name.partition("_")[0].upper() if "_" in name else name): name for name in metrics}
 
 
+def cell(title: str, value: float | None) -> str:
+    """One of our figures as text; empty where it was not measured, and for the few zeros that dense networks have by chance."""
+    if value is None or (title == "zeros" and value < 0.0005):
+        return ""
+    return FORMS.get(title, "{:.1f}").format(value)
+
+
 def paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Titles and lines of text; what was not measured, or not published, is empty."""
     ours = our_columns(rows, 3 if len(table["columns"]) <= 3 else 2)  # as many as 80 characters hold
     figures = [find(rows, line["ours"]) or {} for line in table["lines"]]
-    least = {"zeros": 0.0005}  # dense networks have a few zeros by chance
-    shown = {
-        title: name
-        for title, name in ours.items()
-        if any((value := found.get(name)) is not None and value >= least.get(title, -math.inf) for found in figures)
-    }
+    shown = {title: name for title, name in ours.items() if any(cell(title, found.get(name)) for found in figures)}
     bar = ["|"] if table["columns"] else []
     lines = []
     for line, found in zip(table["lines"], figures, strict=True):
         published = list(line.get("published") or [""] * len(table["columns"]))
-        cells = [
-            "" if found.get(name) is None else FORMS.get(title, "{:.1f}").format(found[name]) for title, name in shown.items()
-        ]
+        cells = [cell(title, found.get(name)) for title, name in shown.items()]
         lines.append([line["name"], *published, *bar, *cells])
     return ["", *table["columns"], *bar, *shown], lines
 
