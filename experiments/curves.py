@@ -10,12 +10,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.rows import HIGHER_IS_BETTER, KNOBS, Row, distance_name, labels, method_name, metric_names, setting, student
+from experiments.rows import (
+    HIGHER_IS_BETTER,
+    KNOBS,
+    Row,
+    distance_name,
+    labels,
+    method_name,
+    metric_names,
+    nonzero_parameters,
+    setting,
+    student,
+)
 
 Points = list[tuple[float, float]]
 # what a job costs: title, and how to read it from the row
 COSTS: dict[str, tuple[str, Callable[[Row, dict[str, Any]], Any]]] = {
-    "parameters": ("parameters (millions)", lambda row, figures: figures["parameters"] / 1e6),
+    "parameters": ("parameters that are not zero (millions)", lambda row, figures: nonzero_parameters(figures) / 1e6),
     "macs": ("MACs (millions)", lambda row, figures: figures["macs"] / 1e6),
     "latency": ("time of a forward pass, teacher = 1", lambda row, figures: figures["latency"]["ratio"]),
     **{
@@ -36,8 +47,9 @@ def cost(row: Row, who: str, name: str) -> float | None:
 
 
 def costs_of(rows: Sequence[Row]) -> list[str]:
-    """The names of the COSTS that some of the rows have."""
-    return [name for name in COSTS if any(cost(row, student(row), name) is not None for row in rows)]
+    """The names of the COSTS that some of the rows have; a method's knob only where it was turned."""
+    found = {name: {cost(row, student(row), name) for row in rows} - {None} for name in COSTS}
+    return [name for name, values in found.items() if len(values) > (name in KNOBS and name != "parameters")]
 
 
 def training_points(row: Row, metric: str) -> Points:

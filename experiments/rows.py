@@ -63,9 +63,11 @@ def texts_below(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def setting(row: Row) -> str:
-    """The values of the method's own knobs, such as "0.5", "base" or "published 0.7"; knobs that are null are left out."""
+    """The values of the method's own knobs, such as "0.5", "base" or "published 0.7", without those that tell nothing: null,
+    and the method's own name.
+    """
     method = row["settings"]["method"]
-    given = {name: method[name] for name in KNOBS if method.get(name) is not None}
+    given = {name: method[name] for name in KNOBS if method.get(name) not in (None, method_name(row))}
     return " ".join(f"{name}={value}" if name == "parameters" else str(value) for name, value in given.items())
 
 
@@ -144,7 +146,12 @@ def recipe(row: Row) -> str:
 
 def left(row: Row, figures: dict[str, Any]) -> float:
     """The share of the teacher's parameters that a model has and that are not zero."""
-    return figures.get("nonzero_parameters", figures["parameters"]) / row["models"]["teacher"]["parameters"]
+    return nonzero_parameters(figures) / row["models"]["teacher"]["parameters"]
+
+
+def nonzero_parameters(figures: dict[str, Any]) -> int:
+    """A model's parameters that are not zero; all of them where zeros were not counted."""
+    return figures.get("nonzero_parameters", figures["parameters"])
 
 
 def student(row: Row) -> str:
