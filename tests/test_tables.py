@@ -66,3 +66,12 @@ def test_each_claim_means_one_job_in_every_comparison(claim):
                 else:
                     found = matching(rows, selector)
                     assert len(found) == 1 or (selector.get("model") == "teacher" and found), selector
+
+
+@pytest.mark.parametrize("experiment", SWEPT)
+def test_each_experiment_is_there_at_paper_scale(experiment):
+    cfg = composed(f"experiment={experiment}", "scale=paper")
+    settings = job_settings(cfg)
+    assert settings["evaluation"]["images"] == 30000
+    assert settings["distill"]["steps"] in (0, 12000, 50000)
+    assert "/" in settings["teacher"]["path"], "a shipped teacher"
