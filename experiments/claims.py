@@ -90,15 +90,28 @@ class Evidence:
         return json.loads(path.read_text())["command"] if path.is_file() else ""
 
 
-def cases(check: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
-    """Metric and selectors of each single comparison that a check stands for."""
+def cases(check: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], list[Mapping[str, Any]]]]:
+    """Each single comparison that a check stands for: metric, what its selectors share, and those."""
     metrics = check.get("metric", "distance")
+    given = check["order"] if "order" in check else [check["value"], *([check["against"]] if "against" in check else [])]
     for metric in metrics if isinstance(metrics, list) else [metrics]:
         for shared in check.get("each", [{}]):
-            given = (
-                check["order"] if "order" in check else [check["value"], *([check["against"]] if "against" in check else [])]
-            )
-            yield metric, [selector if selector.get("model") == "teacher" else {**shared, **selector} for selector in given]
+            yield metric, shared, given
+
+
+def with_shared(shared: Mapping[str, Any], selector: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A selector with what it shares with the others of its comparison; a teacher is the same in all rows."""
+    return selector if selector.get("model") == "teacher" else {**shared, **selector}
+
+
+def selector_words(selector: Mapping[str, Any]) -> str:
+    """A selector as a reader needs it: {"method": "magnitude", "method.ratio": 0.5} becomes "magnitude, ratio 0.5"."""
+    words = []
+    for name, value in selector.items():
+        short = name.rpartition(".")[2]
+        is_word = isinstance(value, str) and name != "path"
+        words.append(value.rpartition(".")[2] if is_word else str(value) if name == "path" else f"{short} {value:g}")
+    return ", ".join(words)
 
 
 def number(value: float, metric: str) -> str:
@@ -130,7 +143,8 @@ def check_claim(claim: Mapping[str, Any], evidence: Evidence) -> tuple[list[str]
     rows = evidence.rows(claim)
     texts, verdicts = [], []
     for check in claim["checks"]:
-        for metric, selectors in cases(check):
+        for metric, shared, given in cases(check):
+            selectors = [with_shared(shared, selector) for selector in given]
             values = [evidence.value(claim, rows, selector, metric) for selector in selectors]
             if any(value is None for value in values):
                 verdicts.append(UNKNOWN)
@@ -138,9 +152,14 @@ def check_claim(claim: Mapping[str, Any], evidence: Evidence) -> tuple[list[str]
             models = [selector.get("model", "student") for selector in selectors if selector.get("model") != "teacher"]
             margin = check.get("margin", max((noise(evidence.seeds, metric, model) for model in models), default=0.0))
             found = verdict(check, values, metric, margin)
-            name = selectors[0].get("path", metric).replace("_", " ")
-            told = (" against " if len(values) == 2 else ", ").join(number(value, metric) for value in values)
-            texts.append(f"{name} {told}{'' if found == HOLDS else f' ({found})'}")
+            told = "; ".join(
+                f"{selector_words(selector)} **{number(value, metric)}**".strip()
+                for selector, value in zip(given, values, strict=True)
+            )
+            about = (
+                "" if "path" in given[0] else f"{metric.replace('_', ' ')}{f', {selector_words(shared)}' if shared else ''}: "
+            )
+            texts.append(f"{about}{told}{'' if found == HOLDS else f' ({found})'}")
             verdicts.append(found)
     return texts, verdicts
 
@@ -175,7 +194,7 @@ def page(claims: Sequence[Mapping[str, Any]], evidence: Evidence) -> str:
             f"difference counts that is larger than between {len(evidence.seeds)} seeds of one job ({seeds}), for a trained",
             f"student: {margins} (`{evidence.command(SEEDS)}`).",
             "",
-            markdown(["", "claim", "published", "measured here", "verdict", "rows"], lines),
+            markdown(["", "claim", "published", "measured here", "verdict", "rows"], lines, words=6),
             "",
             "The commands:",
             "",

@@ -83,7 +83,7 @@ def print_paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> None:
     console.print(f"\n{note(table)}\n", style="dim")
 
 
-def markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, words to the left and numbers to the right."""
-    rows = [titles, ["---", *["---:"] * (len(titles) - 1)], *lines]
+def markdown(titles: Sequence[str], lines: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A table in Markdown: the first `words` columns to the left, and numbers to the right."""
+    rows = [titles, ["---" if place < words else "---:" for place in range(len(titles))], *lines]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)

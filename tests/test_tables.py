@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from experiments.claims import cases, read_claims
+from experiments.claims import cases, read_claims, with_shared
 from experiments.jobs import job_settings, register_job_folder
 from experiments.lookup import matching
 from experiments.rows import CHOICES
@@ -59,8 +59,8 @@ def test_each_claim_means_one_job_in_every_comparison(claim):
     assert all(row["settings"]["task"]["name"] == task for task, _, experiment in folders for row in sweep(experiment)[0])
     for check in claim["checks"]:
         assert ("order" in check) != ("value" in check)
-        for _, selectors in cases(check):
-            for selector in selectors:
+        for _, shared, given in cases(check):
+            for selector in (with_shared(shared, each) for each in given):
                 if "path" in selector:
                     assert claim["file"].endswith(".json")
                 else:

@@ -72,7 +72,8 @@ def test_a_claim_is_checked_against_its_rows(results):
         "to": 1.1,
     }
     texts, verdicts = check_claim({**claim, "checks": [several]}, evidence)
-    assert verdicts == [HOLDS, FAILS] and texts[0] == "distance 1600 against 1500" and texts[1].endswith("(does not hold)")
+    assert verdicts == [HOLDS, FAILS] and texts[0] == "distance, good: **1600**; teacher **1500**"
+    assert texts[1] == "distance, bad: **2000**; teacher **1500** (does not hold)"
     number = {"value": {"path": "a.b"}, "from": 0.9, "to": 1}
     assert check_claim({**claim, "checks": [number]}, evidence)[1] == [HOLDS]
 
@@ -89,7 +90,9 @@ def test_the_page(results, capsys, monkeypatch):
     monkeypatch.setattr(claims, "read_claims", lambda: told)
     check(argparse.Namespace(results=results))
     text = (results / "claims.md").read_text()
-    assert "| 1 | good is better | p | distance 1600 against 2000 | **holds** | [x/table](x/table/README.md) |" in text
+    assert (
+        "| 1 | good is better | p | distance: good **1600**; bad **2000** | **holds** | [x/table](x/table/README.md) |" in text
+    )
     assert "distance 1.0 %" in text and "1 of 1 claims measured" in capsys.readouterr().out
 
 
