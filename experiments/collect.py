@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.command_line import one_line_errors
-from experiments.rows import changed_settings, distance_name, groups_of, left, method_name, read_rows, recipe, student
+from experiments.rows import distance_name, groups_of, labels, left, method_name, read_rows, recipe, student
 from experiments.tables import flatten, write_csv, write_parquet
 
 
@@ -42,12 +42,12 @@ def table_of(rows: list[dict[str, Any]], distance: str) -> Any:
         return "→".join(form.format(factor * value) for value in values if value is not None)
 
     lines: dict[str, list[str]] = {}
-    for row, settings in zip(rows, changed_settings(rows), strict=True):
+    for row, label in zip(rows, labels(rows), strict=True):
         models = row["models"]
         last, teacher = models[student(row)], models["teacher"]
         for title, text in {
             "method": method_name(row),
-            "setting": settings,
+            "setting": label.removeprefix(method_name(row)).strip(),
             "distill": recipe(row),
             "left": f"{100 * left(row, last):.0f}%",
             "file": f"{100 * file_bytes(last) / file_bytes(teacher):.0f}%" if "sparse_file" in last else "",
