@@ -19,6 +19,7 @@ from common.files import write_atomically
 from experiments.command_line import one_line_errors
 from experiments.lookup import find
 from experiments.paper_table import markdown
+from experiments.publish import write_index
 from experiments.rows import HIGHER_IS_BETTER, ROWS_FILE, Row, comparable, group_name, read_rows
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
@@ -212,6 +213,7 @@ def check(arguments: argparse.Namespace) -> None:
     claims = read_claims()
     evidence = Evidence(arguments.results)
     write_atomically(arguments.results / "claims.md", page(claims, evidence).encode())
+    write_index(arguments.results)  # which links the page
     verdicts = [check_claim(claim, evidence)[1] for claim in claims]
     measured = [found for found in verdicts if UNKNOWN not in found]
     print(f"{len(measured)} of {len(claims)} claims measured: {arguments.results / 'claims.md'}")

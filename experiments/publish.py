@@ -12,7 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,8 @@ def index_lines(path: Path, folder: Path) -> list[str]:
     return [f"- [{sweep['experiment']}]({name}/README.md){f': {title}' if title else ''}  \n  `{sweep['command']}`"]
 
 
-def write_index(folder: Path, attempt: Callable[[str], Any]) -> None:
-    """README.md of all that is published, by task, with the command of each."""
+def write_index(folder: Path, attempt: Callable[[str], Any] = nullcontext) -> None:
+    """README.md of all that is published, by task, with the command of each; `attempt` is entered for every page of it."""
     tasks: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("sweep.json")):
         with attempt(str(path)):
