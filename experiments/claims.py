@@ -150,7 +150,8 @@ def check_claim(claim: Mapping[str, Any], evidence: Evidence) -> tuple[list[str]
             if any(value is None for value in values):
                 verdicts.append(UNKNOWN)
                 continue
-            models = [selector.get("model", "student") for selector in selectors if selector.get("model") != "teacher"]
+            students = [selector for selector in selectors if selector.get("model") != "teacher" and "path" not in selector]
+            models = [selector.get("model", "student") for selector in students]
             margin = check.get("margin", max((noise(evidence.seeds, metric, model) for model in models), default=0.0))
             found = verdict(check, values, metric, margin)
             told = "; ".join(

@@ -79,8 +79,10 @@ def collect(arguments: argparse.Namespace) -> None:
     records = [record for row in rows for record in flatten(row)]
     if arguments.csv is not None:
         write_csv(records, arguments.csv)
+        print(f"{len(records)} lines: {arguments.csv}")
     if arguments.parquet is not None:
         write_parquet(records, arguments.parquet)
+        print(f"{len(records)} lines: {arguments.parquet}")
     print_rows(rows)
 
 

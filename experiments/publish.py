@@ -106,6 +106,8 @@ def publish(arguments: argparse.Namespace) -> None:
     outputs, out = arguments.outputs, arguments.out
     if not outputs.is_dir():
         raise InputError(f"{outputs} is no folder; give one that holds jobs, such as outputs.")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; name a folder.")
     failed = False
 
     @contextmanager
@@ -134,6 +136,10 @@ def publish(arguments: argparse.Namespace) -> None:
         with attempt(str(path)):
             write_additivity(path.parent, task, folder)
             print(f"additivity: {folder}")
+    if not (best or documents or failed):
+        raise InputError(
+            f"No sweep of an experiment with finished jobs below {outputs}: python run.py -m experiment=<name> first."
+        )
     write_index(out, attempt)
     if failed:
         sys.exit(1)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
 from common.files import write_atomically
 from experiments.command_line import one_line_errors
 from experiments.curves import COSTS, cost, draw_curves, plot_data
@@ -99,6 +100,8 @@ def write_report(
 def report(arguments: argparse.Namespace) -> None:
     """Reads the rows below the folders and writes the page."""
     rows = read_rows(arguments.folders)
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise InputError(f"--out {arguments.out} is a file; name a folder.")
     path = write_report(rows, arguments.out, f"{len(rows)} jobs in {', '.join(map(str, arguments.folders))}")
     print(f"{len(rows)} jobs: {path}")
 

@@ -1,6 +1,8 @@
 """Result rows of many jobs: reading them, and what they are called."""
 
 import json
+import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -122,13 +124,18 @@ def labels(rows: Sequence[Row]) -> list[str]:
 def groups_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows that can be compared, by group_name, in the order of setting and method."""
     groups: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (setting(row), method_name(row))):
+    for row in sorted(rows, key=lambda row: (natural(setting(row)), method_name(row))):
         groups.setdefault(comparable(row), []).append(row)
     names = [group_name(members[0]) for members in groups.values()]
     numbered = [
         f"{name} ({names[:place].count(name) + 1})" if names.count(name) > 1 else name for place, name in enumerate(names)
     ]
     return dict(zip(numbered, groups.values(), strict=True))
+
+
+def natural(text: str) -> list[tuple[float, str]]:
+    """A key that sorts the words of a text, numbers among them by value and before others."""
+    return [(float(word), "") if re.fullmatch(r"\d+(\.\d+)?", word) else (math.inf, word) for word in text.split()]
 
 
 def comparable(row: Row) -> str:

@@ -56,9 +56,12 @@ def sweep_job(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     @functools.wraps(job)
     def run(cfg: DictConfig) -> Any:
         sweep = sweep_folder()
-        if sweep is None:
-            return job(cfg)
         hydra_config = HydraConfig.get()
+        if sweep is None:
+            swept = hydra_config.sweeper.get("params") or {}
+            if swept:
+                print(f"one job alone; with -m all jobs over {', '.join(swept)} run", file=sys.stderr)
+            return job(cfg)
         folder = Path(hydra_config.runtime.output_dir)
         record = {
             "run": hydra_config.job.env_set[RUN_VARIABLE],
