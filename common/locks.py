@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -10,24 +10,27 @@ from filelock import FileLock, Timeout
 from common.errors import InputError
 
 
-def held(path: Path, refusal: str) -> FileLock:
-    """The lock file `path`, held until it is released or the process ends; InputError(refusal) when another process has it."""
+def attempted(path: Path) -> FileLock:
+    """The lock file `path`, held (is_locked) unless another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
-    try:
+    with suppress(Timeout):
         lock.acquire(blocking=False)
-    except Timeout:
-        raise InputError(refusal) from None
+    return lock
+
+
+def held(path: Path, refusal: str) -> FileLock:
+    """The lock file `path`, held until it is released or the process ends; InputError(refusal) when another process has it."""
+    lock = attempted(path)
+    if not lock.is_locked:
+        raise InputError(refusal)
     return lock
 
 
 def awaited(path: Path, what: str) -> FileLock:
     """As `held`, but says on standard error when `what` is being done by another process, and waits for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
+    lock = attempted(path)
+    if not lock.is_locked:
         print(f"waiting for another process: {what}", file=sys.stderr, flush=True)
         lock.acquire()
     return lock

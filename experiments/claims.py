@@ -172,11 +172,10 @@ def summary(verdicts: Sequence[str]) -> str:
     return kinds[0] if len(kinds) == 1 else ", ".join(f"{verdicts.count(kind)} {SHORT[kind]}" for kind in kinds)
 
 
-def page(claims: Sequence[Mapping[str, Any]], evidence: Evidence) -> str:
-    """The page of the claims, in Markdown."""
+def page(claims: Sequence[Mapping[str, Any]], found: Sequence[tuple[list[str], list[str]]], evidence: Evidence) -> str:
+    """The page of the claims, in Markdown; found: what check_claim says of each."""
     lines, commands = [], {}
-    for place, claim in enumerate(claims, 1):
-        texts, verdicts = check_claim(claim, evidence)
+    for place, (claim, (texts, verdicts)) in enumerate(zip(claims, found, strict=True), 1):
         names = claim.get("experiments", [str(Path(claim["file"]).parent)] if "file" in claim else [])
         commands |= {name: evidence.command(name) for name in names}
         links = ", ".join(f"[{name}]({name}/README.md)" for name in names)
@@ -213,13 +212,13 @@ def check(arguments: argparse.Namespace) -> None:
     """Writes the page and tells how many claims were measured."""
     claims = read_claims()
     evidence = Evidence(arguments.results)
-    write_atomically(arguments.results / "claims.md", page(claims, evidence).encode())
+    found = [check_claim(claim, evidence) for claim in claims]
+    write_atomically(arguments.results / "claims.md", page(claims, found, evidence).encode())
     write_index(arguments.results)  # which links the page
-    verdicts = [check_claim(claim, evidence)[1] for claim in claims]
-    measured = [found for found in verdicts if UNKNOWN not in found]
-    print(f"{len(measured)} of {len(claims)} claims measured: {arguments.results / 'claims.md'}")
-    for claim, found in zip(claims, verdicts, strict=True):
-        print(f"  {summary(found):18} {claim['claim']}")
+    measured = sum(UNKNOWN not in verdicts for _, verdicts in found)
+    print(f"{measured} of {len(claims)} claims measured: {arguments.results / 'claims.md'}")
+    for claim, (_, verdicts) in zip(claims, found, strict=True):
+        print(f"  {summary(verdicts):18} {claim['claim']}")
 
 
 def main() -> None:

@@ -178,3 +178,13 @@ def test_a_sweep_becomes_pages(tiny_teacher_folder, tmp_path):
     done = run("-m", "experiments.publish", str(outputs), "--out", str(pages))
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert len(read_rows([pages])) == 2 and not (folder / "samples.webp").exists()
+
+
+def test_nothing_to_publish_and_a_file_for_a_folder_are_told(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    for out, told in ((tmp_path / "out", "No sweep of an experiment"), (tmp_path / "file", "is a file; name a folder")):
+        with pytest.raises(SystemExit):
+            publish(argparse.Namespace(outputs=tmp_path / "empty", out=out))
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -5,8 +5,6 @@ import json
 
 import pytest
 
-pytest.importorskip("wandb_workspaces")
-
 from common.errors import InputError
 from experiments.dashboard import comparison, dashboard, workspace
 

@@ -63,11 +63,12 @@ def test_the_command_writes_the_page(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
+    from playwright import sync_api
+
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("needs Chromium")
-    with playwright.sync_playwright() as started:
+    with sync_api.sync_playwright() as started:
         found = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield found
         found.close()
