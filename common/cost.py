@@ -42,7 +42,7 @@ def to_meta(value: Any) -> Any:
 
 
 def probe_inputs(unet: nn.Module, given: Conditions | None = None) -> tuple[tuple[torch.Tensor, torch.Tensor], Conditions]:
-    """(latents, timestep) and conditions: zeros of the right shapes for one forward pass of a UNet2DConditionModel or UNet2DModel, on its device (or meta).
+    """(latents, timestep) and conditions: zeros of the right shapes for one forward pass of a U-Net, on its device (or meta).
 
     given: conditions of one row, for the number of tokens; CLIP's 77 without.
     """
