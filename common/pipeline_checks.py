@@ -21,9 +21,7 @@ def check_named_parts(folder: Path, named: Iterable[str]) -> None:
         if len({f"text_encoder{number}", f"tokenizer{number}"} & named) == 1:
             raise InputError(f"{folder}: text_encoder{number} and tokenizer{number} go together; its index names {found}.")
     if "text_encoder_2" in named and "text_encoder" not in named:
-        raise InputError(
-            f"{folder} has its second text encoder alone: it is Stable Diffusion XL's refiner; give the base."
-        )
+        raise InputError(f"{folder} has its second text encoder alone: it is Stable Diffusion XL's refiner; give the base.")
 
 
 def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, text_encoders: list[nn.Module]) -> None:

@@ -249,28 +249,47 @@ def load_student(teacher: Teacher, folder: Path) -> Teacher:
 
 
 def save_student(teacher: Teacher, student: Teacher, folder: Path) -> None:
-    """Writes the student as a pipeline folder in the teacher's layout, fp16 weights, whole or not at all.
+    """Writes the student as a pipeline folder in the teacher's layout, whole or not at all.
 
-    A part that is the very network of the teacher is copied from the teacher's folder.
+    A part that is the very network of the teacher is copied from the teacher's folder; what is not, and what is there as a
+    variant alone, is written in fp16. What the teacher's index names and its folder lacks (a safety checker) is left out.
     diffusers loads it with DiffusionPipeline.from_pretrained(folder, trust_remote_code=True), without this project.
     """
     index = read_index(teacher.folder)
     pruned = type(student.denoiser).__name__.startswith("Pruned")
     index["unet"] = ["pruned_unet" if pruned else "diffusers", type(student.denoiser).__name__]
+    autoencoder = autoencoder_part(teacher.folder)
     own = {"unet": student.denoiser}
-    if student.autoencoder is not teacher.autoencoder:
-        own[autoencoder_part(teacher.folder)] = student.autoencoder
+    for name, attribute in ((autoencoder, "autoencoder"), ("text_encoder",) * 2, ("text_encoder_2",) * 2):
+        part = getattr(student, attribute)
+        if part is not getattr(teacher, attribute) or variant_alone(teacher.folder / name):
+            own[name] = part
     with whole_folder(folder) as scratch:
         for name in index:
             if name in (*PARTS, "mel") and name not in own and (teacher.folder / name).is_dir():
                 shutil.copytree(teacher.folder / name, scratch / name, ignore=other_weights)
         for name, network in own.items():
             copy.deepcopy(network).cpu().half().save_pretrained(scratch / name)
-        for name, value in index.items():  # diffusers loads whatever the index names: a safety checker that is not there too
+        for name, value in index.items():
             if isinstance(value, list) and not name.startswith("_") and not (scratch / name).is_dir():
                 index[name] = [None, None]
+        write_scaling_factor(scratch / autoencoder, student.autoencoder)
         (scratch / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         forget_origins(scratch)
+
+
+def variant_alone(folder: Path) -> bool:
+    """Whether the weights in a part's folder are a variant (fp16) only, which diffusers loads when it is asked for by name."""
+    best = best_weights(path.name for path in folder.iterdir()) if folder.is_dir() else None
+    return best is not None and best.variant != ""
+
+
+def write_scaling_factor(folder: Path, autoencoder: nn.Module) -> None:
+    """States the scaling factor in a config.json that leaves it to diffusers' default (see state_scaling_factor)."""
+    config = json.loads((folder / "config.json").read_text())
+    if "scaling_factor" not in config:
+        written = {**config, "scaling_factor": autoencoder.config.scaling_factor}
+        (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")
 
 
 def other_weights(folder: str, names: list[str]) -> list[str]:
