@@ -5,6 +5,7 @@ Made once for all tests.
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -231,6 +232,31 @@ def tiny_uag_teacher_folder(tmp_path_factory):
 def tiny_teacher_folders(tiny_teacher_folder, tiny_uig_teacher_folder, tiny_uag_teacher_folder):
     """A teacher's folder by task."""
     return {"t2i": tiny_teacher_folder, "uig": tiny_uig_teacher_folder, "uag": tiny_uag_teacher_folder}
+
+
+def publish_variant(teacher_folder, folder, variant):
+    """A pipeline like `teacher_folder` with the U-Net of a BK-SDM variant, random weights in fp16, laid out as nota-ai's.
+
+    Its index names a safety checker, which a download leaves out.
+    """
+    from baselines.bk_sdm import build_student
+    from common.teachers import load_denoiser
+
+    shutil.copytree(teacher_folder, folder, ignore=shutil.ignore_patterns("unet"))
+    student = build_student(load_denoiser(teacher_folder), variant)
+    torch.manual_seed(5)
+    type(student).from_config(student.config).half().save_pretrained(folder / "unet")
+    index = json.loads((folder / "model_index.json").read_text())
+    checker = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"], "requires_safety_checker": True}
+    (folder / "model_index.json").write_text(json.dumps(index | checker))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def published_folders(tiny_teacher_folders, tmp_path_factory):
+    """A published student of each task's tiny teacher."""
+    folder = tmp_path_factory.mktemp("published")
+    return {task: publish_variant(teacher, folder / task, "base") for task, teacher in tiny_teacher_folders.items()}
 
 
 @pytest.fixture
