@@ -93,3 +93,18 @@ def test_a_photo_that_lies_on_its_side_is_turned(tmp_path):
     Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
     turned = np.asarray(open_picture(buffer.getvalue()))
     assert turned.shape == (16, 8, 3) and turned[:8].min() == 255 and turned[8:].max() == 0
+
+
+def test_features_batches_and_latents_take_them_for_a_tensor(lazy, eager, tiny_teacher):
+    from common.batches import TensorRows
+    from common.features import extract_features
+
+    class Means(torch.nn.Linear):
+        def forward(self, images):
+            return super().forward(images.float().mean((2, 3)))
+
+    means, chosen = Means(3, 2), [4, 0, 5]
+    assert torch.equal(extract_features(means, subset(lazy, chosen), 2), extract_features(means, eager[chosen], 2))
+    assert torch.equal(tiny_teacher.encode_images(lazy, 4), tiny_teacher.encode_images(eager.contiguous(), 4))
+    pairs = [(6, 0), (2, 1)]
+    assert torch.equal(TensorRows(images=lazy).__getitems__(pairs)["images"], eager[[6, 2]])
