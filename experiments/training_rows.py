@@ -50,8 +50,18 @@ def encode_rows(cfg: DictConfig, teacher: Teacher, data: Any, rows: range, advan
     columns = {"latents": torch.cat(latents), **({"mirrored": torch.cat(mirrored)} if settings.flip else {})}
     if teacher.text_encoder is not None:
         columns |= teacher.encode_captions(list(data.captions[rows.start : rows.stop]))
-    dtype = DTYPES[settings.dtype]
-    return {name: column.to(dtype) if column.is_floating_point() else column for name, column in columns.items()}
+    return {name: stored(column, settings.dtype, name) for name, column in columns.items()}
+
+
+def stored(column: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
+    """The column as it is kept: its real numbers in `dtype`; InputError when they are out of its range."""
+    if not column.is_floating_point():
+        return column
+    kept = column.to(DTYPES[dtype])
+    if not kept.isfinite().all():
+        largest = column.abs().max().item()
+        raise InputError(f"training_rows.dtype={dtype} cannot hold {name} of up to {largest:g}: give bfloat16 or float32.")
+    return kept
 
 
 def check_latents(latents: torch.Tensor, teacher: Teacher) -> None:

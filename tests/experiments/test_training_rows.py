@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from common.errors import InputError
-from experiments.training_rows import training_rows
+from experiments.training_rows import stored, training_rows
 from tests.commands import run, start
 from tests.small_jobs import job, the_row
 
@@ -119,6 +119,28 @@ def test_bad_settings_are_told(tiny_teacher, folder, tmp_path):
     cfg = compose("task=uig", "task/data=image_folder", f"task.data.folder={folder}", "task.data.size=64")
     with pytest.raises(InputError, match="takes captions, and the data of task=uig has none"):
         training_rows(cfg, tiny_teacher, tmp_path)
+
+
+def test_numbers_out_of_range_are_told():
+    wide = torch.tensor([1.0, 1e6])
+    with pytest.raises(InputError, match=r"float16 cannot hold latents of up to 1e\+06: give bfloat16 or float32"):
+        stored(wide, "float16", "latents")
+    assert stored(wide, "bfloat16", "latents").dtype == torch.bfloat16 and torch.equal(stored(wide, "float32", "x"), wide)
+    assert stored(torch.arange(3), "float16", "ids").dtype == torch.int64
+
+
+def test_the_papers_data_sets_compose_and_load(folder, capsys):
+    for name, expected in {"laion_212k": "212,776", "laion_2m": "2,256,472", "coco_val2014": "30,000"}.items():
+        cfg = compose("scale=paper", f"task/data={name}", f"task.data.folder={folder}")
+        data = {split: hydra.utils.instantiate(cfg.task.data, split=split) for split in ("train", "test")}
+        sizes = {split: len(part) for split, part in data.items()}
+        assert sizes == ({"train": 23, "test": 23} if name == "coco_val2014" else {"train": 21, "test": 2})
+        assert data["train"].images.shape[1:] == (3, 512, 512)
+        assert f"23 captioned images, and {expected} are expected of this data set" in capsys.readouterr().err
+        assert cfg.training_rows.dtype == "float16" and cfg.training_rows.flip is True
+    cfg = compose("scale=paper", "task=uig", "task/data=celeba_hq", f"task.data.folder={folder}")
+    assert hydra.utils.instantiate(cfg.task.data, split="train").images.shape[1:] == (3, 256, 256)
+    assert "23 images, and 30,000 are expected" in capsys.readouterr().err and cfg.training_rows.flip is False
 
 
 @pytest.mark.slow
