@@ -15,7 +15,6 @@ from common.errors import InputError
 from common.pruned_unet import REPLACEMENTS
 from common.teachers import Teacher
 from common.training import ExponentialAverage
-from experiments.caches import cached_tensors, content_name
 from experiments.last_word import last_word
 
 
@@ -55,24 +54,6 @@ def trainer_settings(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
         raise InputError(f"distill.trainer.devices={settings.get('devices')}: jobs train on one device so far; give devices=1.")
     devices = [device.index or 0] if device.type == "cuda" else 1
     return {**settings, "accelerator": device.type, "devices": devices}
-
-
-def training_rows(cfg: DictConfig, teacher: Teacher, cache: Path) -> TensorRows:
-    """Latents and conditions of the training images, computed once for all jobs on this pipeline and data in `cache`."""
-    from common.progress import progress_bar
-
-    def compute() -> dict[str, torch.Tensor]:
-        data = hydra.utils.instantiate(cfg.task.data, split="train")
-        with progress_bar("encoding images", len(data)) as bar:
-            latents = teacher.encode_images(data.images, advance=bar.advance)
-        return {"latents": latents, **(teacher.encode_captions(data.captions) if teacher.text_encoder is not None else {})}
-
-    name = content_name("training rows", teacher.fingerprint(), OmegaConf.to_container(cfg.task.data))
-    columns = cached_tensors(cache / f"{name}.safetensors", compute)
-    if tuple(columns["latents"].shape[1:]) != teacher.latent_shape:
-        made, wanted = (" x ".join(map(str, shape)) for shape in (columns["latents"].shape[1:], teacher.latent_shape))
-        raise InputError(f"The data set's images become {made} latents, the teacher's are {wanted}: give larger images.")
-    return TensorRows(**columns)
 
 
 def distill(
