@@ -16,10 +16,13 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from common.batches import TensorRows, training_loader
+from common.errors import InputError
+from common.processes import on_first, on_this_machine, process_count
 from common.progress import progress_bar
 
 # batches come from memory and are numbered (common/batches.py): no workers are needed, and resuming mid-epoch is exact
-IRRELEVANT = ".*(num_workers|treespec|many workers|not resumable|exists and is not empty|logging interval).*"
+IRRELEVANT = ".*(num_workers|treespec|many workers|not resumable|exists and is not empty|logging interval|unused parameters).*"
+STRATEGIES = ("auto", "ddp", "fsdp")
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -89,12 +92,55 @@ class TrainingProgress(L.Callback):
             self.bar.__exit__(None, None, None)
 
 
+def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
+    """As latest_checkpoint, in a folder that is there afterwards, without older checkpoints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, done = latest_checkpoint(folder)
+    for older in folder.glob("step=*.ckpt"):
+        if older != checkpoint:
+            older.unlink()
+    return checkpoint, done
+
+
 def latest_checkpoint(folder: Path) -> tuple[Path | None, int]:
     """The checkpoint with the most optimiser steps in `folder`, and that number; (None, 0) without one."""
     found = {int(re.search(r"step=(\d+)", path.stem).group(1)): path for path in folder.glob("step=*.ckpt")}
     if not found:
         return None, 0
     return found[max(found)], max(found)
+
+
+def check_shares(batch_size: int, name: str) -> None:
+    """InputError where a batch cannot be cut into a part of equal size for each process."""
+    count = process_count()
+    if batch_size % count:
+        near = [size for size in (batch_size // count * count, -(-batch_size // count) * count) if size]
+        raise InputError(f"{name}={batch_size} is no multiple of the {count} processes; {' or '.join(map(str, near))} is.")
+
+
+def parallel_settings(strategy: str) -> dict[str, Any]:
+    """Lightning's arguments for the processes that are there; none for one process.
+
+    strategy: "ddp" and "auto" keep the whole network in each process and average gradients; "fsdp" (FSDP2) gives each a part of
+    every weight. Lightning's own processes are never started: whoever started this one has started them all.
+    """
+    if strategy not in STRATEGIES:
+        raise InputError(f"distill.trainer.strategy={strategy!r} is none of {', '.join(STRATEGIES)}.")
+    if process_count() == 1:
+        return {}
+    from lightning.fabric.plugins.environments import TorchElasticEnvironment
+    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+
+    beside = on_this_machine()[1]
+    if strategy == "fsdp":
+        way = ModelParallelStrategy(
+            data_parallel_size=process_count(), tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    else:
+        # a student may have weights that nothing reads any more: a time embedding without blocks that take it
+        way = DDPStrategy(find_unused_parameters=True, forward_sync_buffers=False)
+    way.cluster_environment = TorchElasticEnvironment()
+    return {"strategy": way, "devices": beside, "num_nodes": process_count() // beside}
 
 
 def fit(
@@ -115,15 +161,13 @@ def fit(
     """Trains for `steps` optimiser steps of accumulate * batch_size samples.
 
     Checkpoints go to `folder` every `checkpoint_every` steps and at the end; an interrupted call, made again, goes on
-    from the last one and ends with the weights of an uninterrupted run. What the module logs is in
+    from the last one and ends with the weights of an uninterrupted run. Where several processes train, batch_size is of all
+    together, each computes its part, and the result is that of one up to rounding. What the module logs is in
     <folder>/log/from_<step>/metrics.csv, one folder a start, and goes to `loggers`. `trainer` holds further arguments of
-    lightning.Trainer (precision, devices, gradient_clip_val, ...).
+    lightning.Trainer (precision, devices, strategy, gradient_clip_val, ...).
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, done = latest_checkpoint(folder)
-    for older in folder.glob("step=*.ckpt"):
-        if older != checkpoint:
-            older.unlink()
+    check_shares(batch_size, f"The batch size of {description}")
+    checkpoint, done = on_first(lambda: last_checkpoint(folder))
     saver = ModelCheckpoint(
         dirpath=folder, filename="{step}", every_n_train_steps=checkpoint_every, save_top_k=1, save_on_exception=False
     )

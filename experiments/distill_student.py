@@ -49,12 +49,22 @@ def feature_pairs(features: list[str], student: nn.Module, teacher: nn.Module) -
 
 
 def trainer_settings(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
-    """Lightning's arguments: cfg.distill.trainer on the device that the teacher is on; InputError for more than one device."""
+    """Lightning's arguments: cfg.distill.trainer on the device that the teacher is on, and with the processes of this job.
+
+    InputError for devices and nodes, which are as many as processes were started.
+    """
+    from common.training import parallel_settings
+
     settings = OmegaConf.to_container(cfg.distill.trainer, resolve=True)
-    if settings.get("devices", 1) not in (1, "1", [0]) or settings.get("num_nodes", 1) != 1:
-        raise InputError(f"distill.trainer.devices={settings.get('devices')}: jobs train on one device so far; give devices=1.")
+    for name in ("devices", "num_nodes"):
+        if settings.get(name, 1) not in (1, "1", [0]):
+            raise InputError(
+                f"distill.trainer.{name}={settings[name]}: a job trains with the processes that were started for it: "
+                "torchrun --nproc_per_node=<devices> --nnodes=<nodes> run.py ..."
+            )
     devices = [device.index or 0] if device.type == "cuda" else 1
-    return {**settings, "accelerator": device.type, "devices": devices}
+    settings |= {"accelerator": device.type, "devices": devices}
+    return settings | {"strategy": "auto"} | parallel_settings(settings.get("strategy", "auto"))
 
 
 def training_rows(cfg: DictConfig, teacher: Teacher, cache: Path) -> TensorRows:
@@ -116,6 +126,7 @@ def distill(
         feature_pairs=feature_pairs(list(settings.features), student, teacher.denoiser) if settings.feature_weight else (),
         feature_losses=hydra.utils.instantiate(settings.feature_loss),
         teacher=teacher.denoiser,
+        compile_options=OmegaConf.to_container(settings.compile) if settings.compile is not None else None,
     )
     average = ExponentialAverage(student, settings.ema_decay) if settings.ema_decay else None
     further = [*([average] if average else []), *([watch(average)] if watch else [])]

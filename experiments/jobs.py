@@ -1,5 +1,6 @@
 """Names the folder of a job by what it computes, so that the same command finds its own result again."""
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -9,7 +10,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.files import SHIPPED
 
-NOT_PART_OF_A_JOB = ("hydra", "outputs", "device", "objectives", "wandb", "table")
+NOT_PART_OF_A_JOB = (
+    "hydra",
+    "outputs",
+    "device",
+    "objectives",
+    "wandb",
+    "table",
+    "distill.compile",
+    "distill.trainer.strategy",
+)
+UNLESS_CHANGED = {"inference_precision": "32"}  # with this value a job is what it was before there was the setting
 
 
 def teacher_content(path: str) -> str:
@@ -28,8 +39,11 @@ def teacher_content(path: str) -> str:
 
 def job_settings(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration without what does not change the result."""
-    settings = OmegaConf.to_container(cfg, resolve=False)
-    kept = {name: value for name, value in settings.items() if name not in NOT_PART_OF_A_JOB}
+    kept = OmegaConf.to_container(cfg, resolve=False)
+    for path in (*NOT_PART_OF_A_JOB, *(name for name, usual in UNLESS_CHANGED.items() if str(kept.get(name)) == usual)):
+        *parents, name = path.split(".")
+        group = functools.reduce(lambda each, parent: each.get(parent, {}), parents, kept)
+        group.pop(name, None)
     resolved = OmegaConf.to_container(OmegaConf.create(kept), resolve=True)
     resolved.pop("budget", None)  # only what other settings refer to
     return resolved

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from common.files import write_json
 from common.plans import Plan
+from common.processes import on_first
 from common.teachers import Teacher
 from experiments.distance_curve import DistanceCurve
 from experiments.distill_student import distill, training_rows
@@ -55,7 +56,7 @@ def train_student(
         watch = watch if cfg.evaluation.every else None
         distill(cfg, teacher, student.denoiser, rows, folder, callbacks, watch, loggers)
         reports["denoiser"] = reports_of(callbacks)
-    write_json(folder / REPORT, reports)
+    on_first(lambda: write_json(folder / REPORT, reports))
     return student
 
 
