@@ -21,7 +21,7 @@ from common.processes import on_first, on_this_machine, process_count
 from common.progress import progress_bar
 
 # batches come from memory and are numbered (common/batches.py): no workers are needed, and resuming mid-epoch is exact
-IRRELEVANT = ".*(num_workers|treespec|many workers|not resumable|exists and is not empty|logging interval|unused parameters).*"
+IRRELEVANT = ".*(num_workers|treespec|many workers|not resumable|exists and is not empty|logging interval).*"
 STRATEGIES = ("auto", "ddp", "fsdp")
 
 
@@ -137,8 +137,7 @@ def parallel_settings(strategy: str) -> dict[str, Any]:
             data_parallel_size=process_count(), tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     else:
-        # a student may have weights that nothing reads any more: a time embedding without blocks that take it
-        way = DDPStrategy(find_unused_parameters=True, forward_sync_buffers=False)
+        way = DDPStrategy(forward_sync_buffers=False)
     way.cluster_environment = TorchElasticEnvironment()
     return {"strategy": way, "devices": beside, "num_nodes": process_count() // beside}
 
@@ -166,7 +165,6 @@ def fit(
     <folder>/log/from_<step>/metrics.csv, one folder a start, and goes to `loggers`. `trainer` holds further arguments of
     lightning.Trainer (precision, devices, strategy, gradient_clip_val, ...).
     """
-    check_shares(batch_size, f"The batch size of {description}")
     checkpoint, done = on_first(lambda: last_checkpoint(folder))
     saver = ModelCheckpoint(
         dirpath=folder, filename="{step}", every_n_train_steps=checkpoint_every, save_top_k=1, save_on_exception=False
@@ -179,13 +177,12 @@ def fit(
             max_steps=steps,
             accumulate_grad_batches=accumulate,
             logger=[CSVLogger(folder, name="log", version=f"from_{done}"), *loggers],
-            log_every_n_steps=10,
             plugins=[WholeCheckpoints()],
             callbacks=[*callbacks, TrainingProgress(description), saver],
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            **trainer,
+            **{"log_every_n_steps": 10, **trainer},
         )
         runner.fit(module, loader, ckpt_path=checkpoint)
     if done < steps:

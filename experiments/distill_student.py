@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from common.batches import TensorRows
+from common.cost import probe_inputs
 from common.errors import InputError
 from common.pruned_unet import REPLACEMENTS
 from common.teachers import Teacher
@@ -46,6 +47,16 @@ def feature_pairs(features: list[str], student: nn.Module, teacher: nn.Module) -
         if student_path:
             pairs[student_path, teacher_path] = None
     return list(pairs)
+
+
+def unread_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
+    """Those that a forward pass does not read: of a time embedding, say, when no block is left that takes it."""
+    with torch.device("meta"):
+        twin = type(denoiser).from_config(denoiser.config)
+    arguments, conditions = probe_inputs(twin)
+    weights = dict(twin.named_parameters())
+    found = torch.autograd.grad(twin(*arguments, **conditions).sample.sum(), list(weights.values()), allow_unused=True)
+    return [denoiser.get_parameter(name) for name, gradient in zip(weights, found, strict=True) if gradient is None]
 
 
 def trainer_settings(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
@@ -102,13 +113,16 @@ def distill(
     """
     from common.distillation import DenoiserTraining
     from common.schedules import scheduler
-    from common.training import fit
+    from common.training import check_shares, fit
 
     settings = cfg.distill
     for name in ("steps", "batch_size", "accumulate", "checkpoint_every"):
         if settings[name] < 1:
             raise InputError(f"distill.{name}={settings[name]}: at least 1 is needed (distill=none goes without).")
+    check_shares(settings.batch_size, "distill.batch_size")
     student.train().requires_grad_(True)
+    for parameter in unread_parameters(student):  # no gradient reaches them, for which DDP would wait
+        parameter.requires_grad_(False)
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     empty = teacher.empty_condition().get("encoder_hidden_states")
