@@ -21,6 +21,7 @@ from common.batches import generator_for
 from common.errors import InputError
 from common.finite import check_loss, check_weights
 from common.processes import mean_over_processes
+from common.sharding import shard
 
 Features = Sequence[torch.Tensor]
 
@@ -202,6 +203,11 @@ class DenoiserTraining(L.LightningModule):
             shares = by_pair / terms["feature"].clamp_min(torch.finfo(torch.float32).tiny)
             self.log_dict({f"feature/{path}": value for path, value in zip(paths, by_pair, strict=True)})
             self.log_dict({f"feature_share/{path}": share for path, share in zip(paths, shares, strict=True)})
+
+    def configure_model(self) -> None:
+        """Leaves each process a part of the student's weights, under the strategy that wants it (common.training)."""
+        if self.device_mesh is not None:
+            shard(self.student, self.device_mesh["data_parallel"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to save weights that are not finite: the checkpoint before stays."""

@@ -19,6 +19,7 @@ from common.batches import TensorRows, training_loader
 from common.errors import InputError
 from common.processes import on_first, on_this_machine, process_count
 from common.progress import progress_bar
+from common.sharding import shared_like, whole
 
 # batches come from memory and are numbered (common/batches.py): no workers are needed, and resuming mid-epoch is exact
 IRRELEVANT = ".*(num_workers|treespec|many workers|not resumable|exists and is not empty|logging interval).*"
@@ -51,20 +52,24 @@ class ExponentialAverage(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.ema.to(pl_module.device)
+        pairs = zip(self.ema.shadow_params, self.network.parameters(), strict=True)
+        self.ema.shadow_params = [shared_like(average, weight) for average, weight in pairs]
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step > self.ema.optimization_step:
             self.ema.step(self.network.parameters())
 
     def state_dict(self) -> dict[str, Any]:
-        return self.ema.state_dict()
+        state = self.ema.state_dict()
+        return state | {"shadow_params": [whole(average) for average in state["shadow_params"]]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.ema.load_state_dict(state)
 
-    def copy_to_network(self) -> None:
-        """Puts the averaged weights into the network, for good."""
-        self.ema.copy_to(self.network.parameters())
+    def copy_to_network(self, network: torch.nn.Module | None = None) -> None:
+        """Puts the averaged weights into the network, or another one like it, for good."""
+        self.ema.shadow_params = [whole(average) for average in self.ema.shadow_params]
+        self.ema.copy_to((network or self.network).parameters())
 
 
 class TrainingProgress(L.Callback):

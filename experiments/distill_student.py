@@ -1,5 +1,6 @@
 """The distillation stage of a job."""
 
+import copy
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -59,10 +60,11 @@ def unread_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
     return [denoiser.get_parameter(name) for name, gradient in zip(weights, found, strict=True) if gradient is None]
 
 
-def trainer_settings(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
+def trainer_settings(cfg: DictConfig, device: torch.device, whole: bool = False) -> dict[str, Any]:
     """Lightning's arguments: cfg.distill.trainer on the device that the teacher is on, and with the processes of this job.
 
-    InputError for devices and nodes, which are as many as processes were started.
+    whole: each process holds the whole network, whatever the strategy. InputError for devices and nodes, which are as many as
+    processes were started.
     """
     from common.training import parallel_settings
 
@@ -75,7 +77,7 @@ def trainer_settings(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
             )
     devices = [device.index or 0] if device.type == "cuda" else 1
     settings |= {"accelerator": device.type, "devices": devices}
-    return settings | {"strategy": "auto"} | parallel_settings(settings.get("strategy", "auto"))
+    return settings | {"strategy": "auto"} | parallel_settings("ddp" if whole else settings.get("strategy", "auto"))
 
 
 def training_rows(cfg: DictConfig, teacher: Teacher, cache: Path) -> TensorRows:
@@ -112,7 +114,9 @@ def distill(
     student on the way, from the average of its weights or None. loggers: Lightning's, besides the CSV file in `folder`.
     """
     from common.distillation import DenoiserTraining
+    from common.processes import process_count
     from common.schedules import scheduler
+    from common.sharding import gather_into
     from common.training import check_shares, fit
 
     settings = cfg.distill
@@ -126,6 +130,13 @@ def distill(
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     empty = teacher.empty_condition().get("encoder_hidden_states")
+    sharded = settings.trainer.strategy == "fsdp" and process_count() > 1
+    if sharded and (callbacks or watch):
+        raise InputError(
+            "distill.trainer.strategy=fsdp gives each process a part of every weight; evaluation.every, and methods that act "
+            "during training (l1_diff), need them whole: take ddp."
+        )
+    finished = copy.deepcopy(student) if sharded else student
     module = DenoiserTraining(
         student,
         teacher.scheduler,
@@ -159,7 +170,9 @@ def distill(
         loggers=loggers,
     )
     module.remove_taps()
+    if sharded:
+        gather_into(finished, student)
     if average:
-        average.copy_to_network()
-    last_word(student, callbacks)
-    return student.eval().requires_grad_(False)
+        average.copy_to_network(finished)
+    last_word(finished, callbacks)
+    return finished.eval().requires_grad_(False)

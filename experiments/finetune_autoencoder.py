@@ -54,7 +54,7 @@ def finetune_autoencoder(
         folder=folder,
         description="training autoencoder",
         checkpoint_every=cfg.distill.checkpoint_every,
-        trainer=trainer_settings(cfg, autoencoder.device),
+        trainer=trainer_settings(cfg, autoencoder.device, whole=True),
         callbacks=callbacks,
     )
     last_word(autoencoder, callbacks)

@@ -24,14 +24,13 @@ def smaller(cfg: DictConfig, stage: str) -> list[str]:
     if stage == "scoring":
         per_pass = [f"method.{name}={cfg.method[name]}" for name in PER_PASS if cfg.method.get(name)]
         return [*per_pass, f"evaluation.batch_size={cfg.evaluation.batch_size}"]
-    if stage == "distilling":
+    if stage == "distilling" and "optimizer" in cfg.distill:
         recipe = cfg.distill
-        saves = [
+        return [
             f"distill.batch_size={recipe.batch_size} (with distill.accumulate={recipe.accumulate} as much larger)",
             f"distill.gradient_checkpointing={str(recipe.gradient_checkpointing).lower()}",
             f"distill.trainer.precision={recipe.trainer.precision}",
         ]
-        return saves if "optimizer" in recipe else []
     if stage == "measuring":
         return [
             f"evaluation.batch_size={cfg.evaluation.batch_size}",
@@ -55,5 +54,6 @@ def memory_advice(stage: str, cfg: DictConfig) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        advice = ADVICE.get(stage, "free some, or take a device with more").format(", ".join(smaller(cfg, stage)))
+        settings = smaller(cfg, stage)
+        advice = ADVICE[stage].format(", ".join(settings)) if settings else "free some, or take a device with more"
         raise InputError(f"out of memory while {stage}: {advice}. The same command goes on from what is done.") from error

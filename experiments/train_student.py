@@ -54,7 +54,8 @@ def train_student(
         callbacks = bring(student.denoiser, plans["denoiser"])
         watch = partial(DistanceCurve, cfg, student, captions, folder / "curve", cache, callbacks)
         watch = watch if cfg.evaluation.every else None
-        distill(cfg, teacher, student.denoiser, rows, folder, callbacks, watch, loggers)
+        trained = distill(cfg, teacher, student.denoiser, rows, folder, callbacks, watch, loggers)
+        student = student.with_parts(denoiser=trained)
         reports["denoiser"] = reports_of(callbacks)
     on_first(lambda: write_json(folder / REPORT, reports))
     return student

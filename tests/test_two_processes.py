@@ -25,7 +25,17 @@ TRAINING = [
 ]
 JOBS = {
     "ld_pruner": ("t2i", ["method.rows=4", "distill.accumulate=2", "evaluation.every=10"]),
-    "laptop_diff": ("uig", ["calibration.data_rows=6", "method.batch_size=3", "method.copies=2", "method.ratio=0.3"]),
+    "laptop_diff": (
+        "uig",
+        [
+            "calibration.data_rows=6",
+            "method.batch_size=3",
+            "method.copies=2",
+            "method.ratio=0.3",
+            "distill.trainer.strategy=fsdp",  # which one process leaves aside
+            "distill.ema_decay=0.9",
+        ],
+    ),
     "l1_diff": (
         "uag",
         [
