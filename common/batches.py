@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.errors import InputError
+from common.processes import process_count, rank
 
 MIRROR = 5  # sets the coins of MirroredRows apart from other numbers of the same seed
 
@@ -35,14 +36,17 @@ def seeded_normal(seeds: list[int], shape: tuple[int, ...]) -> torch.Tensor:
 class SeededBatches(Sampler[list[tuple[int, int]]]):
     """Batch b holds positions b*batch_size ... of an endless stream of seeded permutations of the data set.
 
-    Yields lists of (sample index, position in the stream) for the batches from `start` to `stop` - 1.
+    Yields lists of (sample index, position in the stream) for the batches from `start` to `stop` - 1. part (i, n): of each
+    batch the i-th of n equal parts, for the i-th of n processes.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, stop: int, start: int = 0):
+    def __init__(self, num_samples: int, batch_size: int, seed: int, stop: int, start: int = 0, part: tuple[int, int] = (0, 1)):
         if num_samples < 1:
             raise InputError("The training set is empty.")
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.start, self.stop = start, stop
+        rows = batch_size // part[1]
+        self.own = slice(part[0] * rows, (part[0] + 1) * rows)
 
     def __len__(self) -> int:
         return self.stop
@@ -56,7 +60,7 @@ class SeededBatches(Sampler[list[tuple[int, int]]]):
                     epoch = position // self.num_samples
                     order = torch.randperm(self.num_samples, generator=generator_for(self.seed, epoch)).tolist()
                 pairs.append((order[position % self.num_samples], position))
-            yield pairs
+            yield pairs[self.own]
 
 
 class TensorRows(Dataset):
@@ -94,6 +98,6 @@ class MirroredRows(TensorRows):
 
 
 def training_loader(rows: TensorRows, batch_size: int, seed: int, batches: int, start: int = 0) -> DataLoader:
-    """The stream of SeededBatches over `rows`, from batch `start` to `batches` - 1."""
-    sampler = SeededBatches(len(rows), batch_size, seed, batches, start)
+    """The stream of SeededBatches over `rows`, from batch `start` to `batches` - 1; of each the part of this process."""
+    sampler = SeededBatches(len(rows), batch_size, seed, batches, start, (rank(), process_count()))
     return DataLoader(rows, batch_sampler=sampler, collate_fn=lambda batch: batch)

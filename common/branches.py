@@ -6,7 +6,7 @@ with the intact network before its edit; PrefixCache replays that part instead o
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,9 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from common.plans import Edit, load_replacement
+from common.processes import shared_out
 from common.pruned_unet import set_module
+from common.sampling import Conditions, predict
 
 
 class Branch(nn.Module):
@@ -107,8 +109,8 @@ class PrefixCache:
         self.order: list[str] = []
         self.outputs: dict[str, Any] = {}
 
-    def record(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Runs the network, keeps what its blocks put out and returns its output's sample."""
+    def record(self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        """Runs the network, keeps what its blocks put out and returns its output."""
         inside = ()
         handles = []
         for name, module in self.network.named_modules():
@@ -116,7 +118,7 @@ class PrefixCache:
                 inside = (*inside, f"{name}.")
                 handles.append(module.register_forward_hook(self._keep(name)))
         try:
-            return self.network(*args, **kwargs).sample
+            return predict(self.network, latents, timesteps, conditions)
         finally:
             for handle in handles:
                 handle.remove()
@@ -163,28 +165,33 @@ def edited_outputs(
     edits: Sequence[Edit],
     tensors: dict[str, torch.Tensor],
     inputs: tuple[torch.Tensor, torch.Tensor],
-    conditions: dict[str, torch.Tensor],
+    conditions: Conditions,
     copies: int,
-) -> Iterator[tuple[Edit, torch.Tensor, torch.Tensor]]:
-    """(edit, intact output, output with this edit alone), each (batch, ...), for every edit; one batch of `inputs`.
+    measure: Callable[[torch.Tensor, torch.Tensor], float],
+) -> dict[str, float]:
+    """measure(intact output, output with this edit alone) by site, outputs (batch, ...), for one batch of `inputs`.
 
     inputs: latents (batch, channels, height, width) and timesteps (batch,). `copies` edits share a forward pass, in which
-    each is computed from the block that it changes on.
+    each is computed from the block that it changes on; the passes are shared out over the processes of the job.
     """
     latents, timesteps = inputs
     cache = PrefixCache(network)
-    intact = cache.record(latents, timesteps, **conditions)
+    intact = cache.record(latents, timesteps, conditions)
     ordered = sorted(edits, key=lambda edit: cache.position(edit.site))
-    for first in range(0, len(ordered), copies):
+
+    def measure_group(first: int) -> dict[str, float]:
         group = ordered[first : first + copies]
         count = len(group)
         positions = [cache.position(edit.site) for edit in group]
         present = [count if position == len(cache.order) else cache.present(positions, position) for position in positions]
         repeated = {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in conditions.items()}
         with branched(network, group, tensors, present=present), cache.replayed(positions):
-            output = network(latents.repeat(count, 1, 1, 1), timesteps.repeat(count), **repeated).sample
-        for edit, changed in zip(group, output.unflatten(0, (count, -1)), strict=True):
-            yield edit, intact, changed
+            output = predict(network, latents.repeat(count, 1, 1, 1), timesteps.repeat(count), repeated)
+        changed = output.unflatten(0, (count, -1))
+        return {edit.site: measure(intact, each) for edit, each in zip(group, changed, strict=True)}
+
+    found = shared_out(range(0, len(ordered), copies), measure_group)
+    return {site: value for part in found for site, value in part.items()}
 
 
 class Replay(nn.Module):

@@ -10,16 +10,29 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.files import SHIPPED
 
-# how training rows are computed and kept does not change a result, and neither do later settings at these values: there
-# they are left out, so that a job keeps the name that it had before they came
-WITHOUT_EFFECT = ("training_rows.rows_per_shard", "training_rows.batch_size", "training_rows.workers", "training_rows.verify")
+# how rows are computed and kept and a network is run does not change a result, and neither do later settings at these
+# values: there they are left out, so that a job keeps the name that it had before they came
+NOT_PART_OF_A_JOB = (
+    "hydra",
+    "outputs",
+    "device",
+    "objectives",
+    "wandb",
+    "table",
+    "distill.compile",
+    "distill.trainer.strategy",
+    "training_rows.rows_per_shard",
+    "training_rows.batch_size",
+    "training_rows.workers",
+    "training_rows.verify",
+)
 AS_BEFORE = {
     "training_rows.dtype": "float32",
     "training_rows.flip": False,
     "evaluation.prompts": None,
     "task.data.expected": None,
+    "inference_precision": "32",
 }
-NOT_PART_OF_A_JOB = ("hydra", "outputs", "device", "objectives", "wandb", "table")
 
 
 def teacher_content(path: str) -> str:
@@ -38,18 +51,25 @@ def teacher_content(path: str) -> str:
 
 def job_settings(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration without what does not change the result."""
-    settings = OmegaConf.to_container(cfg, resolve=False)
-    kept = {name: value for name, value in settings.items() if name not in NOT_PART_OF_A_JOB}
+    kept = OmegaConf.to_container(cfg, resolve=False)
+    for path in NOT_PART_OF_A_JOB:
+        group, name = inner_group(kept, path)
+        group.pop(name, None)
     resolved = OmegaConf.to_container(OmegaConf.create(kept), resolve=True)
     resolved.pop("budget", None)  # only what other settings refer to
-    for path in (*WITHOUT_EFFECT, *AS_BEFORE):
-        *groups, name = path.split(".")
-        group = reduce(lambda inner, each: inner.get(each, {}), groups, resolved)
-        if name in group and (path in WITHOUT_EFFECT or group[name] == AS_BEFORE[path]):
+    for path, usual in AS_BEFORE.items():
+        group, name = inner_group(resolved, path)
+        if name in group and str(group[name]) == str(usual):
             del group[name]
     if not resolved.get("training_rows", True):
         del resolved["training_rows"]
     return resolved
+
+
+def inner_group(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The group that holds the setting at a dotted path (an empty one where it is not there), and its last name."""
+    *groups, name = path.split(".")
+    return reduce(lambda inner, each: inner.get(each, {}), groups, settings), name
 
 
 def prompts_content(path: str | None) -> list[str]:
@@ -60,8 +80,10 @@ def prompts_content(path: str | None) -> list[str]:
 
 
 def job_folder(cfg: DictConfig) -> str:
-    """<task>/<method>/<eight characters of the hash of settings, teacher and prompts>"""
+    """<task>/<method>/<eight characters of the hash of settings, teacher, prompts and a published student>"""
     parts = [job_settings(cfg), teacher_content(cfg.teacher.path), *prompts_content(cfg.evaluation.prompts)]
+    if "path" in cfg.method:  # a student from elsewhere: another one in the same folder is another job
+        parts.append(teacher_content(cfg.method.path))
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
     method = cfg.method._target_.rpartition(".")[0].removesuffix(".method").rpartition(".")[2]
     return f"{cfg.task.name}/{method}/{digest}"

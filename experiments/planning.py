@@ -60,9 +60,11 @@ def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
 def kept_plan(folder: Path, teacher: Any, make: Callable[[], Any]) -> Any:
     """The plan in `folder`, made when it is not there; InputError when it is of another teacher."""
     from common.plans import PLAN_FILE, Plan
+    from common.processes import on_first
 
-    if not (folder / PLAN_FILE).is_file():
-        make().save(folder)
+    if not on_first(lambda: (folder / PLAN_FILE).is_file()):
+        made = make()
+        on_first(lambda: made.save(folder))
     plan = Plan.load(folder)
     if plan.teacher != teacher.fingerprint():
         raise InputError(f"{folder.parent} was begun with another teacher in {teacher.folder}; delete it to start anew.")
@@ -74,15 +76,18 @@ def make_plans(cfg: DictConfig, teacher: Any, method: Any, folder: Path, cache: 
     import hydra
 
     from common.locks import locked
+    from common.processes import first_enters
     from experiments.caches import content_name
+    from experiments.precision import computing, precision_suffix
 
     calibration = calibrate(cfg, teacher, cache).to(teacher.device)
     known = teacher.fingerprint()
-    scores = cache / "scores"
+    scores = cache / f"scores{precision_suffix(cfg)}"
 
     def denoiser_plan() -> Any:
         shared = scores / f".{content_name(cfg.method._target_, known)}.lock"  # by the jobs whose scores may be the same
-        with locked(shared, f"scores are being computed in {scores}"):
+        lock = functools.partial(locked, shared, f"scores are being computed in {scores}")
+        with first_enters(lock), computing(cfg, teacher.device):
             return method.plan(teacher.denoiser, calibration, known, scores)
 
     plans = {"denoiser": kept_plan(folder / "plan", teacher, denoiser_plan)}
