@@ -110,7 +110,7 @@ def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, A
     """
     import hydra
 
-    from common.processes import barrier, on_first, pick_device
+    from common.processes import barrier, check_shares, on_first, pick_device
     from common.teachers import load_student, load_teacher, save_student
     from experiments.evaluate import evaluate, evaluation_prompts
     from experiments.planning import check_steps, make_plans, prune
@@ -123,6 +123,8 @@ def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, A
         raise InputError(
             f"distill.steps={cfg.distill.steps}: distill=none has no losses to train with; choose a recipe, or no steps."
         )
+    if cfg.distill.steps:
+        check_shares(cfg.distill.batch_size, "distill.batch_size")
     prompts = evaluation_prompts(cfg)  # before the long work: its settings may be wrong
     seconds: dict[str, float] = {}
     cache = Path(cfg.outputs) / "cache"
