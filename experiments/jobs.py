@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.files import SHIPPED
 
-NOT_PART_OF_A_JOB = ("hydra", "outputs", "device", "objectives", "wandb", "table")
+NOT_PART_OF_A_JOB = ("hydra", "outputs", "device", "objectives", "wandb", "table", "metrics", "saved_images")
+CAME_LATER = {"seeds": "per_sample", "scheduler": None}  # in evaluation, and the values at which all is as before
 
 
 def teacher_content(path: str) -> str:
@@ -32,7 +34,16 @@ def job_settings(cfg: DictConfig) -> dict[str, Any]:
     kept = {name: value for name, value in settings.items() if name not in NOT_PART_OF_A_JOB}
     resolved = OmegaConf.to_container(OmegaConf.create(kept), resolve=True)
     resolved.pop("budget", None)  # only what other settings refer to
+    if "evaluation" in resolved:
+        later = {name: resolved["evaluation"].pop(name) for name in CAME_LATER if name in resolved["evaluation"]}
+        resolved["evaluation"] |= set_otherwise(later)
     return resolved
+
+
+def set_otherwise(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of CAME_LATER that have other values, so that jobs and samples without them keep their names."""
+    given = {name: evaluation[name] for name in CAME_LATER if name in evaluation and evaluation[name] != CAME_LATER[name]}
+    return OmegaConf.to_container(OmegaConf.create(given), resolve=True)
 
 
 def job_folder(cfg: DictConfig) -> str:

@@ -14,6 +14,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 
+import common  # noqa: F401  # lets diffusers import torchvision
+
 
 @pytest.fixture(scope="session")
 def tiny_teacher_folder(tmp_path_factory):

@@ -34,6 +34,6 @@ def test_a_table_without_published_numbers_has_no_bar(tmp_path):
     job(tmp_path / "a")
     table = {**TABLE, "columns": [], "lines": [{"name": "half", "ours": {}}]}
     titles, lines = paper_table(read_rows([tmp_path]), table)
-    assert "|" not in titles and "published" not in note(table)
+    assert "|" not in titles and "published" not in note(table, read_rows([tmp_path]))
     text = markdown(titles, lines).splitlines()
     assert text[1].startswith("| --- | ---: |") and text[2].startswith("| half | 50% |")
