@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from common.errors import InputError, Unavailable, first_line
+from common.errors import InputError, first_line
 
 
 class ClipScore:
@@ -23,7 +23,7 @@ class ClipScore:
         self.scaled, self.batch_size = scaled, batch_size
 
     def load(self, device: torch.device) -> None:
-        """Network and preprocessing; Unavailable where they are neither on the disk nor to be had."""
+        """Network and preprocessing; InputError where they are neither on the disk nor to be had."""
         from transformers import CLIPImageProcessorPil, CLIPTokenizer
 
         self.tokenizer = pretrained(CLIPTokenizer, self.processor)
@@ -44,7 +44,7 @@ class ClipScore:
     def rows(self, images: torch.Tensor, captions: list[str] | None) -> torch.Tensor:
         """Scores (count, 1) of uint8 images (count, 3, height, width) and as many captions."""
         if captions is None:
-            raise Unavailable(f"{self.name} is of images with captions, which this data set does not have.")
+            raise InputError(f"{self.name} is of images with captions, which this data set does not have.")
         starts = range(0, len(images), self.batch_size)
         return torch.cat([self.scores(images[i : i + self.batch_size], captions[i : i + self.batch_size]) for i in starts])
 
@@ -79,7 +79,7 @@ class HumanPreferenceScore(ClipScore):
             network = CLIPModel(config)
             network.load_state_dict(from_open_clip(weights.get("state_dict", weights)))
         except Exception as error:  # pickle, zip and torch each raise their own kind for a damaged or another file
-            raise Unavailable(f"{path} cannot be loaded as open_clip's weights: {first_line(error)}") from error
+            raise InputError(f"{path} cannot be loaded as open_clip's weights: {first_line(error)}") from error
         return network.float()
 
     def checkpoint(self) -> Path:
@@ -89,17 +89,17 @@ class HumanPreferenceScore(ClipScore):
         owner, _, rest = self.model.partition("/")
         name, _, file = rest.partition("/")
         if not file or Path(self.model).is_absolute() or owner in (".", "..", "~"):
-            raise Unavailable(f"{self.model} is missing: give the file HPS_v2_compressed.pt, or owner/name/file of a hub.")
+            raise InputError(f"{self.model} is missing: give the file HPS_v2_compressed.pt, or owner/name/file of a hub.")
         from huggingface_hub import hf_hub_download
 
         try:
             return Path(hf_hub_download(f"{owner}/{name}", file, revision=self.revision))
         except Exception as error:  # the hub's client raises many kinds: offline, gated, absent, refused
-            raise Unavailable(f"{self.model} cannot be read ({first_line(error)}); download it and give the file.") from error
+            raise InputError(f"{self.model} cannot be read ({first_line(error)}); download it and give the file.") from error
 
 
 def pretrained(kind: Any, path: str, **options: Any) -> Any:
-    """kind.from_pretrained(path); Unavailable where that is neither on the disk nor on the hub."""
+    """kind.from_pretrained(path); InputError where that is neither on the disk nor on the hub."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -107,7 +107,7 @@ def pretrained(kind: Any, path: str, **options: Any) -> Any:
         return kind.from_pretrained(path, **options)
     except (OSError, ValueError) as error:  # transformers' kinds for what is absent, gated or damaged
         told = f"{path} has no {kind.__name__} ({first_line(error)})"
-        raise Unavailable(f"{told}; download it elsewhere and give the folder.") from error
+        raise InputError(f"{told}; download it elsewhere and give the folder.") from error
 
 
 def embedding(output: Any) -> torch.Tensor:

@@ -20,10 +20,6 @@ def check_share(name: str, value: Any) -> None:
         raise InputError(f"method.{name}={value}: a share between 0 and 1 is needed.")
 
 
-class Unavailable(InputError):
-    """Something optional that was asked for is not installed or not on the disk: the message says what, and where to get it."""
-
-
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its kind."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from common.distances import check_pair, frechet_to_statistics, kernel_distance
-from common.errors import InputError, Unavailable, first_line
+from common.errors import InputError, first_line
 from common.weights import weights_file
 
 PYTORCH = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
@@ -29,17 +29,17 @@ def inception_state(folder: str | None) -> tuple[Path, dict[str, torch.Tensor]]:
     try:
         return path, torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch each raise their own kind for a damaged file
-        raise Unavailable(f"{path} is damaged ({first_line(error)}): download {PYTORCH} again.") from error
+        raise InputError(f"{path} is damaged ({first_line(error)}): download {PYTORCH} again.") from error
 
 
 def require(package: str) -> None:
-    """Unavailable unless the optional package can be imported."""
+    """InputError unless the optional package can be imported."""
     from importlib import import_module
 
     try:
         import_module(package)
     except ImportError as error:
-        raise Unavailable(f'{package} is not installed: pip install -c constraints.txt -e ".[fid]"') from error
+        raise InputError(f'{package} is not installed: pip install -c constraints.txt -e ".[fid]"') from error
 
 
 class InceptionDistances:
@@ -66,7 +66,7 @@ class InceptionDistances:
         return self.reference is None
 
     def load(self, device: torch.device) -> None:
-        """The network; Unavailable without clean-fid, its weights or the statistics."""
+        """The network; InputError without clean-fid, its weights or the statistics."""
         require("cleanfid")
         from cleanfid import inception_pytorch
         from cleanfid.inception_torchscript import InceptionV3W
@@ -79,14 +79,14 @@ class InceptionDistances:
             try:
                 network: torch.nn.Module = InceptionV3W(str(path.parent), download=False)
             except RuntimeError as error:
-                raise Unavailable(f"{path} is damaged ({first_line(error)}): download {TORCHSCRIPT} again.") from error
+                raise InputError(f"{path} is damaged ({first_line(error)}): download {TORCHSCRIPT} again.") from error
         else:
             path, state = inception_state(self.weights)
             try:
                 with mock.patch.object(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: state):
                     network = inception_pytorch.InceptionV3(resize_input=False)
             except RuntimeError as error:
-                raise Unavailable(f"{path} holds other weights than Inception's: {first_line(error)}") from error
+                raise InputError(f"{path} holds other weights than Inception's: {first_line(error)}") from error
         self.network = network.to(device).eval()
 
     @torch.no_grad()
@@ -122,7 +122,7 @@ class InceptionScore:
         self.name, self.weights, self.splits, self.seed = name, weights, splits, seed
 
     def load(self, device: torch.device) -> None:
-        """The network; Unavailable without torch-fidelity or its weights."""
+        """The network; InputError without torch-fidelity or its weights."""
         require("torch_fidelity")
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -130,7 +130,7 @@ class InceptionScore:
         try:
             network = FeatureExtractorInceptionV3("inception-v3-compat", ["logits_unbiased"], str(path))
         except RuntimeError as error:
-            raise Unavailable(f"{path} holds other weights than Inception's: {first_line(error)}") from error
+            raise InputError(f"{path} holds other weights than Inception's: {first_line(error)}") from error
         self.network, self.device = network.to(device), device
 
     @torch.no_grad()
@@ -149,9 +149,9 @@ class InceptionScore:
 
 
 def read_statistics(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """`mu` (2048) and `sigma` (2048, 2048) of an .npz file; Unavailable without it, InputError where it holds others."""
+    """`mu` (2048) and `sigma` (2048, 2048) of an .npz file; InputError without it, InputError where it holds others."""
     if not path.is_file():
-        raise Unavailable(f"{path} is missing: the reference statistics (.npz with mu and sigma) belong there.")
+        raise InputError(f"{path} is missing: the reference statistics (.npz with mu and sigma) belong there.")
     try:
         with np.load(path) as file:
             mean, covariance = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.errors import InputError, Unavailable, first_line
+from common.errors import InputError, first_line
 from common.spectrogram import Spectrogram
 from common.weights import weights_file
 
@@ -88,7 +88,7 @@ class VggishDistance:
             raise InputError(f"hop_seconds={hop_seconds} of {name}: at least {HOP / SAMPLE_RATE} s are needed.")
 
     def load(self, device: torch.device) -> None:
-        """The network; Unavailable without its weights."""
+        """The network; InputError without its weights."""
         self.network, self.device = load_vggish(self.weights).to(device), device
 
     @torch.no_grad()
@@ -117,7 +117,7 @@ def resampled(waveforms: torch.Tensor, sample_rate: int) -> torch.Tensor:
 
 
 def load_vggish(weights: str | None) -> VGGish:
-    """The trained network from `weights` or torch.hub's cache, frozen; Unavailable where it is in neither."""
+    """The trained network from `weights` or torch.hub's cache, frozen; InputError where it is in neither."""
     path = weights_file(URL, None if weights is None else Path(weights))
     network = VGGish()
     try:
@@ -128,5 +128,5 @@ def load_vggish(weights: str | None) -> VGGish:
         else:
             network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # safetensors, pickle, zip and torch each raise their own kind for a damaged or another file
-        raise Unavailable(f"{path} cannot be loaded as VGGish: {first_line(error)}") from error
+        raise InputError(f"{path} cannot be loaded as VGGish: {first_line(error)}") from error
     return network.eval().requires_grad_(False)

@@ -2,12 +2,13 @@
 
 cfg.metrics names them; each has
 
-    needs_real      whether it compares with rows of real images
-    load(device)    its network; Unavailable without a package or weights
+    needs_real                    whether it compares with rows of real images
+    load(device)                  its network; InputError without a package or weights
     rows(images, captions)        features or scores of a batch of uint8 images
     figures(rows, real, seed)     numbers by the name of their column, of all rows together
 
-They are no part of a job's id: they change nothing that the job made, and can be asked for later.
+They are no part of a job's id: they change nothing that the job made, and can be asked for later. One that cannot be had is
+told in a line, and the others and the row are not lost.
 """
 
 import sys
@@ -20,7 +21,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from common.batches import generator_for
-from common.errors import Unavailable
+from common.errors import InputError
 from common.progress import progress_bar
 from common.saved_images import through_files
 from experiments.caches import cached_tensors, content_name, load_tensors
@@ -39,7 +40,7 @@ def metric_settings(cfg: DictConfig) -> dict[str, dict[str, Any]]:
 def measure(
     cfg: DictConfig, names: list[str], folders: Mapping[str, Path], captions: list[str], cache: Path, device: torch.device
 ) -> tuple[Figures, dict[str, str]]:
-    """Figures by model of the metrics `names`, and why those are missing that could not be had, which is told as well.
+    """Figures by model of the metrics `names`, and why others of them are missing, which is told on standard error as well.
 
     folders: of each model, the batches that experiments.evaluate.sampled_batches keeps. captions: of all samples, in order.
     """
@@ -48,7 +49,7 @@ def measure(
     for name in names:
         try:
             found = one_metric(cfg, name, folders, captions, cache, device)
-        except Unavailable as error:
+        except InputError as error:
             missing[name] = str(error)
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
@@ -79,7 +80,7 @@ def one_metric(
 def batches(folder: Path, captions: list[str]) -> Iterator[tuple[torch.Tensor, list[str] | None]]:
     """Images of each kept batch with their captions, which are None where there are none at all.
 
-    Unavailable where not every sample is there any more.
+    InputError where not every sample is there any more.
     """
     start, captioned = 0, any(captions)
     for path in sorted(folder.glob("[0-9]*.safetensors")):
@@ -87,7 +88,7 @@ def batches(folder: Path, captions: list[str]) -> Iterator[tuple[torch.Tensor, l
         yield images, captions[start : start + len(images)] if captioned else None
         start += len(images)
     if start != len(captions):
-        raise Unavailable(f"{folder} holds {start} of {len(captions)} samples; delete the job's folder and run it again.")
+        raise InputError(f"{folder} holds {start} of {len(captions)} samples; delete the job's folder and run it again.")
 
 
 def real_rows(cfg: DictConfig, name: str, metric: Any, cache: Path) -> torch.Tensor:

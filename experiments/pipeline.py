@@ -154,6 +154,8 @@ def compute_row(cfg: DictConfig, folder: Path, run: Any) -> dict[str, Any]:
             f"distill.steps={cfg.distill.steps}: distill=none has no losses to train with; choose a recipe, or no steps."
         )
     prompts = evaluation_prompts(cfg)  # before the long work: its settings may be wrong
+    for settings in cfg.metrics.values():
+        hydra.utils.instantiate(settings)
     seconds: dict[str, float] = {}
     cache = Path(cfg.outputs) / "cache"
     method = hydra.utils.instantiate(cfg.method, _convert_="all")

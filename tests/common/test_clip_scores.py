@@ -6,7 +6,7 @@ from PIL import Image
 from torch import nn
 
 from common.clip_scores import ClipScore, HumanPreferenceScore
-from common.errors import Unavailable
+from common.errors import InputError
 from tests.random_weights import write_clip
 
 CAPTIONS = ["a red apple", "seven grey cats on a very long wall " * 9, "sea"]
@@ -145,14 +145,14 @@ def test_hpsv2_s_file_is_in_open_clip_s_layout(folder, images, tmp_path):
 
 def test_what_is_missing_is_told_in_one_line(folder, images, tmp_path):
     for path in ("owner/absent", str(tmp_path / "absent")):
-        with pytest.raises(Unavailable, match="has no CLIP") as told:
+        with pytest.raises(InputError, match="has no CLIP") as told:
             ClipScore("score", path, None, path, False, 2).load(CPU)
         assert "\n" not in str(told.value)
     for model in ("xswu/HPSv2/absent.pt", str(tmp_path / "absent.pt")):
-        with pytest.raises(Unavailable, match="absent.pt"):
+        with pytest.raises(InputError, match="absent.pt"):
             metric(folder, False, HumanPreferenceScore, model)
     (tmp_path / "damaged.pt").write_bytes(b"cut off")
-    with pytest.raises(Unavailable, match="cannot be loaded"):
+    with pytest.raises(InputError, match="cannot be loaded"):
         metric(folder, False, HumanPreferenceScore, str(tmp_path / "damaged.pt"))
-    with pytest.raises(Unavailable, match="images with captions"):
+    with pytest.raises(InputError, match="images with captions"):
         metric(folder, False).rows(images, None)

@@ -148,19 +148,19 @@ def test_inception_score(weights, images):
 
 
 def test_absent_and_damaged_weights_are_told_in_one_line(weights, tmp_path):
-    from common.errors import Unavailable
+    from common.errors import InputError
 
-    with pytest.raises(Unavailable, match="pt_inception-2015-12-05-6726825d.pth is missing: download http"):
+    with pytest.raises(InputError, match="pt_inception-2015-12-05-6726825d.pth is missing: download http"):
         metric(str(tmp_path), "legacy_pytorch")
-    with pytest.raises(Unavailable, match="is missing"):
+    with pytest.raises(InputError, match="is missing"):
         metric(str(tmp_path), "clean")
     for name in ("pt_inception-2015-12-05-6726825d.pth", "inception-2015-12-05.pt"):
         (tmp_path / name).write_bytes(b"cut off")
     for mode in ("legacy_pytorch", "clean"):
-        with pytest.raises(Unavailable, match="damaged"):
+        with pytest.raises(InputError, match="damaged"):
             metric(str(tmp_path), mode)
     torch.save({"a": torch.zeros(1)}, tmp_path / "pt_inception-2015-12-05-6726825d.pth")
-    with pytest.raises(Unavailable, match="other weights"):
+    with pytest.raises(InputError, match="other weights"):
         metric(str(tmp_path), "legacy_pytorch")
     with pytest.raises(ValueError, match="choose clean or legacy_pytorch"):
         metric(weights, "sharp")

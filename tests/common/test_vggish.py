@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from common.errors import Unavailable
+from common.errors import InputError
 from common.spectrogram import Spectrogram
 from common.vggish import VGGish, VggishDistance, log_mel_patches, resampled
 
@@ -118,8 +118,8 @@ def test_distance(weights):
 def test_bad_input(weights, tmp_path):
     with pytest.raises(ValueError, match="this task draws images"):
         VggishDistance("fad_vggish", None, 2, None, 0.96, False)
-    with pytest.raises(Unavailable, match="is missing: download http"):
+    with pytest.raises(InputError, match="is missing: download http"):
         VggishDistance("fad_vggish", SOUND, 2, str(tmp_path / "absent.pth"), 0.96, False).load(torch.device("cpu"))
     (tmp_path / "damaged.pth").write_bytes(b"cut off")
-    with pytest.raises(Unavailable, match="cannot be loaded as VGGish"):
+    with pytest.raises(InputError, match="cannot be loaded as VGGish"):
         VggishDistance("fad_vggish", SOUND, 2, str(tmp_path / "damaged.pth"), 0.96, False).load(torch.device("cpu"))
