@@ -5,12 +5,15 @@ sees exactly what the uninterrupted run would have seen, whatever the number of 
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.errors import InputError
+
+MIRROR = 5  # sets the coins of MirroredRows apart from other numbers of the same seed
 
 
 def mix_seed(*parts: int) -> int:
@@ -82,9 +85,12 @@ class SeededBatches(Sampler[list[tuple[int, int]]]):
 
 
 class TensorRows(Dataset):
-    """Columns of equal length held in memory; a batch is a dictionary of their rows and of the stream's `position`."""
+    """Columns of equal length; a batch is a dictionary of their rows and of the stream's `position`.
 
-    def __init__(self, **columns: torch.Tensor):
+    columns: tensors, or what gives a tensor for column[rows]: common.shards.ShardedColumn, common.lazy_images.LazyImages.
+    """
+
+    def __init__(self, **columns: Any):
         self.columns = columns
         self.count = len(next(iter(columns.values())))
 
@@ -95,6 +101,21 @@ class TensorRows(Dataset):
         rows = torch.tensor([index for index, _ in pairs])
         batch = {name: column[rows] for name, column in self.columns.items()}
         return batch | {"position": torch.tensor([position for _, position in pairs])}
+
+
+class MirroredRows(TensorRows):
+    """Rows whose `latents` are those of the mirrored image in half of the visits, by a coin seeded by (seed, position)."""
+
+    def __init__(self, mirrored: Any, seed: int, **columns: Any):
+        super().__init__(**columns)
+        self.mirrored, self.seed = mirrored, seed
+
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        batch = super().__getitems__(pairs)
+        coins = torch.cat([torch.rand(1, generator=generator_for(self.seed, MIRROR, position)) for _, position in pairs])
+        rows = torch.tensor([index for index, _ in pairs])
+        batch["latents"][coins < 0.5] = self.mirrored[rows[coins < 0.5]]
+        return batch
 
 
 def training_loader(rows: TensorRows, batch_size: int, seed: int, batches: int, start: int = 0) -> DataLoader:

@@ -15,7 +15,6 @@ from common.errors import InputError
 from common.pruned_unet import REPLACEMENTS
 from common.teachers import Teacher
 from common.training import ExponentialAverage
-from experiments.caches import cached_tensors, content_name
 from experiments.last_word import last_word
 
 
@@ -57,24 +56,6 @@ def trainer_settings(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
     return {**settings, "accelerator": device.type, "devices": devices}
 
 
-def training_rows(cfg: DictConfig, teacher: Teacher, cache: Path) -> TensorRows:
-    """Latents and conditions of the training images, computed once for all jobs on this pipeline and data in `cache`."""
-    from common.progress import progress_bar
-
-    def compute() -> dict[str, torch.Tensor]:
-        data = hydra.utils.instantiate(cfg.task.data, split="train")
-        with progress_bar("encoding images", len(data)) as bar:
-            latents = teacher.encode_images(data.images, advance=bar.advance)
-        return {"latents": latents, **(teacher.encode_captions(data.captions) if teacher.text_encoder is not None else {})}
-
-    name = content_name("training rows", teacher.fingerprint(), OmegaConf.to_container(cfg.task.data))
-    columns = cached_tensors(cache / f"{name}.safetensors", compute)
-    if tuple(columns["latents"].shape[1:]) != teacher.latent_shape:
-        made, wanted = (" x ".join(map(str, shape)) for shape in (columns["latents"].shape[1:], teacher.latent_shape))
-        raise InputError(f"The data set's images become {made} latents, the teacher's are {wanted}: give larger images.")
-    return TensorRows(**columns)
-
-
 def distill(
     cfg: DictConfig,
     teacher: Teacher,
@@ -101,7 +82,6 @@ def distill(
     student.train().requires_grad_(True)
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
-    empty = teacher.empty_condition().get("encoder_hidden_states")
     module = DenoiserTraining(
         student,
         teacher.scheduler,
@@ -109,7 +89,7 @@ def distill(
         scheduler(**settings.schedule, steps=settings.steps),
         cfg.seed,
         condition_dropout=settings.condition_dropout,
-        empty_condition=None if empty is None else empty[0].cpu(),
+        empty_condition={name: value.cpu() for name, value in teacher.empty_condition().items()},
         task_weight=settings.task_weight,
         output_weight=settings.output_weight,
         feature_weight=settings.feature_weight,

@@ -1,5 +1,6 @@
 """The measuring stage of a job: samples from equal seeds and their distances."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,12 @@ from torch import nn
 
 from common.batches import SharedNoise, generator_for, mix_seed, seeded_normal
 from common.errors import InputError
+from common.lazy_images import subset
 from common.progress import progress_bar
 from common.sampling import sample_latents
 from common.teachers import Teacher
 from experiments.caches import cached_tensors, content_name, load_tensors
-from experiments.jobs import set_otherwise
+from experiments.jobs import AS_BEFORE, prompts_content
 
 SAMPLING = ("images", "steps", "guidance_scale", "batch_size", "split", "seed")  # what the samples of a model depend on
 SEEDS = {
@@ -28,7 +30,8 @@ SEEDS = {
 def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
     """Captions and names of the images to sample: a seeded draw without repetition while there are enough.
 
-    Without captions in the data set: empty ones, and no names.
+    With evaluation.prompts the first of that file, which have no names. Without captions in the data set: empty ones, and no
+    names.
     """
     data = hydra.utils.instantiate(cfg.task.data, split=cfg.evaluation.split)
     count = cfg.evaluation.images
@@ -40,11 +43,28 @@ def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
     if cfg.evaluation.every < 0 or any(steps < 1 for steps in cfg.evaluation.more_steps):
         given = f"evaluation.every={cfg.evaluation.every}, evaluation.more_steps={list(cfg.evaluation.more_steps)}"
         raise InputError(f"{given}: `every` is at least 0, and each number of steps at least 1.")
+    if cfg.evaluation.prompts is not None:
+        return prompts_of_file(cfg, hasattr(data, "captions")), None
     if not hasattr(data, "captions"):
         return [""] * count, None
     order = torch.randperm(len(data), generator=generator_for(cfg.evaluation.seed, 1)).tolist()
     chosen = [order[position % len(order)] for position in range(count)]
-    return [data.captions[i] for i in chosen], [data.names[i] for i in chosen]
+    return [data.captions[i] for i in chosen], None if data.names is None else [data.names[i] for i in chosen]
+
+
+def prompts_of_file(cfg: DictConfig, captioned: bool) -> list[str]:
+    """The first evaluation.images prompts of evaluation.prompts; InputError when it has fewer or the task takes none."""
+    from common.caption_files import read_prompts
+
+    path, count = cfg.evaluation.prompts, cfg.evaluation.images
+    if not captioned:
+        raise InputError(f"evaluation.prompts={path}: task={cfg.task.name} takes no captions; give null.")
+    prompts, empty = read_prompts(Path(path))
+    if empty:
+        print(f"{path}: {empty} empty lines are left out, {len(prompts)} prompts remain", file=sys.stderr)
+    if len(prompts) < count:
+        raise InputError(f"{path} has {len(prompts)} prompts: evaluation.images={count} can be {len(prompts)} at most.")
+    return prompts[:count]
 
 
 class Reference:
@@ -68,10 +88,11 @@ class Reference:
 
         def compute() -> dict[str, torch.Tensor]:
             with progress_bar("features of real images", len(needed)) as bar:
-                return {"features": extract_features(self.extractor, data.images[needed], advance=bar.advance)}
+                return {"features": extract_features(self.extractor, subset(data.images, needed), advance=bar.advance)}
 
         settings = (OmegaConf.to_container(cfg.task[part], resolve=True) for part in ("features", "data"))
-        name = content_name("real", *settings, split, needed.tolist())
+        files = [data.images.content] if hasattr(data.images, "content") else []
+        name = content_name("real", *settings, split, needed.tolist(), *files)
         features = cached_tensors(cache / f"{name}.safetensors", compute)["features"]
         self.held_back = order[:held_back]
         self.floor_features, self.features = features[:held_back], features[held_back:wanted]
@@ -156,8 +177,11 @@ def sample_folders(cfg: DictConfig, who: Iterable[str], fingerprint: str, folder
 def shared_samples(cfg: DictConfig, fingerprint: str, cache: Path) -> Path:
     """The folder of the samples of the teacher with this fingerprint, for all jobs of the same data and protocol."""
     parts = (OmegaConf.to_container(cfg.task[part], resolve=True) for part in ("features", "data"))
-    protocol = {name: cfg.evaluation[name] for name in SAMPLING} | set_otherwise(cfg.evaluation)
-    return cache / f"samples-{content_name('samples', fingerprint, *parts, protocol)}"
+    protocol = {name: cfg.evaluation[name] for name in SAMPLING}
+    later = {name: cfg.evaluation[name] for name in ("scheduler", "seeds")}
+    protocol |= {name: value for name, value in later.items() if value != AS_BEFORE[f"evaluation.{name}"]}
+    given = prompts_content(cfg.evaluation.prompts)
+    return cache / f"samples-{content_name('samples', fingerprint, *parts, protocol, *given)}"
 
 
 def evaluate(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.files import SHIPPED
 
+# how training rows are computed and kept does not change a result, and neither do later settings at these values: there
+# they are left out, so that a job keeps the name that it had before they came
+WITHOUT_EFFECT = ("training_rows.rows_per_shard", "training_rows.batch_size", "training_rows.workers", "training_rows.verify")
+AS_BEFORE = {
+    "training_rows.dtype": "float32",
+    "training_rows.flip": False,
+    "evaluation.prompts": None,
+    "evaluation.scheduler": None,
+    "evaluation.seeds": "per_sample",
+    "task.data.expected": None,
+}
 NOT_PART_OF_A_JOB = ("hydra", "outputs", "device", "objectives", "wandb", "table", "metrics", "saved_images")
-CAME_LATER = {"seeds": "per_sample", "scheduler": None}  # in evaluation, and the values at which all is as before
 
 
 def teacher_content(path: str) -> str:
@@ -34,21 +44,28 @@ def job_settings(cfg: DictConfig) -> dict[str, Any]:
     kept = {name: value for name, value in settings.items() if name not in NOT_PART_OF_A_JOB}
     resolved = OmegaConf.to_container(OmegaConf.create(kept), resolve=True)
     resolved.pop("budget", None)  # only what other settings refer to
-    if "evaluation" in resolved:
-        later = {name: resolved["evaluation"].pop(name) for name in CAME_LATER if name in resolved["evaluation"]}
-        resolved["evaluation"] |= set_otherwise(later)
+    for path in (*WITHOUT_EFFECT, *AS_BEFORE):
+        *groups, name = path.split(".")
+        group = reduce(lambda inner, each: inner.get(each, {}), groups, resolved)
+        if name in group and (path in WITHOUT_EFFECT or group[name] == AS_BEFORE[path]):
+            del group[name]
+    if not resolved.get("training_rows", True):
+        del resolved["training_rows"]
     return resolved
 
 
-def set_otherwise(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of CAME_LATER that have other values, so that jobs and samples without them keep their names."""
-    given = {name: evaluation[name] for name in CAME_LATER if name in evaluation and evaluation[name] != CAME_LATER[name]}
-    return OmegaConf.to_container(OmegaConf.create(given), resolve=True)
+def prompts_content(path: str | None) -> list[str]:
+    """What tells a file of prompts from others: a hash of what it holds; nothing where none is given or readable."""
+    if path is None or not Path(path).is_file():
+        return []
+    return [hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]]
 
 
 def job_folder(cfg: DictConfig) -> str:
-    """<task>/<method>/<eight characters of the hash of settings and teacher>"""
-    parts = [job_settings(cfg), teacher_content(cfg.teacher.path)]
+    """<task>/<method>/<eight characters of the hash of settings, teacher, prompts and a published student>"""
+    parts = [job_settings(cfg), teacher_content(cfg.teacher.path), *prompts_content(cfg.evaluation.prompts)]
+    if "path" in cfg.method:  # a student from elsewhere: another one in the same folder is another job
+        parts.append(teacher_content(cfg.method.path))
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
     method = cfg.method._target_.rpartition(".")[0].removesuffix(".method").rpartition(".")[2]
     return f"{cfg.task.name}/{method}/{digest}"

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.batches import generator_for
 from common.errors import InputError
+from common.lazy_images import subset
 from common.progress import progress_bar
 from common.saved_images import through_files
 from experiments.caches import cached_tensors, content_name, load_tensors
@@ -105,9 +106,9 @@ def real_rows(cfg: DictConfig, name: str, metric: Any, cache: Path) -> torch.Ten
     def compute() -> dict[str, torch.Tensor]:
         rows = []
         with progress_bar(f"{name}: real images", len(chosen)) as bar:
-            for some in chosen.split(64):
-                rows.append(metric.rows(through_files(data.images[some], settings["saved_images"]), None))
-                bar.advance(len(some))
+            for images in subset(data.images, chosen).split(64):
+                rows.append(metric.rows(through_files(images, settings["saved_images"]), None))
+                bar.advance(len(images))
         return {"rows": torch.cat(rows)}
 
     found = content_name("real rows", settings, OmegaConf.to_container(cfg.task.data, resolve=True), chosen.tolist())

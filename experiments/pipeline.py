@@ -205,7 +205,7 @@ def compute_row(cfg: DictConfig, folder: Path, run: Any) -> dict[str, Any]:
         "protocol": {
             "extractor": hydra.utils.get_class(cfg.task.features._target_).description,
             **OmegaConf.to_container(cfg.evaluation, resolve=True),
-            **({} if prompts[1] is not None else {"guidance_scale": None}),  # nothing to guide by without captions
+            **({} if any(prompts[0]) else {"guidance_scale": None}),  # nothing to guide by without captions
             "seeds": SEEDS[cfg.evaluation.seeds],
         },
         "seconds": seconds,

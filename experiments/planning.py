@@ -25,14 +25,14 @@ def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
 
     from common.calibration import build_calibration
     from experiments.alignment import CaptionAlignment
+    from experiments.training_rows import check_captions
 
     settings = OmegaConf.to_container(cfg.calibration, resolve=True)
     data_rows = settings.pop("data_rows")
     data = hydra.utils.instantiate(cfg.task.data, split="train")
     order = training_order(cfg, data)
     captioned = teacher.text_encoder is not None
-    if captioned and not hasattr(data, "captions"):
-        raise InputError(f"The teacher {teacher.name} takes captions, and the data of task={cfg.task.name} has none.")
+    check_captions(cfg, teacher, data)
 
     def training_rows() -> tuple[Any, dict[str, Any]]:
         chosen = order[: max(0, data_rows)]
@@ -44,6 +44,7 @@ def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
     chosen = order[: max(0, settings["num_conditions"])] if captioned else []
     if captioned and not chosen:
         raise InputError(f"calibration.num_conditions={settings['num_conditions']}: at least 1 is needed.")
+    named = captioned and data.names is not None
     settings["num_conditions"] = len(chosen) or 1  # without captions one implicit condition (LD-Pruner, section 2.4)
     return build_calibration(
         teacher.encode_captions([data.captions[i] for i in chosen]) if captioned else {},
@@ -52,7 +53,7 @@ def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
         teacher.scheduler,
         **settings,
         data=functools.cache(training_rows),
-        alignment=CaptionAlignment(cfg, teacher, [data.names[i] for i in chosen], cache) if captioned else None,
+        alignment=CaptionAlignment(cfg, teacher, [data.names[i] for i in chosen], cache) if named else None,
     )
 
 

@@ -13,8 +13,9 @@ from common.files import write_json
 from common.plans import Plan
 from common.teachers import Teacher
 from experiments.distance_curve import DistanceCurve
-from experiments.distill_student import distill, training_rows
+from experiments.distill_student import distill
 from experiments.finetune_autoencoder import finetune_autoencoder
+from experiments.training_rows import training_rows
 
 REPORT = "report.json"
 

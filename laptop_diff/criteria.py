@@ -116,7 +116,7 @@ def alignment_of(unet: nn.Module, calibration: Calibration, chosen: slice, edits
     InputError where the task has no captions to align with.
     """
     if calibration.alignment is None:
-        raise InputError("method.criterion=alignment needs captions; this task has none.")
+        raise InputError("method.criterion=alignment needs captions that name what is drawn; this data has none.")
     share = (chosen.stop - chosen.start) / calibration.shape[0]
     return [share * calibration.alignment(latents, chosen) for latents in roll_out(unet, calibration, chosen, edits)]
 
