@@ -19,6 +19,8 @@ NOT_PART_OF_A_JOB = (
     "objectives",
     "wandb",
     "table",
+    "metrics",
+    "saved_images",
     "distill.compile",
     "distill.trainer.strategy",
     "training_rows.rows_per_shard",
@@ -30,6 +32,8 @@ AS_BEFORE = {
     "training_rows.dtype": "float32",
     "training_rows.flip": False,
     "evaluation.prompts": None,
+    "evaluation.scheduler": None,
+    "evaluation.seeds": "per_sample",
     "task.data.expected": None,
     "inference_precision": "32",
 }

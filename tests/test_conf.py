@@ -52,7 +52,9 @@ def test_methods_instantiate():
 def test_job_folder_follows_what_changes_the_result():
     base = job_folder(compose_config())
     assert base == job_folder(compose_config("config", "outputs=elsewhere", "device=cpu"))
+    assert base == job_folder(compose_config("config", "metrics=[fid,pickscore]"))  # measured over what the job has kept
     assert base != job_folder(compose_config("config", "method.k=8"))
+    assert base != job_folder(compose_config("config", "evaluation.seeds=shared"))
     assert base.startswith("t2i/ld_pruner/")
     assert job_folder(compose_config("config", "scale=paper")) != base
 
@@ -74,6 +76,20 @@ def test_paper_scale_swaps_teacher_and_budget():
     cfg = compose_config("config", "scale=paper")
     assert cfg.teacher.path == "CompVis/stable-diffusion-v1-4"
     assert cfg.calibration.num_conditions == 50
+
+
+@pytest.mark.parametrize(
+    ("task", "columns"), [("t2i", ["fid", "inception_score", "clip_score"]), ("uig", ["fid"]), ("uag", ["fad_vggish"])]
+)
+def test_paper_scale_measures_what_the_papers_do(task, columns):
+    assert not compose_config("config", f"task={task}").metrics
+    cfg = compose_config("config", "scale=paper", f"task={task}")
+    assert list(cfg.metrics)[: len(columns)] == columns
+    assert all(hasattr(instantiate(metric), "figures") for metric in cfg.metrics.values())
+    if task == "t2i":  # BK-SDM's protocol
+        evaluation = cfg.evaluation
+        assert (evaluation.steps, evaluation.scheduler.name, evaluation.seeds, evaluation.seed) == (25, "PNDM", "shared", 1234)
+        assert (cfg.metrics.fid.mode, cfg.saved_images.size) == ("legacy_pytorch", 256)
 
 
 @pytest.mark.parametrize(
