@@ -31,7 +31,8 @@ def job_settings(cfg: DictConfig) -> dict[str, Any]:
     settings = OmegaConf.to_container(cfg, resolve=False)
     kept = {name: value for name, value in settings.items() if name not in NOT_PART_OF_A_JOB}
     resolved = OmegaConf.to_container(OmegaConf.create(kept), resolve=True)
-    resolved.pop("budget", None)  # only what other settings refer to
+    resolved.pop("budget", None)  # only what other settings refer to, and so
+    resolved.get("distill", {}).pop("recipe", None)
     return resolved
 
 
