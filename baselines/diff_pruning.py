@@ -41,6 +41,7 @@ from common.errors import InputError, check_one_given, check_share
 from common.files import write_atomically
 from common.plans import Plan
 from common.progress import progress_bar
+from common.sampling import predict
 
 VARIANTS = ("diff_pruning", "taylor", "magnitude", "random")
 LOSSES = "losses"
@@ -67,7 +68,7 @@ def accumulate_gradients(
         for timestep in visited:
             timesteps = torch.full((len(latents),), timestep, device=latents.device)
             noisy = scheduler.add_noise(latents, noise, timesteps)
-            prediction = unet(noisy, timesteps, **conditions).sample
+            prediction = predict(unet, noisy, timesteps, conditions)
             loss = F.mse_loss(prediction, training_target(scheduler, latents, noise, timesteps))
             value = loss.item()
             if not torch.isfinite(loss):

@@ -30,6 +30,7 @@ def main() -> None:
     from common import apply_plan, load_denoiser
     from common.calibration import build_calibration
     from common.cost import count_parameters, peak_memory_mib
+    from common.sampling import predict
 
     clock = time.perf_counter()
 
@@ -59,21 +60,21 @@ def main() -> None:
     )
     settings = {"criterion": "output", "batch_size": arguments.rows, "copies": arguments.copies, "seed": 0}
     method = instantiate(OmegaConf.load(ROOT / "conf" / "method" / "laptop_diff.yaml"), **settings, _convert_="all")
-    inputs = latents, torch.full((arguments.rows,), 500), conditions["encoder_hidden_states"]
+    inputs = latents, torch.full((arguments.rows,), 500), conditions
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
-        unet(*inputs)
+        predict(unet, *inputs)
         report(f"one forward pass, {arguments.rows} row(s) of {arguments.latent}x{arguments.latent} latents")
         for ratio in (0.33, 0.5):
             plan = replace(method, ratio=ratio).plan(unet, calibration, "random", Path(scratch) / "scores")
             report(f"plan for {ratio}: {len(plan.edits)} layers, {plan.settings['ratio_reached']:.4f} of the parameters")
             student = apply_plan(unet, plan)
-            output = student(*inputs).sample
+            output = predict(student, *inputs)
             report(f"student of {count_parameters(student):,} parameters, one forward pass")
             student.save_pretrained(Path(scratch) / "student")
             del student
             loaded = load_denoiser(Path(scratch) / "student")
             report("saved and loaded")
-            if not torch.equal(loaded(*inputs).sample, output):
+            if not torch.equal(predict(loaded, *inputs), output):
                 sys.exit("error: the loaded student's output differs from the saved one's")
             print("equal output")
             del loaded

@@ -19,14 +19,15 @@ def plain_losses(unet: Any, layers: list[Any], batches: list[Any]) -> dict[str, 
     import torch
 
     from common.plans import edited
+    from common.sampling import predict
 
     losses = dict.fromkeys((layer.site for layer in layers), 0.0)
     with torch.no_grad():
         for batch in batches:
-            intact = unet(batch.latents, batch.timesteps, **batch.conditions).sample
+            intact = predict(unet, batch.latents, batch.timesteps, batch.conditions)
             for layer in layers:
                 with edited(unet, [layer.edit], {}):
-                    changed = unet(batch.latents, batch.timesteps, **batch.conditions).sample
+                    changed = predict(unet, batch.latents, batch.timesteps, batch.conditions)
                 losses[layer.site] += batch.share * (changed - intact).square().mean().item()
     return losses
 

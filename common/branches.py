@@ -20,6 +20,7 @@ from torch import nn
 
 from common.plans import Edit, load_replacement
 from common.pruned_unet import set_module
+from common.sampling import Conditions, predict
 
 
 class Branch(nn.Module):
@@ -107,8 +108,8 @@ class PrefixCache:
         self.order: list[str] = []
         self.outputs: dict[str, Any] = {}
 
-    def record(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Runs the network, keeps what its blocks put out and returns its output's sample."""
+    def record(self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        """Runs the network, keeps what its blocks put out and returns its output."""
         inside = ()
         handles = []
         for name, module in self.network.named_modules():
@@ -116,7 +117,7 @@ class PrefixCache:
                 inside = (*inside, f"{name}.")
                 handles.append(module.register_forward_hook(self._keep(name)))
         try:
-            return self.network(*args, **kwargs).sample
+            return predict(self.network, latents, timesteps, conditions)
         finally:
             for handle in handles:
                 handle.remove()
@@ -163,7 +164,7 @@ def edited_outputs(
     edits: Sequence[Edit],
     tensors: dict[str, torch.Tensor],
     inputs: tuple[torch.Tensor, torch.Tensor],
-    conditions: dict[str, torch.Tensor],
+    conditions: Conditions,
     copies: int,
 ) -> Iterator[tuple[Edit, torch.Tensor, torch.Tensor]]:
     """(edit, intact output, output with this edit alone), each (batch, ...), for every edit; one batch of `inputs`.
@@ -173,7 +174,7 @@ def edited_outputs(
     """
     latents, timesteps = inputs
     cache = PrefixCache(network)
-    intact = cache.record(latents, timesteps, **conditions)
+    intact = cache.record(latents, timesteps, conditions)
     ordered = sorted(edits, key=lambda edit: cache.position(edit.site))
     for first in range(0, len(ordered), copies):
         group = ordered[first : first + copies]
@@ -182,7 +183,7 @@ def edited_outputs(
         present = [count if position == len(cache.order) else cache.present(positions, position) for position in positions]
         repeated = {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in conditions.items()}
         with branched(network, group, tensors, present=present), cache.replayed(positions):
-            output = network(latents.repeat(count, 1, 1, 1), timesteps.repeat(count), **repeated).sample
+            output = predict(network, latents.repeat(count, 1, 1, 1), timesteps.repeat(count), repeated)
         for edit, changed in zip(group, output.unflatten(0, (count, -1)), strict=True):
             yield edit, intact, changed
 

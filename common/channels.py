@@ -28,6 +28,7 @@ from torch import nn
 from common.cost import probe_inputs
 from common.errors import InputError, check_share
 from common.plans import Edit
+from common.sampling import denoiser_arguments, predict
 
 # torch-pruning's group of all channels that go together, the path of its first layer -> (channels,); None: leave it alone
 Importance = Callable[[Any, str], torch.Tensor | None]
@@ -131,7 +132,7 @@ def _dependency_graph(unet: nn.Module) -> Any:
     with torch.enable_grad(), _trainable(unet):
         return DependencyGraph().build_dependency(
             unet,
-            {"sample": sample, "timestep": timestep, **conditions},
+            {"sample": sample, "timestep": timestep, **denoiser_arguments(conditions)},
             output_transform=lambda output: output.sample,
             verbose=False,
         )
@@ -177,7 +178,7 @@ def _tell_samplers(unet: nn.Module) -> None:
     handles = [module.register_forward_pre_hook(take_width) for module in unet.modules() if isinstance(module, SAMPLERS)]
     arguments, conditions = probe_inputs(unet)
     try:
-        unet(*arguments, **conditions)
+        predict(unet, *arguments, conditions)
     except (RuntimeError, ValueError) as error:  # ValueError: norm groups of a single value
         reason = str(error).splitlines()[0]
         raise InputError(f"The channels of this {type(unet).__name__} cannot be pruned: {reason}") from error

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from common.files import write_json
+from common.sampling import Conditions, predict
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,8 @@ def to_meta(value: Any) -> Any:
     return tuple(to_meta(item) for item in value) if isinstance(value, tuple | list) else value
 
 
-def probe_inputs(
-    unet: nn.Module, given: dict[str, torch.Tensor] | None = None
-) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, Any]]:
-    """Zeros of the right shapes for one forward pass of a UNet2DConditionModel or UNet2DModel, on its device (or meta).
+def probe_inputs(unet: nn.Module, given: Conditions | None = None) -> tuple[tuple[torch.Tensor, torch.Tensor], Conditions]:
+    """(latents, timestep) and conditions: zeros of the right shapes for one forward pass of a U-Net, on its device (or meta).
 
     given: conditions of one row, for the number of tokens; CLIP's 77 without.
     """
@@ -52,33 +51,30 @@ def probe_inputs(
     height, width = (size, size) if isinstance(size, int) else size
     latents = torch.zeros(1, unet.config.in_channels, height, width, device=weight.device, dtype=weight.dtype)
     timestep = torch.zeros(1, device=weight.device, dtype=torch.long)
-    conditions: dict[str, Any] = {}
+    conditions: Conditions = {}
     if "cross_attention_dim" in unet.config:
         length = given["encoder_hidden_states"].shape[1] if given else 77
         tokens = torch.zeros(1, length, unet.config.cross_attention_dim, device=weight.device, dtype=weight.dtype)
         conditions["encoder_hidden_states"] = tokens
         if unet.config.addition_embed_type == "text_time":
             pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-            conditions["added_cond_kwargs"] = {
-                "text_embeds": tokens.new_zeros(1, pooled),
-                "time_ids": tokens.new_zeros(1, 6),
-            }
+            conditions |= {"text_embeds": tokens.new_zeros(1, pooled), "time_ids": tokens.new_zeros(1, 6)}
     return (latents, timestep), conditions
 
 
-def count_flops(denoiser: nn.Module, arguments: tuple, conditions: dict[str, Any]) -> dict[str, dict[Any, int]]:
-    """FLOPs by module and operation of denoiser(*arguments, **conditions), counted on a twin on the meta device."""
+def count_flops(denoiser: nn.Module, arguments: tuple, conditions: Conditions) -> dict[str, dict[Any, int]]:
+    """FLOPs by module and operation of predict(denoiser, *arguments, conditions), counted on a twin on the meta device."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
         twin = type(denoiser).from_config(denoiser.config).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        twin(*to_meta(arguments), **to_meta(conditions))
+        predict(twin, *to_meta(arguments), to_meta(conditions))
     return counter.get_flop_counts()
 
 
-def count_macs(denoiser: nn.Module, arguments: tuple, conditions: dict[str, Any]) -> Macs:
-    """MACs of denoiser(*arguments, **conditions): half of PyTorch's FLOPs."""
+def count_macs(denoiser: nn.Module, arguments: tuple, conditions: Conditions) -> Macs:
+    """MACs of predict(denoiser, *arguments, conditions): half of PyTorch's FLOPs."""
     by_operation = count_flops(denoiser, arguments, conditions)["Global"]
     products = sum(
         flops for operation, flops in by_operation.items() if "bmm" in str(operation) or "attention" in str(operation)
@@ -87,7 +83,7 @@ def count_macs(denoiser: nn.Module, arguments: tuple, conditions: dict[str, Any]
     return Macs(total // 2, (total - products) // 2)
 
 
-def site_macs(denoiser: nn.Module, sites: Sequence[str], conditions: dict[str, torch.Tensor] | None = None) -> dict[str, float]:
+def site_macs(denoiser: nn.Module, sites: Sequence[str], conditions: Conditions | None = None) -> dict[str, float]:
     """MACs of one sample inside the module at each site, with attention products; "" is the whole network.
 
     conditions: one row of the denoiser's conditions (probe_inputs).
@@ -99,7 +95,7 @@ def site_macs(denoiser: nn.Module, sites: Sequence[str], conditions: dict[str, t
 
 @torch.no_grad()
 def site_milliseconds(
-    denoiser: nn.Module, sites: Sequence[str], conditions: dict[str, torch.Tensor] | None = None, passes: int = 5
+    denoiser: nn.Module, sites: Sequence[str], conditions: Conditions | None = None, passes: int = 5
 ) -> dict[str, float]:
     """Median time of one sample inside the module at each site, on the denoiser's device; "" is the whole network."""
     started: dict[str, float] = {}
@@ -126,7 +122,7 @@ def site_milliseconds(
     arguments, probe = probe_inputs(denoiser, conditions)
     try:
         for _ in range(passes):
-            denoiser(*arguments, **probe)
+            predict(denoiser, *arguments, probe)
     finally:
         for handle in handles:
             handle.remove()
@@ -138,7 +134,7 @@ def kept_milliseconds(
     sites: Sequence[str],
     folder: Path | None,
     teacher: str,
-    conditions: dict[str, torch.Tensor] | None = None,
+    conditions: Conditions | None = None,
 ) -> dict[str, float]:
     """site_milliseconds, measured once per teacher, device and list of sites and kept in `folder`: a rerun decides alike."""
     if folder is None:
@@ -158,7 +154,7 @@ def site_costs(
     unit: str,
     folder: Path | None = None,
     teacher: str = "",
-    conditions: dict[str, torch.Tensor] | None = None,
+    conditions: Conditions | None = None,
 ) -> dict[str, float]:
     """What the module at each site costs in "macs" (site_macs) or "milliseconds" (kept_milliseconds, in `folder`)."""
     if unit == "macs":

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from common.batches import generator_for
 from common.errors import InputError
 from common.finite import check_loss, check_weights
+from common.sampling import Conditions, predict
 
 Features = Sequence[torch.Tensor]
 
@@ -90,9 +91,9 @@ def training_target(scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, 
 class DenoiserTraining(L.LightningModule):
     """One training step of a student, with or without a teacher.
 
-    Batches hold `latents` (batch, channels, height, width), `position` (batch,) and, for text-to-image, either
-    `encoder_hidden_states` (batch, tokens, width) with `empty` (tokens, width) as the condition that replaces dropped
-    ones, or `input_ids` (batch, tokens) when a `text_encoder` is trained along.
+    Batches hold `latents` (batch, channels, height, width), `position` (batch,) and, for text-to-image, either the
+    conditions of each row, or `input_ids` (batch, tokens) when a `text_encoder` is trained along. `empty_condition` holds
+    one row of the same columns, which replaces dropped ones; it is read where condition_dropout is above 0.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class DenoiserTraining(L.LightningModule):
         schedule: Callable[[torch.optim.Optimizer], Any],
         seed: int,
         condition_dropout: float = 0.0,
-        empty_condition: torch.Tensor | None = None,
+        empty_condition: Conditions | None = None,
         task_weight: float = 1.0,
         output_weight: float = 0.0,
         feature_weight: float = 0.0,
@@ -131,18 +132,17 @@ class DenoiserTraining(L.LightningModule):
             self.student_taps.remove()
             self.teacher_taps.remove()
 
-    def condition(self, batch: dict[str, torch.Tensor], uniform: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The denoiser's keyword arguments, with a share of `condition_dropout` replaced by the empty condition."""
-        dropped = uniform < self.condition_dropout
+    def condition(self, batch: dict[str, torch.Tensor], uniform: torch.Tensor) -> Conditions:
+        """The conditions, with a share of `condition_dropout` of the rows replaced by the empty one, all columns together."""
+        columns = {name: value for name, value in batch.items() if name not in ("latents", "position")}
+        if self.condition_dropout:
+            dropped = uniform < self.condition_dropout
+            for name, value in columns.items():
+                where = dropped.view(-1, *[1] * (value.dim() - 1))
+                columns[name] = torch.where(where, self.empty_condition[name].to(value), value)
         if self.text_encoder is not None:
-            ids = torch.where(dropped[:, None], self.empty_condition.to(batch["input_ids"]), batch["input_ids"])
-            return {"encoder_hidden_states": self.text_encoder(ids).last_hidden_state}
-        if "encoder_hidden_states" in batch:
-            states = batch["encoder_hidden_states"]
-            if self.condition_dropout:
-                states = torch.where(dropped[:, None, None], self.empty_condition.to(states), states)
-            return {"encoder_hidden_states": states}
-        return {}
+            return {"encoder_hidden_states": self.text_encoder(columns["input_ids"]).last_hidden_state}
+        return columns
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
         latents = batch["latents"]
@@ -152,12 +152,12 @@ class DenoiserTraining(L.LightningModule):
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         target = training_target(self.scheduler, latents, noise, timesteps)
         condition = self.condition(batch, uniform)
-        prediction = self.student(noisy, timesteps, **condition).sample
+        prediction = predict(self.student, noisy, timesteps, condition)
         terms = {"task": F.mse_loss(prediction.float(), target.float())}
         loss = self.task_weight * terms["task"]
         if self.output_weight or self.feature_weight:
             with torch.no_grad():
-                teacher_prediction = self.unregistered["teacher"](noisy, timesteps, **condition).sample
+                teacher_prediction = predict(self.unregistered["teacher"], noisy, timesteps, condition)
             terms["output"] = F.mse_loss(prediction.float(), teacher_prediction.float())
             loss = loss + self.output_weight * terms["output"]
         if self.feature_weight:

@@ -11,7 +11,22 @@ import torch
 from common.batches import seeded_normal
 
 Conditions = dict[str, torch.Tensor]
-"""Keyword arguments of the denoiser, each (batch, ...); empty for unconditional models."""
+"""What a denoiser is conditioned on by the names of its arguments, each (batch, ...); empty for unconditional models."""
+ADDED = ("text_embeds", "time_ids")  # what Stable Diffusion XL's U-Net takes inside added_cond_kwargs
+
+
+def denoiser_arguments(conditions: Conditions) -> dict[str, Any]:
+    """The conditions as a denoiser of diffusers takes them: keyword arguments, those of ADDED in a dictionary of their own."""
+    added = {name: value for name, value in conditions.items() if name in ADDED}
+    plain = {name: value for name, value in conditions.items() if name not in ADDED}
+    return {**plain, "added_cond_kwargs": added} if added else plain
+
+
+def predict(
+    denoiser: Callable[..., Any], latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions
+) -> torch.Tensor:
+    """The denoiser's output (batch, channels, height, width): what every call of a denoiser in the project goes through."""
+    return denoiser(latents, timesteps, **denoiser_arguments(conditions)).sample
 
 
 def repeat_conditions(conditions: Conditions, times: int) -> Conditions:
@@ -62,7 +77,7 @@ def denoise(
     latents = noise * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
-        output = denoiser(inputs, timestep, **conditions).sample
+        output = predict(denoiser, inputs, timestep, conditions)
         if guided:
             without, conditioned = output.chunk(2)
             output = without + guidance_scale * (conditioned - without)

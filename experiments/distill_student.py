@@ -101,7 +101,6 @@ def distill(
     student.train().requires_grad_(True)
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
-    empty = teacher.empty_condition().get("encoder_hidden_states")
     module = DenoiserTraining(
         student,
         teacher.scheduler,
@@ -109,7 +108,7 @@ def distill(
         scheduler(**settings.schedule, steps=settings.steps),
         cfg.seed,
         condition_dropout=settings.condition_dropout,
-        empty_condition=None if empty is None else empty[0].cpu(),
+        empty_condition={name: value.cpu() for name, value in teacher.empty_condition().items()},
         task_weight=settings.task_weight,
         output_weight=settings.output_weight,
         feature_weight=settings.feature_weight,

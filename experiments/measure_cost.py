@@ -12,6 +12,7 @@ from torch import nn
 
 from common.errors import InputError
 from common.plans import Plan
+from common.sampling import Conditions, predict
 from common.teachers import Teacher
 
 HELD_OUT = 512  # images on which an autoencoder's reconstructions are measured
@@ -39,18 +40,18 @@ def measure_autoencoder(autoencoder: nn.Module, images: torch.Tensor, plan: Plan
     }
 
 
-def forward_call(denoiser: nn.Module, inputs: tuple[torch.Tensor, ...], conditions: Mapping[str, torch.Tensor]) -> Callable:
+def forward_call(denoiser: nn.Module, inputs: tuple[torch.Tensor, ...], conditions: Conditions) -> Callable:
     """One forward pass, ready to be timed."""
 
     def run() -> None:
         with torch.no_grad():
-            denoiser(*inputs, **conditions)
+            predict(denoiser, *inputs, conditions)
 
     return run
 
 
 def semi_structured_latency(
-    denoiser: nn.Module, plan: Plan, inputs: tuple[torch.Tensor, ...], conditions: Mapping[str, torch.Tensor], rounds: int
+    denoiser: nn.Module, plan: Plan, inputs: tuple[torch.Tensor, ...], conditions: Conditions, rounds: int
 ) -> dict[str, Any]:
     """What the kernels for 2:4 weights gain, in fp16 on a GPU: `ratio` of times to the same network with dense kernels.
 
@@ -85,7 +86,7 @@ def measure_cost(cfg: DictConfig, models: Mapping[str, Teacher], plans: Mapping[
 
     teacher, rounds = models["teacher"], cfg.evaluation.latency_rounds
 
-    def arguments(batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]:
+    def arguments(batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], Conditions]:
         latents = torch.zeros(batch, *teacher.latent_shape, device=teacher.device)
         timesteps = torch.full((batch,), 500, device=teacher.device)
         conditions = {name: value.expand(batch, *value.shape[1:]) for name, value in teacher.empty_condition().items()}

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from common.calibration import Calibration
 from common.errors import InputError
 from common.noisy_batches import noisy_batches
+from common.sampling import predict
 
 AVERAGES = ("mean", "mean_absolute")
 Loss = tuple[float, Callable[[], torch.Tensor]]
@@ -106,7 +107,7 @@ def denoising_losses(unet: nn.Module, calibration: Calibration, timesteps: str, 
     for batch in noisy_batches(calibration, timesteps, batch_size, False, seed):
 
         def loss(batch=batch) -> torch.Tensor:
-            prediction = unet(batch.latents, batch.timesteps, **batch.conditions).sample
+            prediction = predict(unet, batch.latents, batch.timesteps, batch.conditions)
             return F.mse_loss(prediction.float(), batch.target.float())
 
         yield batch.share, loss

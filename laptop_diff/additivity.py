@@ -15,6 +15,7 @@ from common.errors import InputError
 from common.layers import Layer
 from common.noisy_batches import noisy_batches
 from common.plans import edited
+from common.sampling import predict
 from common.score_file import ScoreFile
 from laptop_diff.criteria import alignment_of, batch_loss, condition_chunks
 
@@ -66,13 +67,13 @@ def joint_losses(
         intact = aligned()
     elif waiting:
         batches = noisy_batches(calibration, timesteps, batch_size, guidance_scale > 1, seed)
-        outputs = [unet(batch.latents, batch.timesteps, **batch.conditions).sample for batch in batches]
+        outputs = [predict(unet, batch.latents, batch.timesteps, batch.conditions) for batch in batches]
     for name, subset in waiting:
         with edited(unet, [layers[index].edit for index in subset], {}):
             if criterion == "alignment":
                 loss = intact - aligned()
             else:
-                changed = [unet(batch.latents, batch.timesteps, **batch.conditions).sample for batch in batches]
+                changed = [predict(unet, batch.latents, batch.timesteps, batch.conditions) for batch in batches]
                 triples = zip(batches, outputs, changed, strict=True)
                 loss = sum(batch_loss(*triple, criterion == "task", guidance_scale) for triple in triples)
         file.parts[name] = [loss]

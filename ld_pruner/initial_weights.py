@@ -9,6 +9,7 @@ from torch import nn
 
 from common.batches import generator_for
 from common.errors import InputError
+from common.sampling import predict
 from ld_pruner.operators import Operator
 
 Batch = tuple[tuple, dict[str, Any]]
@@ -67,7 +68,7 @@ def _least_squares(unet: nn.Module, operators: list[Operator], batch: Batch) -> 
 
     handles = [unet.get_submodule(o.site).register_forward_hook(hook_for(o.site)) for o in operators]
     try:
-        unet(*batch[0], **batch[1])
+        predict(unet, *batch[0], batch[1])
     finally:
         for handle in handles:
             handle.remove()

@@ -12,6 +12,7 @@ from torch import nn
 from common.cost import probe_inputs
 from common.errors import InputError
 from common.plans import Edit
+from common.sampling import predict
 
 KINDS = {
     "conv": ("Conv2d",),
@@ -109,7 +110,7 @@ def list_operators(
     shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
     arguments, conditions = probe_inputs(unet)
     with _shapes(unet, list(sites), shapes):
-        unet(*arguments, **conditions)
+        predict(unet, *arguments, conditions)
     operators = []
     for site, kind in sites.items():
         if site not in shapes:

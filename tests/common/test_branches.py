@@ -43,7 +43,7 @@ def test_replayed_prefix_equals_computing_it(tiny_teacher):
     unet = tiny_teacher.denoiser
     cache = PrefixCache(unet)
     arguments, conditions = inputs()
-    plain = cache.record(*arguments, **conditions)
+    plain = cache.record(*arguments, conditions)
     assert cache.position("conv_norm_out") == len(cache.order) > 30
     blocks = cache.position("up_blocks.1.resnets.1.conv1")
     computed = []

@@ -36,7 +36,7 @@ def build(teacher, steps=6, **weights):
         scheduler("cosine", steps, 2),
         seed=5,
         condition_dropout=0.3,
-        empty_condition=teacher.empty_condition()["encoder_hidden_states"][0],
+        empty_condition=teacher.empty_condition(),
         feature_pairs=feature_pairs(["down_blocks.*", "up_blocks.*"], student, teacher.denoiser),
         teacher=teacher.denoiser,
         **weights,
