@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.files import SHIPPED
 
-NOT_PART_OF_A_JOB = ("hydra", "outputs", "device", "objectives", "wandb", "table")
+NOT_PART_OF_A_JOB = ("hydra", "outputs", "device", "objectives", "wandb", "table", "dry_run", "gpu", "utilisation")
 
 
 def teacher_content(path: str) -> str:
@@ -44,6 +45,17 @@ def job_folder(cfg: DictConfig) -> str:
     return f"{cfg.task.name}/{method}/{digest}"
 
 
+def job_path(cfg: DictConfig) -> str:
+    """<outputs>/<job folder>; of a dry run, which writes nothing, the folder it is started in."""
+    return "." if cfg.dry_run else f"{cfg.outputs}/{job_folder(cfg)}"
+
+
+def sweep_path(cfg: DictConfig) -> str:
+    """<outputs>; of a dry run a temporary folder, for Hydra notes every sweep in a file."""
+    return f"{tempfile.gettempdir()}/dry_run" if cfg.dry_run else cfg.outputs
+
+
 def register_job_folder() -> None:
-    """Makes ${job_folder:} available to the configuration."""
-    OmegaConf.register_new_resolver("job_folder", lambda *, _root_: job_folder(_root_), replace=True)
+    """Makes ${job_folder:}, ${job_path:} and ${sweep_path:} available to the configuration."""
+    for function in (job_folder, job_path, sweep_path):
+        OmegaConf.register_new_resolver(function.__name__, lambda *, _root_, function=function: function(_root_), replace=True)

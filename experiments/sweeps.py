@@ -57,6 +57,8 @@ def sweep_job(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     def run(cfg: DictConfig) -> Any:
         sweep = sweep_folder()
         hydra_config = HydraConfig.get()
+        if cfg.dry_run:
+            return job(cfg)
         if sweep is None:
             swept = hydra_config.sweeper.get("params") or {}
             if swept:
