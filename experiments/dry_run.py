@@ -1,5 +1,7 @@
 """What a job would take, printed from the meta device (python run.py ... dry_run=true): nothing is loaded or written."""
 
+import textwrap
+
 from omegaconf import DictConfig
 
 from common.cost import count_parameters
@@ -8,6 +10,7 @@ from experiments.gpus import Gpu, find_gpu
 from experiments.job_cost import PRECISIONS, JobCost, Stage
 
 GIB = 2**30
+WIDTH = 80
 RESERVE = 1.0  # GiB that CUDA, its libraries and gaps between tensors take
 
 
@@ -66,11 +69,12 @@ def print_networks(job: JobCost) -> None:
     for name, (network, use) in parts.items():
         print_line(name, f"{count_parameters(network) / 1e6:,.2f}M", giga(operations[use] // 2))
     if job.outlook.note:
-        print(f"\n{job.outlook.note}.")
+        print("\n" + textwrap.fill(f"{job.outlook.note}.", WIDTH))
 
 
 def giga(macs: int) -> str:
-    return f"{macs / 1e9:,.1f}G"
+    """MACs in the unit that suits them."""
+    return f"{macs / 1e9:,.1f}G" if macs >= 1e9 else f"{macs / 1e6:,.1f}M"
 
 
 def print_stages(stages: list[Stage], gpu: Gpu, cfg: DictConfig) -> float:
@@ -138,6 +142,6 @@ def suggestion(job: JobCost, gpu: Gpu, fixed: int) -> str:
 def print_assumptions(job: JobCost, gpu: Gpu) -> None:
     """What the hours are made of."""
     shares = job.cfg.utilisation
-    rates = f"{shares.half:.0%} of {gpu.half:g} TFLOPS in half, {shares.single:.0%} of {gpu.single:g} in single precision"
-    print(f"\nHours: at {rates} (all but training).")
-    print("Not counted: features and distances, reading data, writing files.")
+    rates = f"{shares.half:.0%} of {gpu.half:g} TFLOPS in half and {shares.single:.0%} of {gpu.single:g} in single precision"
+    left_out = "Not counted: features and distances, reading data, writing files."
+    print("\n" + textwrap.fill(f"Hours: at {rates}, which is that of everything but training. {left_out}", WIDTH))

@@ -224,7 +224,7 @@ class JobCost:
             held += step_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions).square().mean(), False, False)
         else:
             held += forward_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions))
-        what = f"at most {look.forward:,} samples forward" + (f", {look.backward:,} back" if look.backward else "")
+        what = f"<= {look.forward:,} samples" + (" and back" if look.backward else "")
         operations = 2 * self.macs["teacher"].total * (look.forward + 2 * look.backward)
         return Stage("scoring", f"{what}, {look.batch} at once", operations, memory=held)
 
@@ -232,7 +232,7 @@ class JobCost:
         """Latents and embeddings of the training images, once."""
         if not self.cfg.distill.steps:
             return None
-        rows, autoencoder = self.cfg.budget.training_rows[self.cfg.task.name], self.teacher.autoencoder
+        rows, autoencoder = self.cfg.budget.training_images[self.cfg.task.name], self.teacher.autoencoder
         batch = ENCODING_BATCH
         held = sum(self.resident().values()) + forward_bytes(autoencoder, lambda: autoencoder.encode(self.images(batch)))
         operations = rows * (self.image_operations["encode"] + self.image_operations["read"])

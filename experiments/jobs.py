@@ -1,5 +1,6 @@
 """Names the folder of a job by what it computes, so that the same command finds its own result again."""
 
+import getpass
 import hashlib
 import json
 import tempfile
@@ -45,17 +46,22 @@ def job_folder(cfg: DictConfig) -> str:
     return f"{cfg.task.name}/{method}/{digest}"
 
 
-def job_path(cfg: DictConfig) -> str:
-    """<outputs>/<job folder>; of a dry run, which writes nothing, the folder it is started in."""
+def hydra_folder(cfg: DictConfig) -> str:
+    """The job's folder in that of its sweep; a dry run, which writes nothing, has none."""
+    return "." if cfg.dry_run else job_folder(cfg)
+
+
+def hydra_path(cfg: DictConfig) -> str:
+    """The job's folder; of a dry run the one it is started in."""
     return "." if cfg.dry_run else f"{cfg.outputs}/{job_folder(cfg)}"
 
 
 def sweep_path(cfg: DictConfig) -> str:
-    """<outputs>; of a dry run a temporary folder, for Hydra notes every sweep in a file."""
-    return f"{tempfile.gettempdir()}/dry_run" if cfg.dry_run else cfg.outputs
+    """The folder of all jobs; of dry runs a temporary one, for Hydra keeps what a sweep was asked for."""
+    return f"{tempfile.gettempdir()}/bonsai_dry_run_{getpass.getuser()}" if cfg.dry_run else cfg.outputs
 
 
 def register_job_folder() -> None:
     """Makes ${job_folder:}, ${job_path:} and ${sweep_path:} available to the configuration."""
-    for function in (job_folder, job_path, sweep_path):
-        OmegaConf.register_new_resolver(function.__name__, lambda *, _root_, function=function: function(_root_), replace=True)
+    for name, function in (("job_folder", hydra_folder), ("job_path", hydra_path), ("sweep_path", sweep_path)):
+        OmegaConf.register_new_resolver(name, lambda *, _root_, function=function: function(_root_), replace=True)

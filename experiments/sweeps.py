@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -115,11 +116,20 @@ class SweepEnd(Callback):
         with ending(2):
             self.start(config)
 
+    def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
+        """Of a dry run: sums its GPU hours, where the jobs run in this process."""
+        if config.dry_run and job_return.status is JobStatus.COMPLETED:
+            self.hours = [*getattr(self, "hours", []), job_return.return_value]
+
     def start(self, config: DictConfig) -> None:
         """Writes sweep.json; the records of an earlier run stay until this one has its own.
 
-        InputError when the same sweep is running.
+        InputError when the same sweep is running, and for a dry run whose jobs are chosen by their results.
         """
+        if config.dry_run:
+            if "direction" in config.hydra.sweeper:
+                raise InputError("dry_run=true has no results for a sweeper that optimises; give one of its jobs alone.")
+            return
         self.folder = Path(config.outputs).absolute() / "sweeps" / sweep_name(config)
         self.run = uuid.uuid4().hex[:8]
         # never released by hand: the end of the process does that, be it a kill
@@ -140,7 +150,14 @@ class SweepEnd(Callback):
             self.end(config)
 
     def end(self, config: DictConfig) -> None:
-        """Tells the failures before anything else can fail, then brings the folder up to date and writes the report."""
+        """Tells the failures before anything else can fail, then brings the folder up to date and writes the report.
+
+        Of a dry run: tells the hours of all jobs.
+        """
+        if config.dry_run:
+            hours = getattr(self, "hours", [])
+            print(f"\n{len(hours)} jobs: {sum(hours):,.1f} GPU h at most, as if each scored and sampled its teacher for itself")
+            return
         records = {number: record for number, record in read_records(self.folder).items() if record.get("run") == self.run}
         failed = {number: record for number, record in records.items() if record["error"] is not None}
         print(f"\n{len(records) - len(failed)} of {len(records)} jobs are done.", flush=True)

@@ -118,7 +118,7 @@ class LDPruner:
         note = f"student: {k} operators drawn at random"
         if self.ratio is None:
             ends = [removal.share(sites) for sites in self._extremes(removal)]
-            note += "; k of them are from {:.0%} to {:.0%} of the parameters".format(*ends)
+            note += "; {} of them are from {:.0%} to {:.0%} of the parameters".format(k, *ends)
         return Outlook(
             forward=(rounds * len(operators) + 1) * size.roll_out + len(operators) * self.screen_rows,
             batch=self.rows * size.passes(size.guidance_scale),
