@@ -32,8 +32,8 @@ def architecture(name_or_repository: str) -> dict[str, Any]:
     name = known["hub"].get(name_or_repository, name_or_repository)
     if name not in known["architectures"]:
         raise InputError(
-            f"The architecture of {name_or_repository!r} is not known without its folder; give teacher.path=<folder>, or one of "
-            f"{', '.join(known['architectures'])}, {', '.join(known['hub'])}."
+            f"The architecture of {name_or_repository!r} is not known without its folder; give teacher.path=<folder>, or one "
+            f"of {', '.join(known['architectures'])}, {', '.join(known['hub'])}."
         )
     found = known["architectures"][name]
     if "like" not in found:

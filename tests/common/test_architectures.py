@@ -10,7 +10,6 @@ from common.cost import count_parameters
 from common.errors import InputError
 from common.teachers import load_teacher
 
-# U-Net, and where published the whole model: text encoder and decoder included, the autoencoder's encoder not (BK-SDM, issue 53)
 DENOISERS = {
     "sd1": 859_520_964,
     "sd21_base": 865_910_724,
@@ -30,7 +29,7 @@ def test_golden_counts(name):
     assert count_parameters(meta_teacher(name).denoiser) == DENOISERS[name]
 
 
-def test_whole_models_have_their_published_sizes():
+def test_whole_models_have_their_published_sizes():  # with text encoder and decoder, without the encoder (BK-SDM's issue 53)
     sd = meta_teacher("CompVis/stable-diffusion-v1-4")
     decoder = count_parameters(sd.autoencoder.decoder) + count_parameters(sd.autoencoder.post_quant_conv)
     whole = count_parameters(sd.denoiser) + count_parameters(sd.text_encoder) + decoder
