@@ -44,6 +44,7 @@ class Plan:
 
     tensors: the first weights of new 1x1 convolutions by their names in the student; for "resize" the indices, ascending, of
     the kept rows and columns of the teacher's weight, "<site>.out" and "<site>.in"; for "mask" what is kept, "<site>.mask".
+    All of the student's weights where none is the teacher's (a student that others have trained).
 
     scores: one number per candidate site, chosen or not; settings: the method's configuration as plain values.
     config_changes: where diffusers' own configuration can express the student (BK-SDM), the entries that differ from the
@@ -130,14 +131,14 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     check_sites(unet, plan)
     if unet.config.get("plan"):
         raise InputError("This U-Net carries a plan already; a plan applies to the unpruned teacher.")
-    if has_masks(plan.edits) or not plan.edits:
+    if has_masks(plan.edits) or not (plan.edits or plan.tensors):
         return masked_copy(unet, plan_masks(plan.edits, plan.tensors))
     base = next((base for base in (pruned_unet.UNet2DConditionModel, pruned_unet.UNet2DModel) if isinstance(unet, base)), None)
     if base is None:
         raise InputError(f"A plan applies to UNet2DConditionModel and UNet2DModel, not to {type(unet).__name__}.")
     weight = next(unet.parameters())
     settings = {name: value for name, value in unet.config.items() if not name.startswith("_")}
-    if plan.config_changes:
+    if plan.config_changes or not plan.edits:
         student_class, settings = base, settings | plan.config_changes
     else:
         student_class, settings = getattr(pruned_unet, f"Pruned{base.__name__}"), settings | {"plan": plan.to_dict()}

@@ -1,4 +1,4 @@
-"""A trained latent diffusion model as one thing: denoiser, autoencoder, scheduler and text conditioner."""
+"""A trained latent diffusion model as one thing: denoiser, autoencoder, scheduler and text encoders."""
 
 import copy
 import hashlib
@@ -12,18 +12,20 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.files import SHIPPED, whole_folder
+from common.files import whole_folder
+from common.hub import NETWORKS, PARTS, find_folder, first_line
+from common.pipeline_checks import check_named_parts, check_parts_fit
 from common.sampling import Conditions, describe_scheduler
-
-NETWORKS = ("unet", "vae", "vqvae", "text_encoder")
-PARTS = (*NETWORKS, "scheduler", "tokenizer")
+from common.text_conditions import encode_text, size_conditions
+from common.weight_files import best_weights, kind_of
 
 
 @dataclass
 class Teacher:
     """The parts of a diffusers pipeline that pruning and distillation need.
 
-    latent_shape is (channels, height, width) of one latent; tokenizer and text_encoder are None without text.
+    latent_shape is (channels, height, width) of one latent; tokenizers and text encoders are None without text, the second
+    ones None except in Stable Diffusion XL. zeros_for_empty: the condition of no caption is zeros, not that of "" (XL).
     """
 
     name: str
@@ -33,6 +35,9 @@ class Teacher:
     scheduler: Any
     tokenizer: Any = None
     text_encoder: nn.Module | None = None
+    tokenizer_2: Any = None
+    text_encoder_2: nn.Module | None = None
+    zeros_for_empty: bool = False
     _fingerprint: str = ""
 
     @property
@@ -41,14 +46,25 @@ class Teacher:
         height, width = (size, size) if isinstance(size, int) else size
         return (self.denoiser.config.in_channels, height, width)
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images that latents of latent_shape become."""
+        factor = 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+        return (self.latent_shape[1] * factor, self.latent_shape[2] * factor)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Denoiser, autoencoder and text encoders, as many as there are."""
+        known = (self.denoiser, self.autoencoder, self.text_encoder, self.text_encoder_2)
+        return [network for network in known if network is not None]
+
     def with_parts(self, **parts: nn.Module) -> "Teacher":
         """The same pipeline with other networks: with_parts(denoiser=student)."""
         return replace(self, **parts, _fingerprint="")
 
     def to(self, device: str | torch.device) -> "Teacher":
-        for network in (self.denoiser, self.autoencoder, self.text_encoder):
-            if network is not None:
-                network.to(device)
+        for network in self.networks:
+            network.to(device)
         return self
 
     @property
@@ -56,21 +72,22 @@ class Teacher:
         return next(self.denoiser.parameters()).device
 
     @torch.no_grad()
-    def encode_captions(self, captions: list[str], batch_size: int = 512) -> Conditions:
-        """The denoiser's keyword arguments for the captions: token states (captions, tokens, width); {} without text."""
+    def encode_captions(self, captions: list[str]) -> Conditions:
+        """The denoiser's conditions for the captions, a row each (common/text_conditions.py); {} without text."""
         if self.text_encoder is None:
             return {}
-        states = []
-        for start in range(0, len(captions), batch_size):
-            ids = self.tokenizer(
-                captions[start : start + batch_size], padding="max_length", truncation=True, return_tensors="pt"
-            ).input_ids
-            states.append(self.text_encoder(ids.to(self.device)).last_hidden_state)
-        return {"encoder_hidden_states": torch.cat(states)}
+        encoders = [(self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)]
+        conditions = encode_text(encoders if self.text_encoder_2 is not None else encoders[:1], captions)
+        if "text_embeds" in conditions:
+            conditions["time_ids"] = size_conditions(*self.image_size, len(captions)).to(self.device)
+        return conditions
 
     def empty_condition(self) -> Conditions:
         """The condition of no caption, one row."""
-        return self.encode_captions([""])
+        conditions = self.encode_captions([""])
+        if self.zeros_for_empty:
+            conditions |= {name: torch.zeros_like(value) for name, value in conditions.items() if name != "time_ids"}
+        return conditions
 
     @torch.no_grad()
     def encode_images(self, images: torch.Tensor, batch_size: int = 64, advance: Any = lambda count: None) -> torch.Tensor:
@@ -93,49 +110,16 @@ class Teacher:
         return torch.cat([to_uint8(self.autoencoder.decode(chunk.to(self.device) / scale).sample).cpu() for chunk in chunks])
 
     def fingerprint(self) -> str:
-        """Changes with any weight of the denoiser, autoencoder or text encoder, and with the scheduler."""
+        """Changes with any weight of the denoiser, autoencoder or text encoders, and with the scheduler."""
         if self._fingerprint:
             return self._fingerprint
         digest = hashlib.sha256(describe_scheduler(self.scheduler).encode())
-        for network in (self.denoiser, self.autoencoder, self.text_encoder):
-            for name, tensor in network.state_dict().items() if network is not None else ():
+        for network in self.networks:
+            for name, tensor in network.state_dict().items():
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
-
-
-def shipped_teachers() -> list[str]:
-    """The names of the teachers that come with the project."""
-    return sorted(path.parent.name for path in SHIPPED.glob("*/model_index.json"))
-
-
-def find_folder(name_or_path: str, revision: str | None = None) -> Path:
-    """The local folder of a shipped teacher, of a path, or of a hub repository "owner/name" (downloaded once)."""
-    if (SHIPPED / name_or_path / "model_index.json").is_file():
-        return SHIPPED / name_or_path
-    folder = Path(name_or_path)
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise InputError(f"{folder} has no model_index.json: it is not a diffusers pipeline folder.")
-        return folder
-    if name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~")):
-        raise InputError(
-            f"There is no teacher {name_or_path!r}: shipped are {', '.join(shipped_teachers()) or 'none'}; "
-            "else give the path of a diffusers folder or a hub name 'owner/name'."
-        )
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.txt", *(f"{part}/{kind}" for part in PARTS for kind in ("*.json", "*.txt", "*.safetensors"))]
-    unwanted = ["*.fp16.*", "*.non_ema.*", "safety_checker/*", "feature_extractor/*"]
-    try:
-        return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
-    except Exception as error:  # the hub's client raises many kinds: offline, gated, absent, refused
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"The hub repository {name_or_path!r} cannot be read ({reason}); "
-            "download it elsewhere and give teacher.path=<folder>."
-        ) from error
 
 
 def load_part(folder: Path, name: str, library: str, class_name: str, network: bool) -> Any:
@@ -152,15 +136,20 @@ def load_part(folder: Path, name: str, library: str, class_name: str, network: b
         raise InputError(f"{folder / name}: {library}.{class_name} is not a class this project can load.")
     if not (folder / name).is_dir():
         raise InputError(f"{folder} lacks its part {name!r} ({class_name}), which model_index.json names.")
-    options = {"torch_dtype": torch.float32, "output_loading_info": True} if network else {}
-    if library != "transformers" and network:
-        options["low_cpu_mem_usage"] = False
+    options: dict[str, Any] = {}
+    if network:
+        weights = best_weights(path.name for path in (folder / name).iterdir())
+        if weights is None:
+            raise InputError(f"{folder / name} holds no weights of {class_name} (.safetensors or .bin).")
+        options = {"torch_dtype": torch.float32, "output_loading_info": True, **weights.options()}
+        if library != "transformers":
+            options["low_cpu_mem_usage"] = False
     try:
         part = getattr(module, class_name).from_pretrained(folder / name, local_files_only=True, **options)
     except InputError:
         raise
-    except Exception as error:  # safetensors, JSON and torch each raise their own kind for a damaged file
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # safetensors, JSON, pickle and torch each raise their own kind for a damaged file
+        reason = "its .bin holds more than tensors, of which nothing was run" if refused_pickle(error) else first_line(error)
         raise InputError(f"{folder / name} cannot be loaded as {class_name}: {reason}") from error
     if network:
         part, report = part
@@ -169,7 +158,25 @@ def load_part(folder: Path, name: str, library: str, class_name: str, network: b
             raise InputError(f"{folder / name} lacks {len(absent)} of the weights of {class_name}, {absent[0]} among them.")
         for parameter in part.parameters():  # weights mapped from a file lie unaligned, and then sums round differently
             parameter.data = parameter.data.clone()
+        if class_name == "VQModel":
+            state_scaling_factor(part, folder / name)
     return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
+
+
+def refused_pickle(error: BaseException | None) -> bool:
+    """Whether torch.load(weights_only=True), by which diffusers and transformers read .bin files, has refused one."""
+    from pickle import UnpicklingError
+
+    return error is not None and (isinstance(error, UnpicklingError) or refused_pickle(error.__cause__ or error.__context__))
+
+
+def state_scaling_factor(autoencoder: nn.Module, folder: Path) -> None:
+    """Latents of a VQModel whose config.json does not tell a scaling_factor are not scaled, as in CompVis' LDM.
+
+    diffusers fills in Stable Diffusion's 0.18215, with which ldm-celebahq-256 draws blots (diffusers, issue 6725).
+    """
+    if "scaling_factor" not in json.loads((folder / "config.json").read_text()):
+        autoencoder.register_to_config(scaling_factor=1.0)
 
 
 def load_teacher(name_or_path: str, revision: str | None = None) -> Teacher:
@@ -178,33 +185,38 @@ def load_teacher(name_or_path: str, revision: str | None = None) -> Teacher:
     Raises InputError with one line for a missing folder, an unreachable hub, a missing part or a damaged file.
     """
     folder = find_folder(name_or_path, revision)
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{folder / 'model_index.json'} is not JSON: {error}.") from error
+    index = read_index(folder)
     named = {name: value for name, value in index.items() if name in PARTS and isinstance(value, list) and value[0]}
-    if "unet" not in named:
-        raise InputError(f"{folder} has no U-Net: its model_index.json names {', '.join(sorted(named)) or 'no parts'}.")
-    if index.get("text_encoder_2", [None])[0]:
-        raise InputError(f"{folder} has two text encoders (Stable Diffusion XL), which jobs cannot condition on yet.")
+    check_named_parts(folder, named)
     parts = {name: load_part(folder, name, *value, network=name in NETWORKS) for name, value in named.items()}
-    autoencoder = parts.get("vae") or parts.get("vqvae")
-    if autoencoder is None or "scheduler" not in parts:
-        raise InputError(f"{folder} needs an autoencoder ('vae' or 'vqvae') and a 'scheduler'.")
-    return Teacher(
+    teacher = Teacher(
         name=Path(name_or_path).name,
         folder=folder,
         denoiser=parts["unet"],
-        autoencoder=autoencoder,
+        autoencoder=parts.get("vae") or parts["vqvae"],
         scheduler=parts["scheduler"],
         tokenizer=parts.get("tokenizer"),
         text_encoder=parts.get("text_encoder"),
+        tokenizer_2=parts.get("tokenizer_2"),
+        text_encoder_2=parts.get("text_encoder_2"),
+        zeros_for_empty="text_encoder_2" in parts and bool(index.get("force_zeros_for_empty_prompt", True)),
     )
+    encoders = [encoder for encoder in (teacher.text_encoder, teacher.text_encoder_2) if encoder is not None]
+    check_parts_fit(folder, teacher.denoiser, teacher.autoencoder, encoders)
+    return teacher
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """model_index.json of a pipeline folder; InputError when it is not JSON."""
+    try:
+        return json.loads((folder / "model_index.json").read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{folder / 'model_index.json'} is not JSON: {error}.") from error
 
 
 def autoencoder_part(folder: Path) -> str:
     """The name of the autoencoder in a pipeline folder: "vae" or "vqvae"."""
-    index = json.loads((folder / "model_index.json").read_text())
+    index = read_index(folder)
     return next(name for name in ("vae", "vqvae") if index.get(name, [None])[0])
 
 
@@ -237,25 +249,53 @@ def load_student(teacher: Teacher, folder: Path) -> Teacher:
 
 
 def save_student(teacher: Teacher, student: Teacher, folder: Path) -> None:
-    """Writes the student as a pipeline folder in the teacher's layout, fp16 weights, whole or not at all.
+    """Writes the student as a pipeline folder in the teacher's layout, whole or not at all.
 
-    A part that is the very network of the teacher is copied from the teacher's folder.
+    A part that is the very network of the teacher is copied from the teacher's folder; what is not, and what is there as a
+    variant alone, is written in fp16. What the teacher's index names and its folder lacks (a safety checker) is left out.
     diffusers loads it with DiffusionPipeline.from_pretrained(folder, trust_remote_code=True), without this project.
     """
-    index = json.loads((teacher.folder / "model_index.json").read_text())
+    index = read_index(teacher.folder)
     pruned = type(student.denoiser).__name__.startswith("Pruned")
     index["unet"] = ["pruned_unet" if pruned else "diffusers", type(student.denoiser).__name__]
+    autoencoder = autoencoder_part(teacher.folder)
     own = {"unet": student.denoiser}
-    if student.autoencoder is not teacher.autoencoder:
-        own[autoencoder_part(teacher.folder)] = student.autoencoder
+    for name, attribute in ((autoencoder, "autoencoder"), ("text_encoder",) * 2, ("text_encoder_2",) * 2):
+        part = getattr(student, attribute)
+        if part is not getattr(teacher, attribute) or variant_alone(teacher.folder / name):
+            own[name] = part
     with whole_folder(folder) as scratch:
         for name in index:
             if name in (*PARTS, "mel") and name not in own and (teacher.folder / name).is_dir():
-                shutil.copytree(teacher.folder / name, scratch / name)
+                shutil.copytree(teacher.folder / name, scratch / name, ignore=other_weights)
         for name, network in own.items():
             copy.deepcopy(network).cpu().half().save_pretrained(scratch / name)
+        for name, value in index.items():
+            if isinstance(value, list) and not name.startswith("_") and not (scratch / name).is_dir():
+                index[name] = [None, None]
+        write_scaling_factor(scratch / autoencoder, student.autoencoder)
         (scratch / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         forget_origins(scratch)
+
+
+def variant_alone(folder: Path) -> bool:
+    """Whether the weights in a part's folder are a variant (fp16) only, which diffusers loads when it is asked for by name."""
+    best = best_weights(path.name for path in folder.iterdir()) if folder.is_dir() else None
+    return best is not None and best.variant != ""
+
+
+def write_scaling_factor(folder: Path, autoencoder: nn.Module) -> None:
+    """States the scaling factor in a config.json that leaves it to diffusers' default (see state_scaling_factor)."""
+    config = json.loads((folder / "config.json").read_text())
+    if "scaling_factor" not in config:
+        written = {**config, "scaling_factor": autoencoder.config.scaling_factor}
+        (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")
+
+
+def other_weights(folder: str, names: list[str]) -> list[str]:
+    """The weight files of a folder that are not read where there are several sorts (for shutil.copytree)."""
+    best = best_weights(names)
+    return [name for name in names if kind_of(name) not in (None, best)]
 
 
 def forget_origins(folder: Path) -> None:

@@ -41,6 +41,8 @@ def job_settings(cfg: DictConfig) -> dict[str, Any]:
 def job_folder(cfg: DictConfig) -> str:
     """<task>/<method>/<eight characters of the hash of settings and teacher>"""
     parts = [job_settings(cfg), teacher_content(cfg.teacher.path)]
+    if "path" in cfg.method:  # a student from elsewhere: another one in the same folder is another job
+        parts.append(teacher_content(cfg.method.path))
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
     method = cfg.method._target_.rpartition(".")[0].removesuffix(".method").rpartition(".")[2]
     return f"{cfg.task.name}/{method}/{digest}"

@@ -5,6 +5,7 @@ Made once for all tests.
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,22 +16,24 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="session")
-def tiny_teacher_folder(tmp_path_factory):
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+def letters_tokenizer(**options):
+    """A CLIP tokenizer of single letters, 12 tokens long."""
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
-    from experiments.text_encoder import build_text_encoder
-
-    torch.manual_seed(0)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=12)
-    text_encoder = build_text_encoder(tokenizer, width=16, layers=1, heads=2)
+    return CLIPTokenizer(
+        vocab={token: number for number, token in enumerate(tokens)}, merges=[], model_max_length=12, **options
+    )
+
+
+def small_autoencoder(**options):
+    """A KL autoencoder from 64 x 64 images to latents of 4 x 8 x 8."""
+    from diffusers import AutoencoderKL
+
     blocks = 4
-    autoencoder = AutoencoderKL(
+    return AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * blocks,
         up_block_types=["UpDecoderBlock2D"] * blocks,
         block_out_channels=[4] * blocks,
@@ -38,7 +41,20 @@ def tiny_teacher_folder(tmp_path_factory):
         latent_channels=4,
         layers_per_block=1,
         sample_size=64,
+        **options,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher_folder(tmp_path_factory):
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    from experiments.text_encoder import build_text_encoder
+
+    torch.manual_seed(0)
+    tokenizer = letters_tokenizer()
+    text_encoder = build_text_encoder(tokenizer, width=16, layers=1, heads=2)
+    autoencoder = small_autoencoder()
     denoiser = UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
@@ -63,6 +79,81 @@ def tiny_teacher_folder(tmp_path_factory):
         autoencoder, text_encoder, tokenizer, denoiser, scheduler, None, None, requires_safety_checker=False
     )
     pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sd2_folder(tmp_path_factory):
+    """In the layout of Stable Diffusion 2.1: a wider text encoder without its last layer, linear projections, velocity."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    from experiments.text_encoder import build_text_encoder
+
+    torch.manual_seed(3)
+    tokenizer = letters_tokenizer(pad_token="!")
+    denoiser = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16, 16, 16),
+        cross_attention_dim=24,
+        attention_head_dim=[2, 4, 4, 4],
+        use_linear_projection=True,
+        upcast_attention=True,
+        norm_num_groups=4,
+    )
+    folder = tmp_path_factory.mktemp("teachers") / "tiny_sd2"
+    StableDiffusionPipeline(
+        small_autoencoder(),
+        build_text_encoder(tokenizer, width=24, layers=2, heads=2),
+        tokenizer,
+        denoiser,
+        DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction"),
+        None,
+        None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_folder(tmp_path_factory):
+    """In the layout of Stable Diffusion XL: two text encoders, pooled text and sizes, three stages, Euler's scheduler."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModelWithProjection
+
+    from experiments.text_encoder import build_text_encoder
+
+    torch.manual_seed(4)
+    tokenizer, tokenizer_2 = letters_tokenizer(), letters_tokenizer(pad_token="!")
+    text_encoder = build_text_encoder(tokenizer, width=16, layers=3, heads=2)
+    settings = build_text_encoder(tokenizer_2, width=24, layers=3, heads=2).config
+    settings.projection_dim, settings.hidden_act = 12, "gelu"
+    denoiser = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=[1, 2, 3],
+        attention_head_dim=[2, 4, 4],
+        cross_attention_dim=16 + 24,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 12,
+        norm_num_groups=4,
+    )
+    folder = tmp_path_factory.mktemp("teachers") / "tiny_sdxl"
+    StableDiffusionXLPipeline(
+        small_autoencoder(scaling_factor=0.13025),
+        text_encoder,
+        CLIPTextModelWithProjection(settings),
+        tokenizer,
+        tokenizer_2,
+        denoiser,
+        EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
+        ),
+        add_watermarker=False,
+    ).save_pretrained(folder)
     return folder
 
 
@@ -141,6 +232,31 @@ def tiny_uag_teacher_folder(tmp_path_factory):
 def tiny_teacher_folders(tiny_teacher_folder, tiny_uig_teacher_folder, tiny_uag_teacher_folder):
     """A teacher's folder by task."""
     return {"t2i": tiny_teacher_folder, "uig": tiny_uig_teacher_folder, "uag": tiny_uag_teacher_folder}
+
+
+def publish_variant(teacher_folder, folder, variant):
+    """A pipeline like `teacher_folder` with the U-Net of a BK-SDM variant, random weights in fp16, laid out as nota-ai's.
+
+    Its index names a safety checker, which a download leaves out.
+    """
+    from baselines.bk_sdm import build_student
+    from common.teachers import load_denoiser
+
+    shutil.copytree(teacher_folder, folder, ignore=shutil.ignore_patterns("unet"))
+    student = build_student(load_denoiser(teacher_folder), variant)
+    torch.manual_seed(5)
+    type(student).from_config(student.config).half().save_pretrained(folder / "unet")
+    index = json.loads((folder / "model_index.json").read_text())
+    checker = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"], "requires_safety_checker": True}
+    (folder / "model_index.json").write_text(json.dumps(index | checker))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def published_folders(tiny_teacher_folders, tmp_path_factory):
+    """A published student of each task's tiny teacher."""
+    folder = tmp_path_factory.mktemp("published")
+    return {task: publish_variant(teacher, folder / task, "base") for task, teacher in tiny_teacher_folders.items()}
 
 
 @pytest.fixture

@@ -19,8 +19,9 @@ def outputs(tmp_path_factory):
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_runs_on_every_task(outputs, tiny_teacher_folders, method, task):
-    done = run(*job(task, tiny_teacher_folders[task], outputs, *OWN.get(method, ()), method=method))
+def test_every_method_runs_on_every_task(outputs, tiny_teacher_folders, published_folders, method, task):
+    own = [f"method.path={published_folders[task]}"] if method == "published" else OWN.get(method, ())
+    done = run(*job(task, tiny_teacher_folders[task], outputs, *own, method=method))
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = outputs.glob(f"{task}/{method}/*/result.json")
     models = json.loads(path.read_text())["models"]

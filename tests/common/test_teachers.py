@@ -8,7 +8,8 @@ import torch
 
 from common.errors import InputError
 from common.files import SHIPPED
-from common.teachers import load_denoiser, load_teacher, save_student, shipped_teachers
+from common.hub import shipped_teachers
+from common.teachers import load_denoiser, load_teacher, save_student
 
 
 @pytest.fixture
@@ -162,11 +163,3 @@ def test_a_denoiser_folder_of_any_name_is_checked(tiny_teacher, tmp_path):
     save_file(tensors, path)
     with pytest.raises(InputError, match=r"lacks 1 of the weights of UNet2DConditionModel, conv_in\.weight"):
         load_denoiser(tmp_path / "student")
-
-
-def test_two_text_encoders_are_refused_in_one_line(broken):
-    index = json.loads((broken / "model_index.json").read_text())
-    index["text_encoder_2"] = ["transformers", "CLIPTextModelWithProjection"]
-    (broken / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match="two text encoders"):
-        load_teacher(str(broken))

@@ -1,0 +1,107 @@
+"""A student that others have published, measured beside ours: the U-Net of a pipeline folder or hub repository.
+
+BK-SDM's checkpoints (nota-ai/bk-sdm-*) and those of Segmind (small-sd, tiny-sd) are plain diffusers pipelines whose U-Net
+has a configuration of its own. The teacher stays the job's: its autoencoder, text encoder, prompts and noise are what the
+published U-Net is measured with. Segmind's were distilled from another teacher (Realistic Vision v4), with which they are
+at home: teacher=small_sd measures such a pipeline as it is.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from baselines.bk_sdm import VARIANTS, plan_for
+from common.errors import InputError
+from common.hub import find_folder
+from common.plans import Plan
+from common.teachers import load_part, read_index
+
+SAME = ("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "encoder_hid_dim", "class_embed_type")
+LATENT_SIZE = "sample_size"  # not of the weights: a U-Net is measured at its teacher's size
+
+
+def settings_of(unet: nn.Module) -> dict[str, Any]:
+    """Its configuration in JSON's types, without what diffusers notes for itself and without the size of latents."""
+    public = {name: value for name, value in unet.config.items() if not name.startswith("_") and name != LATENT_SIZE}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in public.items()}
+
+
+def config_changes(unet: nn.Module, published: nn.Module) -> dict[str, Any]:
+    """The entries of the published U-Net's configuration that differ from the teacher's."""
+    ours = settings_of(unet)
+    return {name: value for name, value in settings_of(published).items() if value != ours.get(name)}
+
+
+def check_same_task(unet: nn.Module, published: nn.Module, folder: Path) -> None:
+    """InputError when the published U-Net takes or gives something else than the teacher's."""
+    if type(published) is not type(unet):
+        raise InputError(f"{folder} holds a {type(published).__name__}, and the teacher's is a {type(unet).__name__}.")
+    for name in SAME:
+        theirs, ours = published.config.get(name), unet.config.get(name)
+        if theirs != ours:
+            raise InputError(f"{folder}: its U-Net has {name}={theirs}, the teacher's {ours}: give a teacher of its kind.")
+
+
+def check_same_scheduler(scheduler: Any, published: Any, folder: Path) -> None:
+    """InputError when the published U-Net was trained to predict something else than the teacher's scheduler asks for."""
+    theirs, ours = published.config.get("prediction_type", "epsilon"), scheduler.config.get("prediction_type", "epsilon")
+    if theirs != ours:
+        raise InputError(f"{folder}: its U-Net predicts {theirs!r}, the teacher's {ours!r}: give a teacher of its kind.")
+
+
+def equal_variants(unet: nn.Module, published: nn.Module, teacher: str) -> Iterator[Plan]:
+    """The plans of BK-SDM's variants of `unet` whose student is of the very sizes of `published`."""
+    sizes = {name: tuple(tensor.shape) for name, tensor in published.state_dict().items()}
+    for variant in VARIANTS:
+        try:
+            plan = plan_for(unet, variant, teacher)
+        except InputError:  # the variant's table does not fit this teacher
+            continue
+        if student_sizes(unet, plan) == sizes:
+            yield plan
+
+
+def student_sizes(unet: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of the plan's student."""
+    import torch
+
+    with torch.device("meta"):
+        student = type(unet).from_config({**unet.config, **plan.config_changes})
+    return {name: tuple(tensor.shape) for name, tensor in student.state_dict().items()}
+
+
+@dataclass
+class Published:
+    """A method (see README) that prunes nothing itself: its student is the U-Net of `path`, a folder or a hub name.
+
+    The plan holds all of the student's weights, so that the job's folder is whole; its edits are those of the BK-SDM variant
+    that the U-Net equals in its sizes, and none where it equals none.
+    """
+
+    path: str
+    revision: str | None = None
+
+    def plan(self, unet: nn.Module, calibration: Any, teacher: str, scores: Path | None) -> Plan:
+        """The plan whose student is the published U-Net; of the calibration only the scheduler is read, where there is one."""
+        folder = find_folder(self.path, self.revision, "method.path")
+        index = read_index(folder)
+        for part in ("unet", "scheduler"):
+            if not index.get(part, [None])[0]:
+                raise InputError(f"{folder} names no {part!r} in its model_index.json.")
+        published = load_part(folder, "unet", *index["unet"], network=True)
+        check_same_task(unet, published, folder)
+        if calibration is not None:
+            scheduler = load_part(folder, "scheduler", *index["scheduler"], network=False)
+            check_same_scheduler(calibration.scheduler, scheduler, folder)
+        known = next(equal_variants(unet, published, teacher), None)
+        return Plan(
+            method="published",
+            edits=known.edits if known else (),
+            teacher=teacher,
+            settings={"path": self.path, "revision": self.revision, "variant": known.settings["variant"] if known else None},
+            tensors={name: tensor.contiguous() for name, tensor in published.state_dict().items()},
+            config_changes=config_changes(unet, published),
+        )

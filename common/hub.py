@@ -1,0 +1,98 @@
+"""Where a teacher's folder is: shipped with the project, given by its path, or downloaded once from the Hugging Face hub."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from common.errors import InputError
+from common.files import SHIPPED
+from common.weight_files import best_weights, kind_of
+
+NETWORKS = ("unet", "vae", "vqvae", "text_encoder", "text_encoder_2")
+PARTS = (*NETWORKS, "scheduler", "tokenizer", "tokenizer_2")
+
+
+def shipped_teachers() -> list[str]:
+    """The names of the teachers that come with the project."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/model_index.json"))
+
+
+def find_folder(name_or_path: str, revision: str | None = None, setting: str = "teacher.path") -> Path:
+    """The local folder of a shipped teacher, of a path, or of a hub repository "owner/name" (downloaded once).
+
+    setting: what a person gives a path by, for the InputError.
+    """
+    if (SHIPPED / name_or_path / "model_index.json").is_file():
+        return SHIPPED / name_or_path
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise InputError(f"{folder} has no model_index.json: it is not a diffusers pipeline folder.")
+        return folder
+    if name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~")):
+        raise InputError(
+            f"There is no teacher {name_or_path!r}: shipped are {', '.join(shipped_teachers()) or 'none'}; "
+            "else give the path of a diffusers folder or a hub name 'owner/name'."
+        )
+    return download(name_or_path, revision, setting)
+
+
+def wanted_files(names: Iterable[str], parts: Sequence[str] = (*PARTS, "mel")) -> list[str]:
+    """Of a pipeline repository's files: the index, and of each part its settings and one set of weights (weight_files.py)."""
+    names = sorted(names)
+    wanted = [name for name in names if name == "model_index.json"]
+    for part in parts:
+        inside = [name for name in names if PurePosixPath(name).parent == PurePosixPath(part)]
+        best = best_weights(PurePosixPath(name).name for name in inside)
+        for name in inside:
+            kind = kind_of(PurePosixPath(name).name)
+            if kind == best if kind else name.endswith((".json", ".txt", ".model")):
+                wanted.append(name)
+    return wanted
+
+
+def download(name: str, revision: str | None, setting: str) -> Path:
+    """The folder of a hub repository's snapshot in the hub's own cache; what is there already is not loaded again.
+
+    Without a connection a snapshot in the cache is taken. InputError in one line for a repository that is gated, absent or
+    no pipeline, for an absent revision, and for a hub out of reach.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    def told(what: str) -> InputError:
+        return InputError(f"The hub repository {name!r} {what}, or download it elsewhere and give {setting}=<folder>.")
+
+    try:
+        found = wanted_files(HfApi().list_repo_files(name, revision=revision))
+        if "model_index.json" not in found:
+            raise InputError(f"The hub repository {name!r} has no model_index.json: it is not a diffusers pipeline.")
+        return Path(snapshot_download(name, revision=revision, allow_patterns=found))
+    except InputError:
+        raise
+    except GatedRepoError as error:  # a kind of RepositoryNotFoundError, and so before it
+        raise told("is gated: accept its licence on its page and log in (hf auth login)") from error
+    except RepositoryNotFoundError as error:
+        raise told("does not exist, or is private: check the name and log in (hf auth login)") from error
+    except RevisionNotFoundError as error:
+        raise told(f"has no revision {revision!r}: give a commit, branch or tag of it") from error
+    except Exception as error:  # the hub's client raises many kinds where it is offline, refused or interrupted
+        kept = cached(name, revision)
+        if kept is not None:
+            return kept
+        raise told(f"cannot be read ({first_line(error)}): check the connection") from error
+
+
+def cached(name: str, revision: str | None) -> Path | None:
+    """The snapshot that an earlier download has left in the hub's cache."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except Exception:  # no snapshot of this revision: whatever the kind, there is none to use
+        return None
+
+
+def first_line(error: Any) -> str:
+    """The first line of an error's message; its kind where it has none."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,67 @@
+"""Whether the parts of a pipeline fit each other, before anything is computed with them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from common.errors import InputError
+
+
+def check_named_parts(folder: Path, named: Iterable[str]) -> None:
+    """InputError naming the first part that jobs need and the pipeline's index does not name."""
+    named = set(named)
+    found = ", ".join(sorted(named)) or "no parts"
+    if "unet" not in named:
+        raise InputError(f"{folder} has no U-Net: its model_index.json names {found}.")
+    if not named & {"vae", "vqvae"} or "scheduler" not in named:
+        raise InputError(f"{folder} needs an autoencoder ('vae' or 'vqvae') and a 'scheduler'; its index names {found}.")
+    for number in ("", "_2"):
+        if len({f"text_encoder{number}", f"tokenizer{number}"} & named) == 1:
+            raise InputError(f"{folder}: text_encoder{number} and tokenizer{number} go together; its index names {found}.")
+    if "text_encoder_2" in named and "text_encoder" not in named:
+        raise InputError(f"{folder} has its second text encoder alone: it is Stable Diffusion XL's refiner; give the base.")
+
+
+def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, text_encoders: list[nn.Module]) -> None:
+    """InputError with the two numbers when latents or text states of one part are not those that another takes."""
+    latents = latent_channels(autoencoder)
+    for side in ("in_channels", "out_channels"):
+        channels = getattr(denoiser.config, side)
+        if channels != latents:
+            raise InputError(
+                f"{folder}: the U-Net has {side}={channels}, and the autoencoder's latents have {latents} channels; jobs take "
+                "U-Nets from latents to latents (neither inpainting's nor learned variances)."
+            )
+    if not text_encoders:
+        if "cross_attention_dim" in denoiser.config:
+            raise InputError(f"{folder}: the {type(denoiser).__name__} attends to text, and there is no text_encoder.")
+        return
+    widths = [encoder.config.hidden_size for encoder in text_encoders]
+    taken = denoiser.config.get("encoder_hid_dim") or denoiser.config.get("cross_attention_dim")
+    if sum(widths) != taken:
+        given = " + ".join(map(str, widths))
+        raise InputError(f"{folder}: the text encoder is {given} wide, and the U-Net has cross_attention_dim={taken}.")
+    check_added_conditions(folder, denoiser.config, text_encoders)
+
+
+def check_added_conditions(folder: Path, config: Any, text_encoders: list[nn.Module]) -> None:
+    """InputError unless the U-Net takes pooled text and sizes exactly where there is a second text encoder, of its width."""
+    kind = config.get("addition_embed_type")
+    if kind != ("text_time" if len(text_encoders) == 2 else None):
+        raise InputError(f"{folder}: the U-Net has addition_embed_type={kind!r} with {len(text_encoders)} text encoder(s).")
+    if kind is None:
+        return
+    pooled = text_encoders[1].config.projection_dim
+    taken = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    if pooled != taken:
+        raise InputError(
+            f"{folder}: text_encoder_2 projects to {pooled}, and the U-Net takes {taken} "
+            "(projection_class_embeddings_input_dim - 6 * addition_time_embed_dim)."
+        )
+
+
+def latent_channels(autoencoder: nn.Module) -> int:
+    """The channels of a latent: those of the codebook where a VQModel has its own."""
+    return autoencoder.config.get("vq_embed_dim") or autoencoder.config.latent_channels

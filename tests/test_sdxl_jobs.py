@@ -1,0 +1,57 @@
+"""Jobs on a teacher in the layout of Stable Diffusion XL."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from common.batches import seeded_normal
+from common.sampling import predict
+from common.teachers import load_student, load_teacher, save_student
+from experiments.planning import make_plans, prune
+from tests.commands import ROOT, run
+from tests.conftest import publish_variant
+from tests.small_jobs import job
+from tests.test_conf import compose_config
+
+METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
+OWN = {"diff_pruning": ["method.every=250"]}
+
+
+@pytest.fixture
+def published(tiny_sdxl_folder, tmp_path):
+    return publish_variant(tiny_sdxl_folder, tmp_path / "published", "base")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_plans_prunes_and_saves(tiny_sdxl_folder, published, tmp_path, method):
+    own = [f"method.path={published}"] if method == "published" else OWN.get(method, [])
+    settings = job("t2i", tiny_sdxl_folder, tmp_path / "outputs", *own, method=method)[1:]
+    cfg = compose_config("config", *settings, f"task.data.folder={ROOT / 'data' / 'emoji'}")
+    teacher = load_teacher(str(tiny_sdxl_folder))
+    with torch.no_grad():
+        plans = make_plans(cfg, teacher, instantiate(cfg.method, _convert_="all"), tmp_path / "job", tmp_path / "cache")
+        student = prune(cfg, teacher, plans)
+        save_student(teacher, student, tmp_path / "student")
+        loaded = load_student(teacher, tmp_path / "student")
+        noise, conditions = seeded_normal([0, 1], teacher.latent_shape), teacher.encode_captions(["a red apple", "x"])
+        given, made, kept = (
+            predict(each.denoiser, noise, torch.tensor([3, 700]), conditions) for each in (teacher, student, loaded)
+        )
+    assert torch.allclose(kept, made, atol=2e-2 * made.abs().max())  # saved in fp16
+    assert torch.allclose(made, given) == (method == "dense")
+    assert plans["denoiser"].edits or method == "dense"
+    parts = {folder.name for folder in (tmp_path / "student").iterdir() if folder.is_dir()}
+    assert parts == {"unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"}
+
+
+def test_a_job_distils_and_measures(tiny_sdxl_folder, tmp_path):
+    more = ["distill.condition_dropout=0.5", "task.data.limit=12"]
+    done = run(*job("t2i", tiny_sdxl_folder, tmp_path, *more, method="laptop_diff"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (path,) = Path(tmp_path).glob("t2i/laptop_diff/*/result.json")
+    models = json.loads(path.read_text())["models"]
+    assert models["distilled"]["latent_mse"] != models["pruned"]["latent_mse"]
+    assert models["pruned"]["macs"] < models["teacher"]["macs"]
