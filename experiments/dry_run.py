@@ -55,21 +55,21 @@ def print_networks(job: JobCost) -> None:
     sizes = {"teacher": count_parameters(job.teacher.denoiser), "student": count_parameters(job.student)}
     for who, name in (("teacher", "denoiser"), ("student", f"student, {told}")):
         macs = job.macs[who]
-        print_line(
-            name, *(f"{value:,.2f}M" for value in (sizes[who] / 1e6,)), giga(macs.total), giga(macs.without_attention_products)
-        )
+        print_line(name, millions(sizes[who]), giga(macs.total), giga(macs.without_attention_products))
     change = [1 - sizes["student"] / sizes["teacher"], 1 - job.macs["student"].total / job.macs["teacher"].total]
     print_line("  removed", *(f"{share:.1%}" for share in change))
     operations = job.image_operations
-    parts = {
-        "autoencoder, to encode": (job.teacher.autoencoder, "encode"),
-        "autoencoder, to decode": (job.teacher.autoencoder, "decode"),
-    }
-    parts |= {"text encoder": (job.teacher.text_encoder, "read")} if job.captioned else {}
-    for name, (network, use) in parts.items():
-        print_line(name, f"{count_parameters(network) / 1e6:,.2f}M", giga(operations[use] // 2))
+    uses = [("autoencoder, to encode", [job.teacher.autoencoder], "encode")]
+    uses += [("autoencoder, to decode", [job.teacher.autoencoder], "decode")]
+    uses += [("text encoder" + "s" * (len(job.text_encoders) - 1), job.text_encoders, "read")] if job.captioned else []
+    for name, networks, use in uses:
+        print_line(name, millions(sum(map(count_parameters, networks))), giga(operations[use] // 2))
     if job.outlook.note:
         print("\n" + textwrap.fill(f"{job.outlook.note}.", WIDTH))
+
+
+def millions(count: int) -> str:
+    return f"{count / 1e6:,.2f}M"
 
 
 def giga(macs: int) -> str:
@@ -91,7 +91,9 @@ def print_stages(stages: list[Stage], gpu: Gpu, cfg: DictConfig) -> float:
     print(f"{'sum':<61}{total:>8.1f}")
     over = [stage.name for stage in stages if stage.memory / GIB + RESERVE > gpu.memory]
     if over:
-        print(f"! more than the {gpu.memory:.0f} GiB of {cfg.gpu}: {', '.join(over)}")
+        advice = "smaller batches: evaluation.batch_size of sampling and decoding, the method's own of scoring"
+        told = f"! more than the {gpu.memory:.0f} GiB of {cfg.gpu}: {', '.join(over)} ({advice})"
+        print(textwrap.fill(told, WIDTH))
     return total
 
 
@@ -114,7 +116,8 @@ def print_distillation(job: JobCost, gpu: Gpu) -> None:
     if total <= gpu.memory:
         print(f"fits into {job.cfg.gpu} ({gpu.memory:.0f} GiB), {told} gradient checkpointing")
     else:
-        print(f"does not fit into {job.cfg.gpu} ({gpu.memory:.0f} GiB): {suggestion(job, gpu, sum(fixed.values()))}")
+        print(f"does not fit into {job.cfg.gpu} ({gpu.memory:.0f} GiB)")
+        print(textwrap.fill(suggestion(job, gpu, sum(fixed.values())), WIDTH, break_on_hyphens=False))
 
 
 def suggestion(job: JobCost, gpu: Gpu, fixed: int) -> str:

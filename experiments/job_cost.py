@@ -7,7 +7,7 @@ two forward passes, and gradient checkpointing one more.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import hydra
@@ -80,8 +80,17 @@ class JobCost:
             raise InputError(f"distill.trainer.precision={cfg.distill.trainer.precision!r} is none of {', '.join(PRECISIONS)}.")
 
     @property
+    def text_encoders(self) -> list[nn.Module]:
+        return [each for each in (self.teacher.text_encoder, self.teacher.text_encoder_2) if each is not None]
+
+    @property
     def captioned(self) -> bool:
-        return self.teacher.text_encoder is not None
+        return bool(self.text_encoders)
+
+    @property
+    def tokens(self) -> int:
+        """Of a caption."""
+        return self.text_encoders[0].config.max_position_embeddings
 
     @property
     def guided(self) -> int:
@@ -102,11 +111,7 @@ class JobCost:
 
     def inputs(self, batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]:
         """Arguments of `predict` for either denoiser, `batch` rows."""
-        given = None
-        if self.captioned:
-            settings = self.teacher.text_encoder.config
-            states = torch.empty(1, settings.max_position_embeddings, settings.hidden_size, device="meta")
-            given = {"encoder_hidden_states": states}
+        given = {"encoder_hidden_states": torch.empty(1, self.tokens, 1, device="meta")} if self.captioned else None
         (latents, timesteps), conditions = probe_inputs(self.teacher.denoiser, given)
 
         def rows(value: torch.Tensor) -> torch.Tensor:
@@ -129,31 +134,26 @@ class JobCost:
             "decode": operations_of(lambda: autoencoder.decode(latents)),
             "read": 0,
         }
-        if self.captioned:
-            length = self.teacher.text_encoder.config.max_position_embeddings
-            ids = torch.zeros(1, length, dtype=torch.long, device="meta")
-            found["read"] = operations_of(lambda: self.teacher.text_encoder(ids))
+        for encoder in self.text_encoders:
+            ids = torch.zeros(1, self.tokens, dtype=torch.long, device="meta")
+            found["read"] += operations_of(partial(encoder, ids))
         return found
 
     def images(self, count: int) -> torch.Tensor:
         """What the autoencoder encodes to latents of the teacher's shape."""
-        settings = self.teacher.autoencoder.config
-        scale = 2 ** (len(settings.block_out_channels) - 1)
-        height, width = self.teacher.latent_shape[1:]
-        return torch.empty(count, settings.in_channels, scale * height, scale * width, device="meta")
+        return torch.empty(count, self.teacher.autoencoder.config.in_channels, *self.teacher.image_size, device="meta")
 
     # memory
 
     def resident(self) -> dict[str, int]:
         """Bytes of the networks that a job holds all along, in single precision."""
-        parts = [self.teacher.autoencoder, *([self.teacher.text_encoder] if self.captioned else [])]
-        return {
-            "teacher's denoiser": SINGLE_BYTES * count_parameters(self.teacher.denoiser),
-            "autoencoder" + (" and text encoder" if self.captioned else ""): sum(
-                SINGLE_BYTES * count_parameters(p) for p in parts
-            ),
-            "pruned denoiser, kept to be measured": SINGLE_BYTES * count_parameters(self.student),
+        others = [network for network in self.teacher.networks if network is not self.teacher.denoiser]
+        found = {
+            "teacher's denoiser": [self.teacher.denoiser],
+            "autoencoder" + (" and text encoder" if self.captioned else ""): others,
+            "pruned denoiser, kept to be measured": [self.student],
         }
+        return {name: SINGLE_BYTES * sum(map(count_parameters, networks)) for name, networks in found.items()}
 
     def distillation(self) -> dict[str, int]:
         """Bytes of everything that a distillation step holds, by what it is; activations apart."""
