@@ -50,7 +50,7 @@ def print_line(name: str, *cells: str, widths: tuple[int, ...] = (14, 14, 14)) -
 def print_networks(job: JobCost) -> None:
     """Parameters and MACs of one forward pass of one sample."""
     told = "exactly" if job.outlook.exact else "about"
-    print(f"\n{job.cfg.teacher.path}, {job.cfg.method._target_.rpartition('.')[2]}\n")
+    print(f"\n{job.teacher.name}, {job.cfg.method._target_.rpartition('.')[2]}\n")
     print_line("", "parameters", "MACs", "w/o QK, AV")
     sizes = {"teacher": count_parameters(job.teacher.denoiser), "student": count_parameters(job.student)}
     for who, name in (("teacher", "denoiser"), ("student", f"student, {told}")):
