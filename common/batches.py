@@ -5,12 +5,16 @@ sees exactly what the uninterrupted run would have seen, whatever the number of 
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.errors import InputError
+from common.processes import process_count, rank
+
+MIRROR = 5  # sets the coins of MirroredRows apart from other numbers of the same seed
 
 
 def mix_seed(*parts: int) -> int:
@@ -32,14 +36,17 @@ def seeded_normal(seeds: list[int], shape: tuple[int, ...]) -> torch.Tensor:
 class SeededBatches(Sampler[list[tuple[int, int]]]):
     """Batch b holds positions b*batch_size ... of an endless stream of seeded permutations of the data set.
 
-    Yields lists of (sample index, position in the stream) for the batches from `start` to `stop` - 1.
+    Yields lists of (sample index, position in the stream) for the batches from `start` to `stop` - 1. part (i, n): of each
+    batch the i-th of n equal parts, for the i-th of n processes.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, stop: int, start: int = 0):
+    def __init__(self, num_samples: int, batch_size: int, seed: int, stop: int, start: int = 0, part: tuple[int, int] = (0, 1)):
         if num_samples < 1:
             raise InputError("The training set is empty.")
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.start, self.stop = start, stop
+        rows = batch_size // part[1]
+        self.own = slice(part[0] * rows, (part[0] + 1) * rows)
 
     def __len__(self) -> int:
         return self.stop
@@ -53,13 +60,16 @@ class SeededBatches(Sampler[list[tuple[int, int]]]):
                     epoch = position // self.num_samples
                     order = torch.randperm(self.num_samples, generator=generator_for(self.seed, epoch)).tolist()
                 pairs.append((order[position % self.num_samples], position))
-            yield pairs
+            yield pairs[self.own]
 
 
 class TensorRows(Dataset):
-    """Columns of equal length held in memory; a batch is a dictionary of their rows and of the stream's `position`."""
+    """Columns of equal length; a batch is a dictionary of their rows and of the stream's `position`.
 
-    def __init__(self, **columns: torch.Tensor):
+    columns: tensors, or what gives a tensor for column[rows]: common.shards.ShardedColumn, common.lazy_images.LazyImages.
+    """
+
+    def __init__(self, **columns: Any):
         self.columns = columns
         self.count = len(next(iter(columns.values())))
 
@@ -72,7 +82,22 @@ class TensorRows(Dataset):
         return batch | {"position": torch.tensor([position for _, position in pairs])}
 
 
+class MirroredRows(TensorRows):
+    """Rows whose `latents` are those of the mirrored image in half of the visits, by a coin seeded by (seed, position)."""
+
+    def __init__(self, mirrored: Any, seed: int, **columns: Any):
+        super().__init__(**columns)
+        self.mirrored, self.seed = mirrored, seed
+
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        batch = super().__getitems__(pairs)
+        coins = torch.cat([torch.rand(1, generator=generator_for(self.seed, MIRROR, position)) for _, position in pairs])
+        rows = torch.tensor([index for index, _ in pairs])
+        batch["latents"][coins < 0.5] = self.mirrored[rows[coins < 0.5]]
+        return batch
+
+
 def training_loader(rows: TensorRows, batch_size: int, seed: int, batches: int, start: int = 0) -> DataLoader:
-    """The stream of SeededBatches over `rows`, from batch `start` to `batches` - 1."""
-    sampler = SeededBatches(len(rows), batch_size, seed, batches, start)
+    """The stream of SeededBatches over `rows`, from batch `start` to `batches` - 1; of each the part of this process."""
+    sampler = SeededBatches(len(rows), batch_size, seed, batches, start, (rank(), process_count()))
     return DataLoader(rows, batch_sampler=sampler, collate_fn=lambda batch: batch)

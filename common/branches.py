@@ -6,7 +6,7 @@ with the intact network before its edit; PrefixCache replays that part instead o
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from common.plans import Edit, load_replacement
+from common.processes import shared_out
 from common.pruned_unet import set_module
 from common.sampling import Conditions, predict
 
@@ -166,17 +167,19 @@ def edited_outputs(
     inputs: tuple[torch.Tensor, torch.Tensor],
     conditions: Conditions,
     copies: int,
-) -> Iterator[tuple[Edit, torch.Tensor, torch.Tensor]]:
-    """(edit, intact output, output with this edit alone), each (batch, ...), for every edit; one batch of `inputs`.
+    measure: Callable[[torch.Tensor, torch.Tensor], float],
+) -> dict[str, float]:
+    """measure(intact output, output with this edit alone) by site, outputs (batch, ...), for one batch of `inputs`.
 
     inputs: latents (batch, channels, height, width) and timesteps (batch,). `copies` edits share a forward pass, in which
-    each is computed from the block that it changes on.
+    each is computed from the block that it changes on; the passes are shared out over the processes of the job.
     """
     latents, timesteps = inputs
     cache = PrefixCache(network)
     intact = cache.record(latents, timesteps, conditions)
     ordered = sorted(edits, key=lambda edit: cache.position(edit.site))
-    for first in range(0, len(ordered), copies):
+
+    def measure_group(first: int) -> dict[str, float]:
         group = ordered[first : first + copies]
         count = len(group)
         positions = [cache.position(edit.site) for edit in group]
@@ -184,8 +187,11 @@ def edited_outputs(
         repeated = {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in conditions.items()}
         with branched(network, group, tensors, present=present), cache.replayed(positions):
             output = predict(network, latents.repeat(count, 1, 1, 1), timesteps.repeat(count), repeated)
-        for edit, changed in zip(group, output.unflatten(0, (count, -1)), strict=True):
-            yield edit, intact, changed
+        changed = output.unflatten(0, (count, -1))
+        return {edit.site: measure(intact, each) for edit, each in zip(group, changed, strict=True)}
+
+    found = shared_out(range(0, len(ordered), copies), measure_group)
+    return {site: value for part in found for site, value in part.items()}
 
 
 class Replay(nn.Module):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from common.files import write_json
+from common.processes import on_first
 from common.sampling import Conditions, predict
 
 
@@ -159,7 +160,7 @@ def site_costs(
     """What the module at each site costs in "macs" (site_macs) or "milliseconds" (kept_milliseconds, in `folder`)."""
     if unit == "macs":
         return site_macs(denoiser, sites, conditions)
-    return kept_milliseconds(denoiser, sites, folder, teacher, conditions)
+    return on_first(lambda: kept_milliseconds(denoiser, sites, folder, teacher, conditions))  # all decide by the same times
 
 
 def checkpoint_bytes(module: nn.Module, dtype: torch.dtype = torch.float16) -> int:

@@ -1,5 +1,6 @@
 """What the loaders of data sets share: a folder with index.json or of a person's files, splits, and evenly spaced limits."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Collection, Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
+import numpy as np
 
 from common.errors import InputError
 from common.files import ROOT
@@ -18,12 +19,47 @@ TEST_EVERY = 10
 
 @dataclass(frozen=True)
 class Images:
-    """Images held in memory: uint8 tensor (count, 3, height, width)."""
+    """Images: uint8 (count, 3, height, width), a tensor or a common.lazy_images.LazyImages."""
 
-    images: torch.Tensor
+    images: Any
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    """Images with one caption each.
+
+    images: as in Images; captions: one string per image; names: the caption without the style, shared by the drawings of
+    one thing; categories: the group of each image ("Flags", "Food & Drink", ...). Both are None where the data has none.
+    """
+
+    images: Any
+    captions: Sequence[str]
+    names: Sequence[str] | None = None
+    categories: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+class Files:
+    """Files below a folder, to be read by number (common.lazy_images.Source); their names and sizes are their content."""
+
+    def __init__(self, folder: Path, names: Sequence[str], sizes: Sequence[int]):
+        self.place, self.names = str(folder), names
+        listing = "\n".join(f"{name} {size}" for name, size in zip(names, sizes, strict=True))
+        self.content = hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, row: int) -> str:
+        return self.names[row]
+
+    def read(self, row: int) -> bytes:
+        return Path(self.place, self.names[row]).read_bytes()
 
 
 def read_index(folder: str | Path, what: str, builder: str, keys: Sequence[str]) -> tuple[Path, dict[str, Any]]:
@@ -51,10 +87,7 @@ def files_of_split(folder: str | Path | None, split: str, endings: Collection[st
 
     `what` tells in an InputError what is missing: a folder, a file with one of the `endings`, or the split.
     """
-    if folder is None or not Path(folder).is_dir():
-        raise InputError(f"task.data.folder={folder} is no folder; give one that holds {what}s.")
-    if split not in ("train", "test"):
-        raise InputError(f"{folder} holds no {what} of split={split!r}; the splits are 'train' and 'test'.")
+    check_folder(folder, split, what)
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in endings)
     if not files:
         raise InputError(f"{folder} holds no {what} ({', '.join(sorted(endings))}).")
@@ -62,10 +95,30 @@ def files_of_split(folder: str | Path | None, split: str, endings: Collection[st
     return [path for path in files if (path in held_out) == (split == "test")], len(files)
 
 
-def tell(folder: Path, wanted: Sequence[Path], what: str, names: Sequence[str]) -> None:
+def check_folder(folder: str | Path | None, split: str, what: str, setting: str = "folder") -> None:
+    """InputError unless task.data.<setting> is a folder and `split` one of the two; `what` it should hold."""
+    if folder is None or not Path(folder).is_dir():
+        raise InputError(f"task.data.{setting}={folder} is no folder; give one that holds {what}s.")
+    if split not in ("train", "test"):
+        raise InputError(f"{folder} holds no {what} of split={split!r}; the splits are 'train' and 'test'.")
+
+
+def split_rows(count: int, split: str) -> np.ndarray:
+    """The row numbers of a split: "test" is every tenth of `count`, "train" the others."""
+    rows = np.arange(count)
+    return rows[(rows % TEST_EVERY == TEST_EVERY - 1) == (split == "test")]
+
+
+def tell(folder: str | Path, wanted: Sequence[Any], what: str, names: Sequence[str], things: str = "files") -> None:
     """One line on standard error: how many of the wanted files something holds for, and the names of the first five."""
     more = f", and {len(names) - 5} more" if len(names) > 5 else ""
-    print(f"{folder}: {len(names)} of {len(wanted)} files {what} ({'; '.join(names[:5])}{more})", file=sys.stderr)
+    print(f"{folder}: {len(names)} of {len(wanted)} {things} {what} ({'; '.join(names[:5])}{more})", file=sys.stderr)
+
+
+def check_count(folder: str | Path, count: int, expected: int | None, what: str) -> None:
+    """One line on standard error when a published data set does not have the size that it is known to have."""
+    if expected is not None and count != expected:
+        print(f"{folder}: {count:,} {what}s, and {expected:,} are expected of this data set", file=sys.stderr)
 
 
 def check_limit(limit: int | None, what: str) -> None:

@@ -30,7 +30,11 @@ def frechet_distance(real: torch.Tensor, fake: torch.Tensor) -> float:
         def forward(self, features: torch.Tensor) -> torch.Tensor:
             return features
 
-    metric = FrechetInceptionDistance(feature=Given(), input_img_size=(real.shape[1],)).set_dtype(torch.float64)
+    options = {
+        "input_img_size": (real.shape[1],),
+        "sync_on_compute": False,
+    }  # all features are here, whatever processes there are
+    metric = FrechetInceptionDistance(feature=Given(), **options).set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
     return max(0.0, metric.compute().item())

@@ -20,7 +20,9 @@ from torch.nn import functional as F
 from common.batches import generator_for
 from common.errors import InputError
 from common.finite import check_loss, check_weights
+from common.processes import mean_over_processes
 from common.sampling import Conditions, predict
+from common.sharding import shard
 
 Features = Sequence[torch.Tensor]
 
@@ -93,7 +95,8 @@ class DenoiserTraining(L.LightningModule):
 
     Batches hold `latents` (batch, channels, height, width), `position` (batch,) and, for text-to-image, either the
     conditions of each row, or `input_ids` (batch, tokens) when a `text_encoder` is trained along. `empty_condition` holds
-    one row of the same columns, which replaces dropped ones; it is read where condition_dropout is above 0.
+    one row of the same columns, which replaces dropped ones; it is read where condition_dropout is above 0. compile_options:
+    of torch.compile, for student and teacher; None runs them as they are.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class DenoiserTraining(L.LightningModule):
         feature_losses: Callable[[Features, Features], list[torch.Tensor]] = squared_feature_losses,
         teacher: nn.Module | None = None,
         text_encoder: nn.Module | None = None,
+        compile_options: dict[str, Any] | None = None,
     ):
         super().__init__()
         if teacher is None and (output_weight or feature_weight):
@@ -121,7 +125,15 @@ class DenoiserTraining(L.LightningModule):
         self.seed, self.condition_dropout, self.empty_condition = seed, condition_dropout, empty_condition
         self.task_weight, self.output_weight, self.feature_weight = task_weight, output_weight, feature_weight
         self.feature_losses, self.feature_pairs = feature_losses, [tuple(pair) for pair in feature_pairs]
-        self.unregistered = {"teacher": teacher}  # a plain dictionary: neither checkpoints nor EMA see the teacher
+        # a plain dictionary: neither checkpoints nor EMA see the teacher, or weights by the names of a compiled student
+        self.unregistered = {"teacher": teacher, "student": student}
+        if compile_options is not None:
+            compiled = {
+                name: torch.compile(network, **compile_options)
+                for name, network in self.unregistered.items()
+                if network is not None
+            }
+            self.unregistered |= compiled
         if feature_weight:
             self.student_taps = FeatureTaps(student, [pair[0] for pair in self.feature_pairs])
             self.teacher_taps = FeatureTaps(teacher, [pair[1] for pair in self.feature_pairs])
@@ -152,8 +164,9 @@ class DenoiserTraining(L.LightningModule):
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         target = training_target(self.scheduler, latents, noise, timesteps)
         condition = self.condition(batch, uniform)
-        prediction = predict(self.student, noisy, timesteps, condition)
+        prediction = predict(self.unregistered["student"], noisy, timesteps, condition)
         terms = {"task": F.mse_loss(prediction.float(), target.float())}
+        by_pair: list[torch.Tensor] = []
         loss = self.task_weight * terms["task"]
         if self.output_weight or self.feature_weight:
             with torch.no_grad():
@@ -169,18 +182,32 @@ class DenoiserTraining(L.LightningModule):
                         f"{tuple(theirs.shape[1:])}; pair places of one shape (BK-SDM-Tiny: distill=bk_sdm_tiny)."
                     )
             by_pair = self.feature_losses(*features)
-            for (path, _), value in zip(self.feature_pairs, by_pair, strict=True):
-                self.log(f"feature/{path}", value.detach())
             terms["feature"] = torch.stack(by_pair).sum()
-            shares = (torch.stack(by_pair) / terms["feature"].clamp_min(torch.finfo(torch.float32).tiny)).detach()
-            self.log_dict({f"feature_share/{pair[0]}": share for pair, share in zip(self.feature_pairs, shares, strict=True)})
             loss = loss + self.feature_weight * terms["feature"]
-        check_loss(loss, terms, self.global_step)
-        self.log("loss", loss.detach(), prog_bar=True)
-        self.log_dict({f"loss/{name}": value.detach() for name, value in terms.items()})
-        weights = {"task": self.task_weight, "output": self.output_weight, "feature": self.feature_weight}
-        self.log_dict({f"share/{name}": weights[name] * value.detach() / loss.detach() for name, value in terms.items()})
+        self.log_losses(loss, terms, by_pair)
         return loss
+
+    def log_losses(self, loss: torch.Tensor, terms: dict[str, torch.Tensor], by_pair: list[torch.Tensor]) -> None:
+        """Logs the losses of the whole batch, of all processes, and what share each has; InputError where one is no number."""
+        values = mean_over_processes(torch.stack([loss, *terms.values(), *by_pair]).detach())
+        loss, values = values[0], values[1:]
+        terms = dict(zip(terms, values, strict=False))
+        by_pair = values[len(terms) :]
+        check_loss(loss, terms, self.global_step)
+        self.log("loss", loss, prog_bar=True)
+        self.log_dict({f"loss/{name}": value for name, value in terms.items()})
+        weights = {"task": self.task_weight, "output": self.output_weight, "feature": self.feature_weight}
+        self.log_dict({f"share/{name}": weights[name] * value / loss for name, value in terms.items()})
+        if len(by_pair):
+            paths = [pair[0] for pair in self.feature_pairs]
+            shares = by_pair / terms["feature"].clamp_min(torch.finfo(torch.float32).tiny)
+            self.log_dict({f"feature/{path}": value for path, value in zip(paths, by_pair, strict=True)})
+            self.log_dict({f"feature_share/{path}": share for path, share in zip(paths, shares, strict=True)})
+
+    def configure_model(self) -> None:
+        """Leaves each process a part of the student's weights, under the strategy that wants it (common.training)."""
+        if self.device_mesh is not None:
+            shard(self.student, self.device_mesh["data_parallel"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to save weights that are not finite: the checkpoint before stays."""

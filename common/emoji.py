@@ -1,31 +1,13 @@
 """The emoji data set: 64 px drawings in four styles with their names as captions (built by experiments/build_emoji.py)."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from common.data_folder import check_limit, evenly_spaced, read_index
+from common.data_folder import CaptionedImages, check_limit, evenly_spaced, read_index
 from common.errors import InputError
-
-
-@dataclass(frozen=True)
-class CaptionedImages:
-    """Images held in memory with one caption each.
-
-    images: uint8 tensor (count, 3, size, size); captions: one string per image; names: the caption without the
-    style, shared by the drawings of one thing; categories: the group of each image ("Flags", "Food & Drink", ...).
-    """
-
-    images: torch.Tensor
-    captions: list[str]
-    names: list[str]
-    categories: list[str]
-
-    def __len__(self) -> int:
-        return len(self.captions)
 
 
 def load_emoji(folder: str | Path, split: str, without: tuple[str, ...] = (), limit: int | None = None) -> CaptionedImages:

@@ -12,6 +12,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "teachers"
 
 
+def user_cache() -> Path:
+    """Where what was found out about a person's data files is kept: $BONSAI_CACHE, else ~/.cache/bonsai."""
+    return Path(os.environ.get("BONSAI_CACHE") or Path.home() / ".cache" / "bonsai")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes to a temporary name in the same folder, flushes to disk and renames."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -84,11 +84,11 @@ def download(name: str, revision: str | None, setting: str) -> Path:
 
 
 def cached(name: str, revision: str | None) -> Path | None:
-    """The snapshot that an earlier download has left in the hub's cache."""
+    """The snapshot that an earlier download has left in the hub's cache; what it may lack, loading the parts will tell."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["model_index.json"], local_files_only=True))
     except Exception:  # no snapshot of this revision: whatever the kind, there is none to use
         return None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from common.errors import InputError
+from common.processes import process_count
 
 
 def attempted(path: Path) -> FileLock:
@@ -31,7 +32,8 @@ def awaited(path: Path, what: str) -> FileLock:
     """As `held`, but says on standard error when `what` is being done by another process, and waits for it."""
     lock = attempted(path)
     if not lock.is_locked:
-        print(f"waiting for another process: {what}", file=sys.stderr, flush=True)
+        if process_count() == 1:  # those of one job wait for each other all the time
+            print(f"waiting for another process: {what}", file=sys.stderr, flush=True)
         lock.acquire()
     return lock
 

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from common.processes import is_first
+
 
 class ProgressCounter:
     """Counts finished units of one task; `note` shows a short figure beside the bar (a loss, say)."""
@@ -24,8 +26,11 @@ class ProgressCounter:
 
 @contextmanager
 def progress_bar(description: str, total: int, done: int = 0) -> Iterator[ProgressCounter]:
-    """A bar on standard error, fitting 80 columns; without a terminal only its last state is printed."""
-    console = Console(stderr=True)
+    """A bar on standard error, fitting 80 columns; without a terminal only its last state is printed.
+
+    Of several processes that run a job together only the first one shows it.
+    """
+    console = Console(stderr=True, quiet=not is_first())
     columns = [
         TextColumn("{task.description:<24.24}"),
         BarColumn(bar_width=16),

@@ -6,11 +6,14 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.files import write_json
+from common.processes import is_first, on_first
 
 
 @dataclass
 class ScoreFile:
     """Scores by site as parts that are summed (one per condition, or per calibration batch); kept in `path` if given.
+
+    Of several processes that score together the first one reads and writes the file.
 
     screen: a cheap score by site, where a criterion has one.
     """
@@ -22,6 +25,10 @@ class ScoreFile:
     @classmethod
     def open(cls, path: Path | None) -> "ScoreFile":
         """The scores in `path`, or none yet; InputError naming the file when it is damaged."""
+        return on_first(lambda: cls.read(path))
+
+    @classmethod
+    def read(cls, path: Path | None) -> "ScoreFile":
         if path is None or not path.is_file():
             return cls(path)
         try:
@@ -35,5 +42,5 @@ class ScoreFile:
         return self.parts.get(site, [])
 
     def save(self) -> None:
-        if self.path is not None:
+        if self.path is not None and is_first():
             write_json(self.path, {"parts": self.parts, "screen": self.screen})

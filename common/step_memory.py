@@ -120,9 +120,9 @@ def step_bytes(
 
 
 @torch.no_grad()
-def forward_bytes(network: nn.Module, call: Callable[[], Any]) -> int:
-    """The most bytes that live at once in call(), without gradients and in single precision, besides network's parameters."""
-    with LiveBytes(tensors_of(network)) as live, LikeCuda(mixed=False):
+def forward_bytes(network: nn.Module, call: Callable[[], Any], mixed: bool = False) -> int:
+    """The most bytes that live at once in call(), without gradients, besides network's parameters; mixed: by autocast."""
+    with LiveBytes(tensors_of(network)) as live, LikeCuda(mixed):
         call()
     return live.peak
 

@@ -16,10 +16,14 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from common.batches import TensorRows, training_loader
+from common.errors import InputError
+from common.processes import on_first, on_this_machine, process_count
 from common.progress import progress_bar
+from common.sharding import shared_like, whole
 
 # batches come from memory and are numbered (common/batches.py): no workers are needed, and resuming mid-epoch is exact
 IRRELEVANT = ".*(num_workers|treespec|many workers|not resumable|exists and is not empty|logging interval).*"
+STRATEGIES = ("auto", "ddp", "fsdp")
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -48,20 +52,24 @@ class ExponentialAverage(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.ema.to(pl_module.device)
+        pairs = zip(self.ema.shadow_params, self.network.parameters(), strict=True)
+        self.ema.shadow_params = [shared_like(average, weight) for average, weight in pairs]
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step > self.ema.optimization_step:
             self.ema.step(self.network.parameters())
 
     def state_dict(self) -> dict[str, Any]:
-        return self.ema.state_dict()
+        state = self.ema.state_dict()
+        return state | {"shadow_params": [whole(average) for average in state["shadow_params"]]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.ema.load_state_dict(state)
 
-    def copy_to_network(self) -> None:
-        """Puts the averaged weights into the network, for good."""
-        self.ema.copy_to(self.network.parameters())
+    def copy_to_network(self, network: torch.nn.Module | None = None) -> None:
+        """Puts the averaged weights into the network, or another one like it, for good."""
+        self.ema.shadow_params = [whole(average) for average in self.ema.shadow_params]
+        self.ema.copy_to((network or self.network).parameters())
 
 
 class TrainingProgress(L.Callback):
@@ -89,12 +97,54 @@ class TrainingProgress(L.Callback):
             self.bar.__exit__(None, None, None)
 
 
+def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
+    """As latest_checkpoint, in a folder that is there afterwards, without older checkpoints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, done = latest_checkpoint(folder)
+    for older in folder.glob("step=*.ckpt"):
+        if older != checkpoint:
+            older.unlink()
+    return checkpoint, done
+
+
 def latest_checkpoint(folder: Path) -> tuple[Path | None, int]:
     """The checkpoint with the most optimiser steps in `folder`, and that number; (None, 0) without one."""
     found = {int(re.search(r"step=(\d+)", path.stem).group(1)): path for path in folder.glob("step=*.ckpt")}
     if not found:
         return None, 0
     return found[max(found)], max(found)
+
+
+def check_shares(batch_size: int, name: str) -> None:
+    """InputError where a batch cannot be cut into a part of equal size for each process."""
+    count = process_count()
+    if batch_size % count:
+        near = [size for size in (batch_size // count * count, -(-batch_size // count) * count) if size]
+        raise InputError(f"{name}={batch_size} is no multiple of the {count} processes; {' or '.join(map(str, near))} is.")
+
+
+def parallel_settings(strategy: str) -> dict[str, Any]:
+    """Lightning's arguments for the processes that are there; none for one process.
+
+    strategy: "ddp" and "auto" keep the whole network in each process and average gradients; "fsdp" (FSDP2) gives each a part of
+    every weight. Lightning's own processes are never started: whoever started this one has started them all.
+    """
+    if strategy not in STRATEGIES:
+        raise InputError(f"distill.trainer.strategy={strategy!r} is none of {', '.join(STRATEGIES)}.")
+    if process_count() == 1:
+        return {}
+    from lightning.fabric.plugins.environments import TorchElasticEnvironment
+    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+
+    beside = on_this_machine()[1]
+    if strategy == "fsdp":
+        way = ModelParallelStrategy(
+            data_parallel_size=process_count(), tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    else:
+        way = DDPStrategy(forward_sync_buffers=False)
+    way.cluster_environment = TorchElasticEnvironment()
+    return {"strategy": way, "devices": beside, "num_nodes": process_count() // beside}
 
 
 def fit(
@@ -115,15 +165,12 @@ def fit(
     """Trains for `steps` optimiser steps of accumulate * batch_size samples.
 
     Checkpoints go to `folder` every `checkpoint_every` steps and at the end; an interrupted call, made again, goes on
-    from the last one and ends with the weights of an uninterrupted run. What the module logs is in
+    from the last one and ends with the weights of an uninterrupted run. Where several processes train, batch_size is of all
+    together, each computes its part, and the result is that of one up to rounding. What the module logs is in
     <folder>/log/from_<step>/metrics.csv, one folder a start, and goes to `loggers`. `trainer` holds further arguments of
-    lightning.Trainer (precision, devices, gradient_clip_val, ...).
+    lightning.Trainer (precision, devices, strategy, gradient_clip_val, ...).
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, done = latest_checkpoint(folder)
-    for older in folder.glob("step=*.ckpt"):
-        if older != checkpoint:
-            older.unlink()
+    checkpoint, done = on_first(lambda: last_checkpoint(folder))
     saver = ModelCheckpoint(
         dirpath=folder, filename="{step}", every_n_train_steps=checkpoint_every, save_top_k=1, save_on_exception=False
     )
@@ -135,13 +182,12 @@ def fit(
             max_steps=steps,
             accumulate_grad_batches=accumulate,
             logger=[CSVLogger(folder, name="log", version=f"from_{done}"), *loggers],
-            log_every_n_steps=10,
             plugins=[WholeCheckpoints()],
             callbacks=[*callbacks, TrainingProgress(description), saver],
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            **trainer,
+            **{"log_every_n_steps": 10, **trainer},
         )
         runner.fit(module, loader, ckpt_path=checkpoint)
     if done < steps:

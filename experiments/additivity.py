@@ -36,14 +36,15 @@ def correlations(sums: list[float], joint: list[float], sizes: list[int]) -> dic
 def measure(cfg: DictConfig, settings: dict[str, Any]) -> dict[str, Any]:
     """The sums and joint losses of every criterion over the same random sets of layers, and their correlations."""
     from common.layers import list_layers
+    from common.processes import pick_device, refuse_others
     from common.progress import progress_bar
     from common.score_file import ScoreFile
     from common.teachers import load_teacher
-    from experiments.pipeline import pick_device
     from experiments.planning import calibrate
     from laptop_diff.additivity import JOINT, joint_losses, random_subsets
     from laptop_diff.method import LaptopDiff
 
+    refuse_others("experiments.additivity")
     cache = Path(cfg.outputs) / "cache"
     wanted = cfg.additivity
     method = hydra.utils.instantiate(cfg.method, _convert_="all")

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from common.batches import TensorRows
 from common.finite import check_loss, check_weights
+from common.processes import mean_over_processes
 from common.schedules import scheduler as learning_rate
 from common.teachers import save_whole
 from common.training import fit
@@ -53,9 +54,11 @@ class AutoencoderTraining(L.LightningModule):
         decoded, penalty = self.reconstruct(images, batch["position"].tolist())
         terms = {"l1": F.l1_loss(decoded, images), "mse": F.mse_loss(decoded, images), "latents": penalty}
         loss = sum(terms.values())
-        check_loss(loss, terms, self.global_step)
-        self.log("loss", loss.detach(), prog_bar=True)
-        self.log_dict({name: value.detach() for name, value in terms.items()})
+        values = mean_over_processes(torch.stack([loss, *terms.values()]).detach())
+        terms = dict(zip(terms, values[1:], strict=True))
+        check_loss(values[0], terms, self.global_step)
+        self.log("loss", values[0], prog_bar=True)
+        self.log_dict(terms)
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from common.errors import InputError
 from common.files import write_atomically
-from common.locks import locked
+from common.locks import attempted, locked
 
 
 def content_name(*parts: Any) -> str:
@@ -23,15 +24,60 @@ def cached_tensors(path: Path, compute: Callable[[], dict[str, torch.Tensor]]) -
 
     Of several processes that need them at the same time one computes, and the others wait.
     """
+    if not path.is_file():
+        with locked(lock_of(path), f"{path} is being computed"):
+            fill(path, compute)
+    return load_tensors(path)
+
+
+def lock_of(path: Path) -> Path:
+    """The lock file beside a cache file."""
+    return path.with_name(f".{path.name}.lock")
+
+
+def fill(path: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> None:
+    """Computes and writes `path` if it is not there; for the holder of its lock."""
     from safetensors.torch import save
 
     if not path.is_file():
-        lock = path.with_name(f".{path.name}.lock")
-        with locked(lock, f"{path} is being computed"):
-            if not path.is_file():
-                write_atomically(path, save({name: value.contiguous().cpu() for name, value in compute().items()}))
-            lock.unlink(missing_ok=True)  # whoever waits for it, or comes now, finds the tensors
-    return load_tensors(path)
+        write_atomically(path, save({name: value.contiguous().cpu() for name, value in compute().items()}))
+    lock_of(path).unlink(missing_ok=True)  # whoever waits for it, or comes now, finds the tensors
+
+
+def cached_batches(
+    folder: Path, count: int, batch_size: int, compute: Callable[[range], dict[str, torch.Tensor]]
+) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """File name in `folder` and tensors of each batch of `count` rows, in order: compute(rows), where it is not there yet.
+
+    Processes that need them at the same time, of one job or of several, share the batches out: while another one computes
+    what comes next, this one computes those further on that nobody has begun.
+    """
+    batches = {
+        folder / f"{start:06d}.safetensors": range(start, min(start + batch_size, count))
+        for start in range(0, count, batch_size)
+    }
+    paths = list(batches)
+
+    def begun_elsewhere(path: Path) -> bool:
+        """Whether another process is computing it; else it is there afterwards."""
+        if path.is_file():
+            return False
+        lock = attempted(lock_of(path))
+        if not lock.is_locked:
+            return True
+        try:
+            fill(path, partial(compute, batches[path]))
+        finally:
+            lock.release()
+        return False
+
+    for place, path in enumerate(paths):
+        if begun_elsewhere(path):
+            for later in paths[place + 1 :]:
+                if path.is_file():
+                    break
+                begun_elsewhere(later)
+        yield path.name, cached_tensors(path, partial(compute, batches[path]))
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

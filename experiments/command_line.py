@@ -9,10 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from common.errors import InputError
+from common.processes import is_first, speaks
 
 
 def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`command` with InputError and a full disk told in one line (exit code 2), and an interrupt likewise (130)."""
+    """`command` with InputError and a full disk told in one line (exit code 2), and an interrupt likewise (130).
+
+    Of several processes that run a job together, one tells it.
+    """
 
     @functools.wraps(command)
     def run(settings: Any) -> Any:
@@ -20,12 +24,15 @@ def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
             return command(settings)
         except Exception as error:
             message = explain(error)
+            if not speaks():
+                sys.exit(2)
             if message is None:
                 raise
             print(f"error: {message}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
+            if is_first():
+                print("interrupted; the same command goes on from here", file=sys.stderr)
             sys.exit(130)
 
     return run
@@ -45,7 +52,8 @@ def one_line_composition_errors() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         message = str(error).partition("Config search path:")[0]
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        if is_first():
+            print(f"error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(1)
 
 

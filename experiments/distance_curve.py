@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from common.files import write_json
+from common.processes import barrier, on_first
 from common.teachers import Teacher
 from common.training import ExponentialAverage
 from experiments.evaluate import Reference, sampled_batches
@@ -45,7 +46,7 @@ class DistanceCurve(L.Callback):
         if due and step < trainer.max_steps:  # the last one is the finished student, which the job measures
             self.measured = step
             distances = self.measure()
-            write_json(self.folder / f"step={step:08d}.json", {"step": step, **distances})
+            on_first(lambda: write_json(self.folder / f"step={step:08d}.json", {"step": step, **distances}))
             for logger in trainer.loggers[1:]:  # besides the CSV file of every ten steps
                 logger.log_metrics({f"distance/{name}": value for name, value in distances.items()}, step)
 
@@ -54,7 +55,7 @@ class DistanceCurve(L.Callback):
         """Distances of the student as it is now."""
         network = self.student.denoiser
         scratch = self.folder / "samples"
-        shutil.rmtree(scratch, ignore_errors=True)
+        on_first(lambda: shutil.rmtree(scratch, ignore_errors=True))
         training = network.training
         network.eval()
         weights = [parameter.detach().clone() for parameter in network.parameters()]
@@ -69,7 +70,8 @@ class DistanceCurve(L.Callback):
             for parameter, weight in zip(network.parameters(), weights, strict=True):
                 parameter.data.copy_(weight)
             network.train(training)
-            shutil.rmtree(scratch, ignore_errors=True)
+            barrier()  # all have read
+            on_first(lambda: shutil.rmtree(scratch, ignore_errors=True))
 
 
 def read_curve(folder: Path) -> list[dict[str, float]]:

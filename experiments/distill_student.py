@@ -1,5 +1,6 @@
 """The distillation stage of a job."""
 
+import copy
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,11 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from common.batches import TensorRows
+from common.cost import probe_inputs
 from common.errors import InputError
 from common.pruned_unet import REPLACEMENTS
+from common.sampling import predict
 from common.teachers import Teacher
 from common.training import ExponentialAverage
-from experiments.caches import cached_tensors, content_name
 from experiments.last_word import last_word
 
 
@@ -48,31 +50,34 @@ def feature_pairs(features: list[str], student: nn.Module, teacher: nn.Module) -
     return list(pairs)
 
 
-def trainer_settings(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
-    """Lightning's arguments: cfg.distill.trainer on the device that the teacher is on; InputError for more than one device."""
+def unread_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
+    """Those that a forward pass does not read: of a time embedding, say, when no block is left that takes it."""
+    with torch.device("meta"):
+        twin = type(denoiser).from_config(denoiser.config)
+    arguments, conditions = probe_inputs(twin)
+    weights = dict(twin.named_parameters())
+    found = torch.autograd.grad(predict(twin, *arguments, conditions).sum(), list(weights.values()), allow_unused=True)
+    return [denoiser.get_parameter(name) for name, gradient in zip(weights, found, strict=True) if gradient is None]
+
+
+def trainer_settings(cfg: DictConfig, device: torch.device, whole: bool = False) -> dict[str, Any]:
+    """Lightning's arguments: cfg.distill.trainer on the device that the teacher is on, and with the processes of this job.
+
+    whole: each process holds the whole network, whatever the strategy. InputError for devices and nodes, which are as many as
+    processes were started.
+    """
+    from common.training import parallel_settings
+
     settings = OmegaConf.to_container(cfg.distill.trainer, resolve=True)
-    if settings.get("devices", 1) not in (1, "1", [0]) or settings.get("num_nodes", 1) != 1:
-        raise InputError(f"distill.trainer.devices={settings.get('devices')}: jobs train on one device so far; give devices=1.")
+    for name in ("devices", "num_nodes"):
+        if settings.get(name, 1) not in (1, "1", [0]):
+            raise InputError(
+                f"distill.trainer.{name}={settings[name]}: a job trains with the processes that were started for it: "
+                "torchrun --nproc_per_node=<devices> --nnodes=<nodes> run.py ..."
+            )
     devices = [device.index or 0] if device.type == "cuda" else 1
-    return {**settings, "accelerator": device.type, "devices": devices}
-
-
-def training_rows(cfg: DictConfig, teacher: Teacher, cache: Path) -> TensorRows:
-    """Latents and conditions of the training images, computed once for all jobs on this pipeline and data in `cache`."""
-    from common.progress import progress_bar
-
-    def compute() -> dict[str, torch.Tensor]:
-        data = hydra.utils.instantiate(cfg.task.data, split="train")
-        with progress_bar("encoding images", len(data)) as bar:
-            latents = teacher.encode_images(data.images, advance=bar.advance)
-        return {"latents": latents, **(teacher.encode_captions(data.captions) if teacher.text_encoder is not None else {})}
-
-    name = content_name("training rows", teacher.fingerprint(), OmegaConf.to_container(cfg.task.data))
-    columns = cached_tensors(cache / f"{name}.safetensors", compute)
-    if tuple(columns["latents"].shape[1:]) != teacher.latent_shape:
-        made, wanted = (" x ".join(map(str, shape)) for shape in (columns["latents"].shape[1:], teacher.latent_shape))
-        raise InputError(f"The data set's images become {made} latents, the teacher's are {wanted}: give larger images.")
-    return TensorRows(**columns)
+    settings |= {"accelerator": device.type, "devices": devices}
+    return settings | {"strategy": "auto"} | parallel_settings("ddp" if whole else settings.get("strategy", "auto"))
 
 
 def distill(
@@ -91,16 +96,28 @@ def distill(
     student on the way, from the average of its weights or None. loggers: Lightning's, besides the CSV file in `folder`.
     """
     from common.distillation import DenoiserTraining
+    from common.processes import process_count
     from common.schedules import scheduler
-    from common.training import fit
+    from common.sharding import gather_into
+    from common.training import check_shares, fit
 
     settings = cfg.distill
     for name in ("steps", "batch_size", "accumulate", "checkpoint_every"):
         if settings[name] < 1:
             raise InputError(f"distill.{name}={settings[name]}: at least 1 is needed (distill=none goes without).")
+    check_shares(settings.batch_size, "distill.batch_size")
     student.train().requires_grad_(True)
+    for parameter in unread_parameters(student):  # no gradient reaches them, for which DDP would wait
+        parameter.requires_grad_(False)
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
+    sharded = settings.trainer.strategy == "fsdp" and process_count() > 1
+    if sharded and (callbacks or watch):
+        raise InputError(
+            "distill.trainer.strategy=fsdp gives each process a part of every weight; evaluation.every, and methods that act "
+            "during training (l1_diff), need them whole: take ddp."
+        )
+    finished = copy.deepcopy(student) if sharded else student
     module = DenoiserTraining(
         student,
         teacher.scheduler,
@@ -115,6 +132,7 @@ def distill(
         feature_pairs=feature_pairs(list(settings.features), student, teacher.denoiser) if settings.feature_weight else (),
         feature_losses=hydra.utils.instantiate(settings.feature_loss),
         teacher=teacher.denoiser,
+        compile_options=OmegaConf.to_container(settings.compile) if settings.compile is not None else None,
     )
     average = ExponentialAverage(student, settings.ema_decay) if settings.ema_decay else None
     further = [*([average] if average else []), *([watch(average)] if watch else [])]
@@ -133,7 +151,9 @@ def distill(
         loggers=loggers,
     )
     module.remove_taps()
+    if sharded:
+        gather_into(finished, student)
     if average:
-        average.copy_to_network()
-    last_word(student, callbacks)
-    return student.eval().requires_grad_(False)
+        average.copy_to_network(finished)
+    last_word(finished, callbacks)
+    return finished.eval().requires_grad_(False)

@@ -8,6 +8,7 @@ from common.cost import count_parameters
 from common.errors import InputError
 from experiments.gpus import Gpu, find_gpu
 from experiments.job_cost import PRECISIONS, JobCost, Stage
+from experiments.memory import smaller
 
 GIB = 2**30
 WIDTH = 80
@@ -91,10 +92,19 @@ def print_stages(stages: list[Stage], gpu: Gpu, cfg: DictConfig) -> float:
     print(f"{'sum':<61}{total:>8.1f}")
     over = [stage.name for stage in stages if stage.memory / GIB + RESERVE > gpu.memory]
     if over:
-        advice = "smaller batches: evaluation.batch_size of sampling and decoding, the method's own of scoring"
-        told = f"! more than the {gpu.memory:.0f} GiB of {cfg.gpu}: {', '.join(over)} ({advice})"
-        print(textwrap.fill(told, WIDTH))
+        told = f"! more than the {gpu.memory:.0f} GiB of {cfg.gpu}: "
+        advice = [f"{name} ({', '.join(batches(name, cfg))})" if batches(name, cfg) else name for name in over]
+        print(textwrap.fill(told + ", ".join(advice), WIDTH, break_on_hyphens=False))
     return total
+
+
+def batches(stage: str, cfg: DictConfig) -> list[str]:
+    """The settings that make a stage need less memory, with the values they have now."""
+    if stage == "encoding":
+        return [f"training_rows.batch_size={cfg.training_rows.batch_size}"]
+    if stage == "scoring":
+        return [setting for setting in smaller(cfg, "scoring") if setting.startswith("method.")]
+    return [f"evaluation.batch_size={cfg.evaluation.batch_size}"] if stage in ("sampling", "decoding") else []
 
 
 def print_distillation(job: JobCost, gpu: Gpu) -> None:
@@ -147,4 +157,5 @@ def print_assumptions(job: JobCost, gpu: Gpu) -> None:
     shares = job.cfg.utilisation
     rates = f"{shares.half:.0%} of {gpu.half:g} TFLOPS in half and {shares.single:.0%} of {gpu.single:g} in single precision"
     left_out = "Not counted: features and distances, reading data, writing files."
-    print("\n" + textwrap.fill(f"Hours: at {rates}, which is that of everything but training. {left_out}", WIDTH))
+    others = "inference_precision=bf16 is for scoring and sampling"
+    print("\n" + textwrap.fill(f"Hours: at {rates}; {others}. {left_out}", WIDTH))

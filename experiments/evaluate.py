@@ -1,7 +1,8 @@
 """The measuring stage of a job: samples from equal seeds and their distances."""
 
+import sys
+from collections import deque
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,23 @@ from torch import nn
 
 from common.batches import generator_for, mix_seed
 from common.errors import InputError
+from common.processes import is_first
 from common.progress import progress_bar
 from common.sampling import sample_latents
 from common.teachers import Teacher
-from experiments.caches import cached_tensors, content_name, load_tensors
+from experiments.caches import cached_batches, content_name, load_tensors
+from experiments.jobs import prompts_content
+from experiments.precision import computing, precision_suffix
 
+FEATURES_AT_ONCE = 512  # of real images, in one file
 SAMPLING = ("images", "steps", "guidance_scale", "batch_size", "split", "seed")  # what the samples of a model depend on
 
 
 def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
     """Captions and names of the images to sample: a seeded draw without repetition while there are enough.
 
-    Without captions in the data set: empty ones, and no names.
+    With evaluation.prompts the first of that file, which have no names. Without captions in the data set: empty ones, and no
+    names.
     """
     data = hydra.utils.instantiate(cfg.task.data, split=cfg.evaluation.split)
     count = cfg.evaluation.images
@@ -33,11 +39,28 @@ def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
     if cfg.evaluation.every < 0 or any(steps < 1 for steps in cfg.evaluation.more_steps):
         given = f"evaluation.every={cfg.evaluation.every}, evaluation.more_steps={list(cfg.evaluation.more_steps)}"
         raise InputError(f"{given}: `every` is at least 0, and each number of steps at least 1.")
+    if cfg.evaluation.prompts is not None:
+        return prompts_of_file(cfg, hasattr(data, "captions")), None
     if not hasattr(data, "captions"):
         return [""] * count, None
     order = torch.randperm(len(data), generator=generator_for(cfg.evaluation.seed, 1)).tolist()
     chosen = [order[position % len(order)] for position in range(count)]
-    return [data.captions[i] for i in chosen], [data.names[i] for i in chosen]
+    return [data.captions[i] for i in chosen], None if data.names is None else [data.names[i] for i in chosen]
+
+
+def prompts_of_file(cfg: DictConfig, captioned: bool) -> list[str]:
+    """The first evaluation.images prompts of evaluation.prompts; InputError when it has fewer or the task takes none."""
+    from common.caption_files import read_prompts
+
+    path, count = cfg.evaluation.prompts, cfg.evaluation.images
+    if not captioned:
+        raise InputError(f"evaluation.prompts={path}: task={cfg.task.name} takes no captions; give null.")
+    prompts, empty = read_prompts(Path(path))
+    if empty:
+        print(f"{path}: {empty} empty lines are left out, {len(prompts)} prompts remain", file=sys.stderr)
+    if len(prompts) < count:
+        raise InputError(f"{path} has {len(prompts)} prompts: evaluation.images={count} can be {len(prompts)} at most.")
+    return prompts[:count]
 
 
 class Reference:
@@ -59,13 +82,18 @@ class Reference:
         wanted = held_back + cfg.evaluation.reference_images
         needed = order if self.all_names is not None else order[:wanted]
 
-        def compute() -> dict[str, torch.Tensor]:
-            with progress_bar("features of real images", len(needed)) as bar:
-                return {"features": extract_features(self.extractor, data.images[needed], advance=bar.advance)}
+        def compute(rows: range) -> dict[str, torch.Tensor]:
+            return {"features": extract_features(self.extractor, data.images[needed[rows.start : rows.stop]])}
 
         settings = (OmegaConf.to_container(cfg.task[part], resolve=True) for part in ("features", "data"))
-        name = content_name("real", *settings, split, needed.tolist())
-        features = cached_tensors(cache / f"{name}.safetensors", compute)["features"]
+        files = [data.images.content] if hasattr(data.images, "content") else []
+        name = content_name("real", *settings, split, needed.tolist(), *files)
+        parts = []
+        with progress_bar("features of real images", len(needed)) as bar:
+            for _, part in cached_batches(cache / name, len(needed), FEATURES_AT_ONCE, compute):
+                parts.append(part["features"])
+                bar.advance(len(parts[-1]))
+        features = torch.cat(parts)
         self.held_back = order[:held_back]
         self.floor_features, self.features = features[:held_back], features[held_back:wanted]
         self.all_features = None if self.all_names is None else features[order.argsort()]
@@ -91,39 +119,41 @@ def sampled_batches(
 ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """File name and `latents`, `images` (uint8) and `features` of each batch, sample i from the seed of (evaluation.seed, i).
 
-    Each batch is kept in `folder`: an interrupted evaluation goes on with the next one.
+    Each batch is kept in `folder`: an interrupted evaluation goes on with the next one, and several processes share them out.
     """
     from common.features import extract_features
 
     settings = cfg.evaluation
 
     def compute(rows: range) -> dict[str, torch.Tensor]:
-        latents = sample_latents(
-            model.denoiser,
-            model.scheduler,
-            model.latent_shape,
-            [mix_seed(settings.seed, 3, index) for index in rows],
-            model.encode_captions(captions[rows.start : rows.stop]),
-            model.empty_condition(),
-            settings.steps,
-            settings.guidance_scale,
-            settings.batch_size,
-        )
+        conditions, empty = model.encode_captions(captions[rows.start : rows.stop]), model.empty_condition()
+        with computing(cfg, model.device):
+            latents = sample_latents(
+                model.denoiser,
+                model.scheduler,
+                model.latent_shape,
+                [mix_seed(settings.seed, 3, index) for index in rows],
+                conditions,
+                empty,
+                settings.steps,
+                settings.guidance_scale,
+                settings.batch_size,
+            ).float()
         images = model.decode_latents(latents, settings.batch_size)
         return {"latents": latents, "images": images, "features": extract_features(extractor, images)}
 
     with progress_bar(f"sampling: {who}", len(captions)) as bar:
-        for start in range(0, len(captions), settings.batch_size):
-            rows = range(start, min(start + settings.batch_size, len(captions)))
-            name = f"{start:06d}.safetensors"
-            yield name, cached_tensors(folder / name, partial(compute, rows))
-            bar.advance(len(rows))
+        for name, samples in cached_batches(folder, len(captions), settings.batch_size, compute):
+            yield name, samples
+            bar.advance(len(samples["latents"]))
 
 
 def shared_samples(cfg: DictConfig, fingerprint: str, cache: Path) -> Path:
     """The folder of the samples of the teacher with this fingerprint, for all jobs of the same data and protocol."""
     parts = (OmegaConf.to_container(cfg.task[part], resolve=True) for part in ("features", "data"))
-    return cache / f"samples-{content_name('samples', fingerprint, *parts, {name: cfg.evaluation[name] for name in SAMPLING})}"
+    protocol = {name: cfg.evaluation[name] for name in SAMPLING}
+    name = content_name("samples", fingerprint, *parts, protocol, *prompts_content(cfg.evaluation.prompts))
+    return cache / f"samples-{name}{precision_suffix(cfg)}"
 
 
 def evaluate(
@@ -136,7 +166,8 @@ def evaluate(
     """Figures for "teacher" and each other model, and "real" for the floor of the distances; and the first images (uint8).
 
     models: whole pipelines, the teacher's and those with a student in it. prompts: captions and names of evaluation_prompts.
-    The samples of each are kept in <folder>/<who>/; the teacher's, which comes first, are shared by all jobs.
+    The samples of each are kept in <folder>/<who>/; the teacher's, which comes first, are shared by all jobs. Of the processes
+    of a job all sample, and the first one compares.
     """
     from common.distances import caption_retrieval, frechet_distance
     from common.similarity import latent_mse, structural_similarity
@@ -144,12 +175,17 @@ def evaluate(
     captions, names = prompts
     teacher = models["teacher"]
     reference = Reference(cfg, cfg.evaluation.split, cache, teacher.device)
-    rows: dict[str, dict[str, Any]] = {"real": reference.distances(reference.floor_features)}
+    rows: dict[str, dict[str, Any]] = {}
+    if is_first():
+        rows["real"] = reference.distances(reference.floor_features)
     folders = {who: shared_samples(cfg, teacher.fingerprint(), cache) if who == "teacher" else folder / who for who in models}
     first_images: dict[str, torch.Tensor] = {}
     for who, model in models.items():
         features, originals, squared, similar = [], [], 0.0, 0.0
         batches = sampled_batches(cfg, model, captions, reference.extractor, who, folders[who])
+        if not is_first():
+            deque(batches, maxlen=0)
+            continue
         for name, samples in batches:
             original = samples if who == "teacher" else load_tensors(folders["teacher"] / name)
             check_size(samples["images"], reference.image_size)

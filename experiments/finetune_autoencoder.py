@@ -25,7 +25,7 @@ def finetune_autoencoder(
     callbacks: the method's own (Lightning), as in distill_student.distill.
     """
     from common.schedules import scheduler
-    from common.training import fit
+    from common.training import check_shares, fit
     from experiments.kl_training import KLTraining
     from experiments.vq_training import VQTraining
 
@@ -33,6 +33,7 @@ def finetune_autoencoder(
     for name in ("steps", "batch_size"):
         if settings[name] < 1:
             raise InputError(f"distill.autoencoder.{name}={settings[name]}: at least 1 is needed.")
+    check_shares(settings.batch_size, "distill.autoencoder.batch_size")
     autoencoder.train().requires_grad_(True)
     common = (
         autoencoder,
@@ -53,7 +54,7 @@ def finetune_autoencoder(
         folder=folder,
         description="training autoencoder",
         checkpoint_every=cfg.distill.checkpoint_every,
-        trainer=trainer_settings(cfg, autoencoder.device),
+        trainer=trainer_settings(cfg, autoencoder.device, whole=True),
         callbacks=callbacks,
     )
     last_word(autoencoder, callbacks)

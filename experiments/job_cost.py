@@ -25,9 +25,9 @@ from common.sampling import predict
 from common.step_memory import forward_bytes, step_bytes
 from common.teachers import Teacher
 from experiments.distill_student import feature_pairs
+from experiments.precision import pick_precision
 
 SINGLE_BYTES = 4
-ENCODING_BATCH = 64  # the default of Teacher.encode_images
 PRECISIONS = {"32-true": False, "16-mixed": True, "bf16-mixed": True}  # whether matrix products are in half precision
 
 
@@ -91,6 +91,11 @@ class JobCost:
     def tokens(self) -> int:
         """Of a caption."""
         return self.text_encoders[0].config.max_position_embeddings
+
+    @property
+    def half(self) -> bool:
+        """Whether denoisers are scored and sampled in half precision."""
+        return pick_precision(self.cfg) != "32"
 
     @property
     def guided(self) -> int:
@@ -213,7 +218,7 @@ class JobCost:
         return [stage for stage in found if stage is not None]
 
     def scoring(self) -> Stage | None:
-        """The method's passes through the teacher's denoiser, in single precision."""
+        """The method's passes through the teacher's denoiser."""
         look, denoiser = self.outlook, self.teacher.denoiser
         if not look.forward:
             return None
@@ -221,21 +226,22 @@ class JobCost:
         held = sum(list(self.resident().values())[:2])
         if look.backward:  # gradients, and either their sums or the copy of the network that has them
             held += 2 * SINGLE_BYTES * count_parameters(denoiser)
-            held += step_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions).square().mean(), False, False)
+            held += step_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions).square().mean(), self.half, False)
         else:
-            held += forward_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions))
+            held += forward_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions), self.half)
         what = f"<= {look.forward:,} samples" + (" and back" if look.backward else "")
         operations = 2 * self.macs["teacher"].total * (look.forward + 2 * look.backward)
-        return Stage("scoring", f"{what}, {look.batch} at once", operations, memory=held)
+        return Stage("scoring", f"{what}, {look.batch} at once", operations, self.half, held)
 
     def encoding(self) -> Stage | None:
         """Latents and embeddings of the training images, once."""
         if not self.cfg.distill.steps:
             return None
         rows, autoencoder = self.cfg.budget.training_images[self.cfg.task.name], self.teacher.autoencoder
-        batch = ENCODING_BATCH
+        batch = self.cfg.training_rows.batch_size
         held = sum(self.resident().values()) + forward_bytes(autoencoder, lambda: autoencoder.encode(self.images(batch)))
-        operations = rows * (self.image_operations["encode"] + self.image_operations["read"])
+        views = 2 if self.cfg.training_rows.flip else 1
+        operations = rows * (views * self.image_operations["encode"] + self.image_operations["read"])
         return Stage("encoding", f"{rows:,} images, {batch} at once", operations, memory=held)
 
     def autoencoder_training(self) -> Stage | None:
@@ -275,10 +281,10 @@ class JobCost:
         settings, denoiser = self.cfg.evaluation, self.teacher.denoiser
         theirs, ours = self.sampled()
         inputs, conditions = self.inputs(settings.batch_size * self.guided)
-        held = self.measured() + forward_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions))
+        held = self.measured() + forward_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions), self.half)
         what = f"{settings.images:,} images a model, {settings.steps} steps, {settings.batch_size} at once"
         operations = 2 * (theirs * self.macs["teacher"].total + ours * self.macs["student"].total)
-        return Stage("sampling", what, operations, memory=held)
+        return Stage("sampling", what, operations, self.half, held)
 
     def decoding(self) -> Stage:
         """Those latents to images; what features of them cost is left out."""

@@ -4,6 +4,7 @@ import getpass
 import hashlib
 import json
 import tempfile
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,32 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.files import SHIPPED
 
-NOT_PART_OF_A_JOB = ("hydra", "outputs", "device", "objectives", "wandb", "table", "dry_run", "gpu", "utilisation")
+# how rows are computed and kept and a network is run does not change a result, and neither do later settings at these
+# values: there they are left out, so that a job keeps the name that it had before they came
+NOT_PART_OF_A_JOB = (
+    "hydra",
+    "outputs",
+    "device",
+    "objectives",
+    "wandb",
+    "table",
+    "dry_run",
+    "gpu",
+    "utilisation",
+    "distill.compile",
+    "distill.trainer.strategy",
+    "training_rows.rows_per_shard",
+    "training_rows.batch_size",
+    "training_rows.workers",
+    "training_rows.verify",
+)
+AS_BEFORE = {
+    "training_rows.dtype": "float32",
+    "training_rows.flip": False,
+    "evaluation.prompts": None,
+    "task.data.expected": None,
+    "inference_precision": "32",
+}
 
 
 def teacher_content(path: str) -> str:
@@ -30,17 +56,38 @@ def teacher_content(path: str) -> str:
 
 def job_settings(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration without what does not change the result."""
-    settings = OmegaConf.to_container(cfg, resolve=False)
-    kept = {name: value for name, value in settings.items() if name not in NOT_PART_OF_A_JOB}
+    kept = OmegaConf.to_container(cfg, resolve=False)
+    for path in NOT_PART_OF_A_JOB:
+        group, name = inner_group(kept, path)
+        group.pop(name, None)
     resolved = OmegaConf.to_container(OmegaConf.create(kept), resolve=True)
     resolved.pop("budget", None)  # only what other settings refer to, and so
     resolved.get("distill", {}).pop("recipe", None)
+    for path, usual in AS_BEFORE.items():
+        group, name = inner_group(resolved, path)
+        if name in group and str(group[name]) == str(usual):
+            del group[name]
+    if not resolved.get("training_rows", True):
+        del resolved["training_rows"]
     return resolved
 
 
+def inner_group(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The group that holds the setting at a dotted path (an empty one where it is not there), and its last name."""
+    *groups, name = path.split(".")
+    return reduce(lambda inner, each: inner.get(each, {}), groups, settings), name
+
+
+def prompts_content(path: str | None) -> list[str]:
+    """What tells a file of prompts from others: a hash of what it holds; nothing where none is given or readable."""
+    if path is None or not Path(path).is_file():
+        return []
+    return [hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]]
+
+
 def job_folder(cfg: DictConfig) -> str:
-    """<task>/<method>/<eight characters of the hash of settings and teacher>"""
-    parts = [job_settings(cfg), teacher_content(cfg.teacher.path)]
+    """<task>/<method>/<eight characters of the hash of settings, teacher, prompts and a published student>"""
+    parts = [job_settings(cfg), teacher_content(cfg.teacher.path), *prompts_content(cfg.evaluation.prompts)]
     if "path" in cfg.method:  # a student from elsewhere: another one in the same folder is another job
         parts.append(teacher_content(cfg.method.path))
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]

@@ -21,7 +21,7 @@ class KLTraining(AutoencoderTraining):
         noise = seeded_normal(seeds, posterior.mean.shape[1:]).to(images)
         decoded = self.autoencoder.decode(posterior.mean + posterior.std * noise).sample
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-        self.log("kl", kl)
+        self.log("kl", kl, sync_dist=True)
         return decoded, self.kl_weight * kl
 
     @torch.no_grad()

@@ -14,24 +14,14 @@ from experiments.jobs import job_settings
 from experiments.rows import CHOICES
 
 
-def pick_device(name: str) -> str:
-    """The device of cfg.device; "auto" takes the first CUDA device where there is one."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return name
-
-
 @contextmanager
-def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Adds the time spent inside to seconds[name]."""
+def stage(name: str, seconds: dict[str, float], cfg: DictConfig) -> Iterator[None]:
+    """Adds the time spent inside to seconds[name]; InputError with advice where memory does not suffice."""
+    from experiments.memory import memory_advice
+
     started = time.perf_counter()
-    yield
+    with memory_advice(name, cfg):
+        yield
     seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 1)
 
 
@@ -39,6 +29,9 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
     """Runs or finds the job of `cfg` and returns its result row, as written to result.json."""
     from hydra.core.hydra_config import HydraConfig
 
+    from common.processes import join, pick_device
+
+    join(pick_device(cfg.device))
     folder = Path(HydraConfig.get().runtime.output_dir)
     return found_or_made(folder, find_row, lambda folder: new_row(cfg, folder))
 
@@ -46,17 +39,19 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
 def found_or_made(
     folder: Path, find: Callable[[Path], dict[str, Any] | None], make: Callable[[Path], dict[str, Any]]
 ) -> dict[str, Any]:
-    """The row that `find` finds in `folder`, or else that of `make`, which no other process runs there at the same time.
+    """The row that `find` finds in `folder`, or else that of `make`, which no other job's process runs there meanwhile.
 
-    InputError when another process does already; a job of a sweep waits for its row instead.
+    InputError when another one does already; a job of a sweep waits for its row instead. The processes of one job find it, or
+    make it, together.
     """
     from common.locks import claimed
+    from common.processes import first_enters, on_first
     from experiments.sweeps import sweep_folder
 
-    row = find(folder)
+    row = on_first(lambda: find(folder))
     if row is None:
-        with claimed(folder, wait=sweep_folder() is not None):
-            row = find(folder) or make(folder)
+        with first_enters(lambda: claimed(folder, wait=sweep_folder() is not None)):
+            row = on_first(lambda: find(folder)) or make(folder)
     return row
 
 
@@ -79,11 +74,10 @@ def find_row(folder: Path) -> dict[str, Any] | None:
 
 
 def new_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
-    """Runs the job and writes its row."""
+    """Runs the job and writes its row; the first of several processes does, with what all have computed."""
     from hydra.core.hydra_config import HydraConfig
 
-    from common.files import write_json
-    from experiments.job_report import print_table
+    from common.processes import on_first
     from experiments.tracking import tracking
 
     hydra_config = HydraConfig.get()
@@ -92,7 +86,15 @@ def new_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         "choices": {name: hydra_config.runtime.choices.get(name) for name in CHOICES},
     }
     with tracking(cfg, folder) as run:
-        row = {"settings": job_settings(cfg), **made_by, **compute_row(cfg, folder, run)}
+        finish = compute(cfg, folder, run)
+        return on_first(lambda: write_row(folder, {"settings": job_settings(cfg), **made_by, **finish()}))
+
+
+def write_row(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """Writes result.json, and prints the table and where to look."""
+    from common.files import write_json
+    from experiments.job_report import print_table
+
     path = folder / "result.json"
     write_json(path, row)
     print_table(row)
@@ -101,28 +103,19 @@ def new_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     return row
 
 
-def compute_row(cfg: DictConfig, folder: Path, run: Any) -> dict[str, Any]:
-    """All stages of a job; each finds what an interrupted run has left in `folder` and goes on from there.
+def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, Any]]:
+    """The stages of a job that its processes share; each finds what an interrupted run has left in `folder` and goes on there.
 
-    run: the job's W&B run, or None.
+    run: the job's W&B run, or None. Returns what is left for one process to do: measure speeds, draw, put the row together.
     """
-    import json
-
     import hydra
 
-    from common.pictures import upright
-    from common.sound_files import write_sounds
+    from common.processes import barrier, on_first, pick_device
     from common.teachers import load_student, load_teacher, save_student
-    from experiments.distance_curve import read_curve
-    from experiments.environment import environment
     from experiments.evaluate import evaluate, evaluation_prompts
-    from experiments.job_report import draw_samples, draw_scores
-    from experiments.measure_cost import measure_cost
-    from experiments.plan_picture import draw_plan
     from experiments.planning import check_steps, make_plans, prune
-    from experiments.sparse_student import draw_sparsity, export_sparse, masked_parts
-    from experiments.tracking import log_result, log_student, loggers
-    from experiments.train_student import REPORT, train_student
+    from experiments.tracking import loggers
+    from experiments.train_student import train_student
 
     if cfg.init not in ("preserved", "scratch"):
         raise InputError(f"init={cfg.init!r} is neither 'preserved' nor 'scratch'.")
@@ -134,34 +127,66 @@ def compute_row(cfg: DictConfig, folder: Path, run: Any) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     cache = Path(cfg.outputs) / "cache"
     method = hydra.utils.instantiate(cfg.method, _convert_="all")
-    with stage("loading", seconds):
+    with stage("loading", seconds, cfg):
         teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))
-    with stage("scoring", seconds):
+    with stage("scoring", seconds, cfg):
         plans = make_plans(cfg, teacher, method, folder, cache)
     models = {"teacher": teacher, "pruned": prune(cfg, teacher, plans)}
     check_steps(cfg, method, plans)
     trains = bool(cfg.distill.steps or ("autoencoder" in plans and cfg.distill.autoencoder.steps))
-    with stage("distilling", seconds):
-        if not (folder / "student" / "model_index.json").is_file():
+    with stage("distilling", seconds, cfg):
+        if not on_first(lambda: (folder / "student" / "model_index.json").is_file()):
             student = models["pruned"]
             if trains:
                 work = folder / "distill"
                 student = train_student(cfg, teacher, student, plans, method, prompts[0], work, cache, loggers(run))
-            save_student(teacher, student, folder / "student")
+            on_first(lambda: save_student(teacher, student, folder / "student"))
         if trains:
             models["distilled"] = load_student(teacher, folder / "student").to(teacher.device)
-    last = list(models)[-1]
-    with stage("measuring", seconds):
+    with stage("measuring", seconds, cfg):
         metrics, images = evaluate(cfg, models, prompts, folder / "samples", cache)
         by_steps = {}
         for steps in cfg.evaluation.more_steps:
             changed = OmegaConf.merge(cfg, {"evaluation": {"steps": steps}})
             by_steps[str(steps)], _ = evaluate(changed, models, prompts, folder / "samples" / f"steps={steps}", cache)
+    barrier()  # no other process computes while speeds are measured
+    found = {"models": metrics, "by_steps": by_steps, "seconds": seconds}
+    return lambda: finished_row(cfg, folder, run, models, plans, prompts, images, found)
+
+
+def finished_row(
+    cfg: DictConfig,
+    folder: Path,
+    run: Any,
+    models: dict[str, Any],
+    plans: dict[str, Any],
+    prompts: tuple[list[str], list[str] | None],
+    images: dict[str, Any],
+    found: dict[str, Any],
+) -> dict[str, Any]:
+    """The row of a job, with costs measured and pictures drawn. found: metrics by model, by_steps, and seconds by stage."""
+    import json
+
+    import hydra
+
+    from common.pictures import upright
+    from common.sound_files import write_sounds
+    from experiments.distance_curve import read_curve
+    from experiments.environment import environment
+    from experiments.job_report import draw_samples, draw_scores
+    from experiments.measure_cost import measure_cost
+    from experiments.plan_picture import draw_plan
+    from experiments.sparse_student import draw_sparsity, export_sparse, masked_parts
+    from experiments.tracking import log_result, log_student
+    from experiments.train_student import REPORT
+
+    teacher, last, seconds, metrics = models["teacher"], list(models)[-1], found["seconds"], found["models"]
+    with stage("measuring", seconds, cfg):
         costs = measure_cost(cfg, models, plans)
         masked = masked_parts(models[last], plans)
         sparse_files = export_sparse(masked, folder / "sparse")
     plan = plans["denoiser"]
-    with stage("drawing", seconds):
+    with stage("drawing", seconds, cfg):
         if cfg.task.sound is not None:
             write_sounds(folder / "sounds", images, hydra.utils.instantiate(cfg.task.sound))
         images = {who: upright(drawn, cfg.task.sound) for who, drawn in images.items()}
@@ -175,12 +200,12 @@ def compute_row(cfg: DictConfig, folder: Path, run: Any) -> dict[str, Any]:
         "models": {who: {**metrics.get(who, {}), **costs.get(who, {})} for who in ("real", *models)},
         "plan": [edit.to_dict() for edit in plan.edits],
         "reached": {name: value for name, value in plan.settings.items() if name.endswith("_reached")},
-        "by_steps": by_steps,
+        "by_steps": found["by_steps"],
         "curve": read_curve(folder / "distill" / "curve"),
         "protocol": {
             "extractor": hydra.utils.get_class(cfg.task.features._target_).description,
             **OmegaConf.to_container(cfg.evaluation, resolve=True),
-            **({} if prompts[1] is not None else {"guidance_scale": None}),  # nothing to guide by without captions
+            **({} if any(prompts[0]) else {"guidance_scale": None}),  # nothing to guide by without captions
             "seeds": "one per sample, from (seed, index)",
         },
         "seconds": seconds,

@@ -25,14 +25,14 @@ def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
 
     from common.calibration import build_calibration
     from experiments.alignment import CaptionAlignment
+    from experiments.training_rows import check_captions
 
     settings = OmegaConf.to_container(cfg.calibration, resolve=True)
     data_rows = settings.pop("data_rows")
     data = hydra.utils.instantiate(cfg.task.data, split="train")
     order = training_order(cfg, data)
     captioned = teacher.text_encoder is not None
-    if captioned and not hasattr(data, "captions"):
-        raise InputError(f"The teacher {teacher.name} takes captions, and the data of task={cfg.task.name} has none.")
+    check_captions(cfg, teacher, data)
 
     def training_rows() -> tuple[Any, dict[str, Any]]:
         chosen = order[: max(0, data_rows)]
@@ -44,6 +44,7 @@ def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
     chosen = order[: max(0, settings["num_conditions"])] if captioned else []
     if captioned and not chosen:
         raise InputError(f"calibration.num_conditions={settings['num_conditions']}: at least 1 is needed.")
+    named = captioned and data.names is not None
     settings["num_conditions"] = len(chosen) or 1  # without captions one implicit condition (LD-Pruner, section 2.4)
     return build_calibration(
         teacher.encode_captions([data.captions[i] for i in chosen]) if captioned else {},
@@ -52,16 +53,18 @@ def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
         teacher.scheduler,
         **settings,
         data=functools.cache(training_rows),
-        alignment=CaptionAlignment(cfg, teacher, [data.names[i] for i in chosen], cache) if captioned else None,
+        alignment=CaptionAlignment(cfg, teacher, [data.names[i] for i in chosen], cache) if named else None,
     )
 
 
 def kept_plan(folder: Path, teacher: Any, make: Callable[[], Any]) -> Any:
     """The plan in `folder`, made when it is not there; InputError when it is of another teacher."""
     from common.plans import PLAN_FILE, Plan
+    from common.processes import on_first
 
-    if not (folder / PLAN_FILE).is_file():
-        make().save(folder)
+    if not on_first(lambda: (folder / PLAN_FILE).is_file()):
+        made = make()
+        on_first(lambda: made.save(folder))
     plan = Plan.load(folder)
     if plan.teacher != teacher.fingerprint():
         raise InputError(f"{folder.parent} was begun with another teacher in {teacher.folder}; delete it to start anew.")
@@ -73,15 +76,18 @@ def make_plans(cfg: DictConfig, teacher: Any, method: Any, folder: Path, cache: 
     import hydra
 
     from common.locks import locked
+    from common.processes import first_enters
     from experiments.caches import content_name
+    from experiments.precision import computing, precision_suffix
 
     calibration = calibrate(cfg, teacher, cache).to(teacher.device)
     known = teacher.fingerprint()
-    scores = cache / "scores"
+    scores = cache / f"scores{precision_suffix(cfg)}"
 
     def denoiser_plan() -> Any:
         shared = scores / f".{content_name(cfg.method._target_, known)}.lock"  # by the jobs whose scores may be the same
-        with locked(shared, f"scores are being computed in {scores}"):
+        lock = functools.partial(locked, shared, f"scores are being computed in {scores}")
+        with first_enters(lock), computing(cfg, teacher.device):
             return method.plan(teacher.denoiser, calibration, known, scores)
 
     plans = {"denoiser": kept_plan(folder / "plan", teacher, denoiser_plan)}

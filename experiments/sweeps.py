@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from common.errors import InputError
 from common.files import write_atomically, write_json
 from common.locks import held
+from common.processes import all_failed, is_first, speaks
 from experiments.command_line import explain
 from experiments.jobs import register_job_folder
 
@@ -62,7 +63,7 @@ def sweep_job(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             return job(cfg)
         if sweep is None:
             swept = hydra_config.sweeper.get("params") or {}
-            if swept:
+            if swept and is_first():
                 print(f"one job alone; with -m all jobs over {', '.join(swept)} run", file=sys.stderr)
             return job(cfg)
         folder = Path(hydra_config.runtime.output_dir)
@@ -77,9 +78,16 @@ def sweep_job(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             (folder / ERROR_FILE).unlink(missing_ok=True)
         except Exception as error:
             message = told(error)
-            (folder / ERROR_FILE).write_text(f"{record['command']}\n\n{traceback.format_exc()}")
-            print(f"error: {message} (the sweep goes on; {folder / ERROR_FILE})", file=sys.stderr, flush=True)
-        write_json(sweep / "jobs" / f"{hydra_config.job.num:06d}.json", {**record, "error": message})
+            spoken = speaks(hydra_config.job.num)
+            if not all_failed(hydra_config.job.num):  # the others wait for this process: all must end
+                if spoken:
+                    print(f"error: {message}", file=sys.stderr, flush=True)
+                sys.exit(2)
+            if spoken:
+                (folder / ERROR_FILE).write_text(f"{record['command']}\n\n{traceback.format_exc()}")
+                print(f"error: {message} (the sweep goes on; {folder / ERROR_FILE})", file=sys.stderr, flush=True)
+        if is_first():
+            write_json(sweep / "jobs" / f"{hydra_config.job.num:06d}.json", {**record, "error": message})
         return value
 
     return run
@@ -132,6 +140,14 @@ class SweepEnd(Callback):
             return
         self.folder = Path(config.outputs).absolute() / "sweeps" / sweep_name(config)
         self.run = uuid.uuid4().hex[:8]
+        if is_first():
+            self.begin(config)
+        with open_dict(config):
+            for name, value in ((VARIABLE, self.folder), (RUN_VARIABLE, self.run)):
+                config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{name}='{value}'")
+
+    def begin(self, config: DictConfig) -> None:
+        """What the first of the processes does that sweep together."""
         # never released by hand: the end of the process does that, be it a kill
         self.lock = held(self.folder / ".lock", f"This sweep is running already, in another process ({self.folder}).")
         self.optimized = stamp(Path(config.hydra.sweep.dir) / OPTIMIZED)
@@ -141,13 +157,11 @@ class SweepEnd(Callback):
         choices = config.hydra.runtime.choices
         about = {"command": command, "experiment": choices.get("experiment"), "task": choices.get("task"), "table": table}
         write_json(self.folder / "sweep.json", {**about, "jobs": read_sweep(self.folder).get("jobs")})
-        with open_dict(config):
-            for name, value in ((VARIABLE, self.folder), (RUN_VARIABLE, self.run)):
-                config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{name}='{value}'")
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        with ending(1):
-            self.end(config)
+        if is_first():
+            with ending(1):
+                self.end(config)
 
     def end(self, config: DictConfig) -> None:
         """Tells the failures before anything else can fail, then brings the folder up to date and writes the report.
@@ -155,8 +169,8 @@ class SweepEnd(Callback):
         Of a dry run: tells the hours of all jobs.
         """
         if config.dry_run:
-            hours = getattr(self, "hours", [])
-            print(f"\n{len(hours)} jobs: {sum(hours):,.1f} GPU h at most, as if each scored and sampled its teacher for itself")
+            if hours := getattr(self, "hours", []):
+                print(f"\n{len(hours)} jobs: {sum(hours):,.1f} GPU h, as if each scored and sampled its teacher for itself")
             return
         records = {number: record for number, record in read_records(self.folder).items() if record.get("run") == self.run}
         failed = {number: record for number, record in records.items() if record["error"] is not None}

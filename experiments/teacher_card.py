@@ -127,11 +127,11 @@ def main(cfg: DictConfig) -> None:
 
     from common.files import write_atomically, write_json
     from common.pictures import save_grid, upright
+    from common.processes import pick_device
     from common.sampling import sample_latents
     from common.sound_files import write_sounds
     from common.teachers import load_teacher
     from experiments.autoencoder_training import peak_signal_to_noise
-    from experiments.pipeline import pick_device
 
     torch.set_grad_enabled(False)
     teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from common.errors import InputError
 from common.plans import Plan
+from common.processes import is_first
 from experiments.jobs import job_settings
 from experiments.rows import Row, flat, metric_names, student
 from experiments.sweeps import sweep_folder
@@ -22,8 +23,11 @@ SAMPLES = 8  # in the table
 
 @contextmanager
 def tracking(cfg: DictConfig, folder: Path) -> Iterator[Any]:
-    """The run of the job in `folder`, in the group of its sweep, ended as the job ends; None with logging=none."""
-    if cfg.wandb is None:
+    """The run of the job in `folder`, in the group of its sweep, ended as the job ends.
+
+    None with logging=none, and in all but the first of the processes of a job.
+    """
+    if cfg.wandb is None or not is_first():
         yield None
         return
     run = start_run(cfg, folder)

@@ -11,10 +11,12 @@ from omegaconf import DictConfig
 
 from common.files import write_json
 from common.plans import Plan
+from common.processes import on_first
 from common.teachers import Teacher
 from experiments.distance_curve import DistanceCurve
-from experiments.distill_student import distill, training_rows
+from experiments.distill_student import distill
 from experiments.finetune_autoencoder import finetune_autoencoder
+from experiments.training_rows import training_rows
 
 REPORT = "report.json"
 
@@ -53,9 +55,10 @@ def train_student(
         callbacks = bring(student.denoiser, plans["denoiser"])
         watch = partial(DistanceCurve, cfg, student, captions, folder / "curve", cache, callbacks)
         watch = watch if cfg.evaluation.every else None
-        distill(cfg, teacher, student.denoiser, rows, folder, callbacks, watch, loggers)
+        trained = distill(cfg, teacher, student.denoiser, rows, folder, callbacks, watch, loggers)
+        student = student.with_parts(denoiser=trained)
         reports["denoiser"] = reports_of(callbacks)
-    write_json(folder / REPORT, reports)
+    on_first(lambda: write_json(folder / REPORT, reports))
     return student
 
 

@@ -43,6 +43,7 @@ def main(cfg: DictConfig) -> None:
 
     from common.files import write_json
     from common.pictures import save_grid, upright
+    from common.processes import refuse_others
     from common.teachers import save_whole
     from experiments.autoencoder_training import (
         encode_images,
@@ -53,6 +54,7 @@ def main(cfg: DictConfig) -> None:
     from experiments.caches import cached_tensors
     from experiments.denoiser_training import train_denoiser
 
+    refuse_others("experiments.train_teacher")
     work, out = Path(cfg.work), Path(cfg.out)
     check_work(cfg, work)
     settings = cfg.teacher_training

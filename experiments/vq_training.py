@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from common.batches import generator_for
+from common.processes import whole_batch
 from experiments.autoencoder_training import AutoencoderTraining
 
 USED_WITHIN = 100  # steps after which an entry counts as unused in the log, where none is moved
@@ -43,12 +44,12 @@ class VQTraining(AutoencoderTraining):
     def reconstruct(self, images: torch.Tensor, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         latents = self.autoencoder.encode(images).latents
         if self.revive_every is not None and self.global_step % self.revive_every == 0:
-            self.revive(latents.detach())
+            self.revive(whole_batch(latents.detach()))
         quantized, codebook, (_, _, nearest) = self.autoencoder.quantize(latents)
         self.unused_steps += 1
-        self.unused_steps[nearest.flatten()] = 0
-        spread = divergence_from_normal(latents)
-        self.log_dict({"codebook": codebook, "spread": spread})
+        self.unused_steps[whole_batch(nearest.flatten())] = 0
+        spread = divergence_from_normal(whole_batch(latents))
+        self.log_dict({"codebook": codebook, "spread": spread}, sync_dist=True)
         self.log("used_entries", (self.unused_steps < (self.revive_every or USED_WITHIN)).float().mean())
         decoded = self.autoencoder.decode(quantized, force_not_quantize=True).sample
         return decoded, self.codebook_weight * codebook + self.spread_weight * spread

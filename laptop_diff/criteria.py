@@ -7,7 +7,8 @@
     random     a seeded uniform number
 
 Expectations run over latents of training images, timesteps and conditions. What all layers have in common, the network up
-to the first changed block, is computed once per batch; several layers share one forward pass (common/branches.py).
+to the first changed block, is computed once per batch; several layers share one forward pass (common/branches.py), and
+several processes share the passes out.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from common.errors import InputError
 from common.layers import Layer, mean_magnitude, random_scores
 from common.noisy_batches import NoisyBatch, noisy_batches
 from common.plans import Edit
+from common.processes import shared_out
 from common.roll_out import roll_out
 from common.score_file import ScoreFile
 
@@ -98,9 +100,12 @@ def _batch_losses(
     unet: nn.Module, layers: Sequence[Layer], batch: NoisyBatch, task: bool, guidance_scale: float, copies: int
 ) -> dict[str, float]:
     """This batch's share of the loss of each layer."""
+
+    def loss(intact: torch.Tensor, changed: torch.Tensor) -> float:
+        return batch_loss(batch, intact, changed, task, guidance_scale)
+
     inputs = (batch.latents, batch.timesteps)
-    outputs = edited_outputs(unet, [layer.edit for layer in layers], {}, inputs, batch.conditions, copies)
-    return {edit.site: batch_loss(batch, intact, changed, task, guidance_scale) for edit, intact, changed in outputs}
+    return edited_outputs(unet, [layer.edit for layer in layers], {}, inputs, batch.conditions, copies, loss)
 
 
 def condition_chunks(calibration: Calibration, batch_size: int) -> list[slice]:
@@ -116,7 +121,7 @@ def alignment_of(unet: nn.Module, calibration: Calibration, chosen: slice, edits
     InputError where the task has no captions to align with.
     """
     if calibration.alignment is None:
-        raise InputError("method.criterion=alignment needs captions; this task has none.")
+        raise InputError("method.criterion=alignment needs captions that name what is drawn; this data has none.")
     share = (chosen.stop - chosen.start) / calibration.shape[0]
     return [share * calibration.alignment(latents, chosen) for latents in roll_out(unet, calibration, chosen, edits)]
 
@@ -126,9 +131,11 @@ def _alignment_drops(
 ) -> dict[str, float]:
     """The chosen conditions' share of the intact network's alignment minus that of each network without a layer."""
     (intact,) = alignment_of(unet, calibration, chosen)
-    drops = {}
-    for first in range(0, len(layers), copies):
+
+    def drops(first: int) -> dict[str, float]:
         group = layers[first : first + copies]
         found = alignment_of(unet, calibration, chosen, [layer.edit for layer in group])
-        drops |= {layer.site: intact - aligned for layer, aligned in zip(group, found, strict=True)}
-    return drops
+        return {layer.site: intact - aligned for layer, aligned in zip(group, found, strict=True)}
+
+    parts = shared_out(range(0, len(layers), copies), drops)
+    return {site: drop for part in parts for site, drop in part.items()}

@@ -15,15 +15,22 @@ from torch import nn
 
 from common.distillation import Features, squared_feature_losses
 from common.errors import InputError
+from common.processes import mean_over_processes
 
 VARIANTS = ("inv_l2", "inv_l2_sq", "rel_to_max", "rel_to_mean")
 
 
 def teacher_scales(teacher_features: Features) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean square, L2 norm per sample averaged over the batch) of each teacher feature, without gradient."""
+    """(mean square, L2 norm per sample averaged over the batch) of each teacher feature, without gradient.
+
+    The batch is that of all processes which train together: means over their equal parts are means over the whole.
+    """
     with torch.no_grad():
         flat = [feature.detach().float().flatten(1) for feature in teacher_features]
-        return torch.stack([f.square().mean() for f in flat]), torch.stack([f.norm(dim=1).mean() for f in flat])
+        scales = torch.stack(
+            [torch.stack([f.square().mean() for f in flat]), torch.stack([f.norm(dim=1).mean() for f in flat])]
+        )
+        return tuple(mean_over_processes(scales))
 
 
 def feature_factors(mean_square: torch.Tensor, norm: torch.Tensor, variant: str) -> torch.Tensor:

@@ -7,6 +7,9 @@ screened: a cheap score ranks the operators first: each is edited in one forward
           full score so far cannot be among the k lowest, and is dropped: the k lowest are the exact ones, whatever the
           screen says; a good screen only saves time.
 
+Several processes compute the next forward passes at the same time, one each; where the result of one makes another unneeded,
+that is thrown away: the scores are those of one process.
+
 In both, several modified networks share one forward pass (common/branches.py). Every finished piece is written to the score
 file at once. What is computed next depends on that file alone, so a killed run goes on where it was, with the same numbers.
 """
@@ -19,10 +22,14 @@ from torch import nn
 from common.branches import edited_outputs
 from common.calibration import Calibration
 from common.errors import InputError
+from common.processes import process_count, shared_out
 from common.roll_out import noisy_latents, roll_out
 from common.score_file import ScoreFile
 from ld_pruner.latent_score import latent_score
 from ld_pruner.operators import Operator
+
+Pass = tuple[tuple[str, ...], int, int]
+"""The sites of operators that share a forward pass, and the first and the end of the conditions they are scored under."""
 
 
 class LatentScorer:
@@ -56,7 +63,10 @@ class LatentScorer:
         """
         if self.originals is None:
             starts = range(0, self.calibration.shape[0], self.pairs)
-            self.originals = torch.cat([roll_out(self.unet, self.calibration, slice(s, s + self.pairs))[0] for s in starts])
+            finished = shared_out(
+                starts, lambda start: roll_out(self.unet, self.calibration, slice(start, start + self.pairs))[0].cpu()
+            )
+            self.originals = torch.cat(finished).to(self.calibration.noise.device)
         return self.originals
 
     def score_pairs(self, operators: list[Operator], chosen: slice) -> torch.Tensor:
@@ -76,11 +86,11 @@ class LatentScorer:
         latents, timesteps, conditions = noisy_latents(self.unet, self.calibration, rows, seed)
         copies = max(1, self.pairs * self.calibration.shape[1] // rows)
         edits = [operator.edit for operator in operators]
-        scores = {}
-        outputs = edited_outputs(self.unet, edits, self.tensors, (latents, timesteps), conditions, copies)
-        for edit, intact, output in outputs:
-            scores[edit.site] = (output - intact).flatten(1).norm(dim=1).mean().item()
-        return scores
+
+        def distance(intact: torch.Tensor, output: torch.Tensor) -> float:
+            return (output - intact).flatten(1).norm(dim=1).mean().item()
+
+        return edited_outputs(self.unet, edits, self.tensors, (latents, timesteps), conditions, copies, distance)
 
     @torch.no_grad()
     def score(
@@ -110,6 +120,7 @@ class LatentScorer:
                 file.save()
             operators = sorted(operators, key=lambda operator: file.screen[operator.site] / costs[operator.site])
         total = self.calibration.shape[0]
+        ready: dict[Pass, list[list[float]]] = {}
         while True:
             waiting = self._waiting(operators, lowest, file, costs)
             finished = len(operators) * total - sum(total - len(file.known(operator.site)) for operator in waiting)
@@ -117,13 +128,39 @@ class LatentScorer:
             if not waiting:
                 break
             first = [operator for operator in operators[:lowest] if operator in waiting] or waiting
-            start = min(len(file.known(operator.site)) for operator in first)
-            group = [operator for operator in first if len(file.known(operator.site)) == start][: self.pairs]
-            stop = min(total, start + max(1, self.pairs // len(group)))
-            for operator, values in zip(group, self.score_pairs(group, slice(start, stop)).tolist(), strict=True):
-                file.parts[operator.site] = file.known(operator.site) + values
+            known = {operator.site: len(file.known(operator.site)) for operator in first}
+            passes = self._passes([operator.site for operator in first], known)
+            if passes[0] not in ready:
+                by_site = {operator.site: operator for operator in operators}
+                scores = shared_out(
+                    passes,
+                    lambda each, by_site=by_site: self.score_pairs(
+                        [by_site[site] for site in each[0]], slice(*each[1:])
+                    ).tolist(),
+                )
+                ready = dict(zip(passes, scores, strict=True))
+            for site, values in zip(passes[0][0], ready.pop(passes[0]), strict=True):
+                file.parts[site] = file.known(site) + values
             file.save()
         return {o.site: sum(file.known(o.site)) for o in operators if len(file.known(o.site)) == total}
+
+    def _passes(self, sites: list[str], known: dict[str, int]) -> list[Pass]:
+        """The next forward passes over `sites`, one for each process, as they follow if none is dropped in between.
+
+        known: under how many conditions each is scored already.
+        """
+        total, known = self.calibration.shape[0], dict(known)
+        passes: list[Pass] = []
+        while len(passes) < process_count():
+            incomplete = [site for site in sites if known[site] < total]
+            if not incomplete:
+                break
+            start = min(known[site] for site in incomplete)
+            group = tuple(site for site in incomplete if known[site] == start)[: self.pairs]
+            stop = min(total, start + max(1, self.pairs // len(group)))
+            passes.append((group, start, stop))
+            known |= dict.fromkeys(group, stop)
+        return passes
 
     def _waiting(self, operators: list[Operator], lowest: int, file: ScoreFile, costs: dict[str, float]) -> list[Operator]:
         """Those without a complete score that can still be among the `lowest`."""

@@ -6,9 +6,11 @@ Made once for all tests.
 import json
 import os
 import shutil
+import tempfile
 from dataclasses import replace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["BONSAI_CACHE"] = tempfile.mkdtemp()  # nothing of a person's own is found or left
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from experiments.jobs import job_folder, register_job_folder, teacher_content
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-ROOTS = {"additivity", "config", "train_teacher"}
+ROOTS = {"additivity", "config", "precompute", "train_teacher"}
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml"))
 
 

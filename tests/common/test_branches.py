@@ -65,10 +65,18 @@ def test_each_copy_is_computed_from_its_own_edit_on(tiny_teacher):
     edits = [layer.edit for layer in list_layers(unet, "transformer_block")]
     rows = []
     handle = unet.up_blocks[3].resnets[2].register_forward_hook(lambda _m, given, _o: rows.append(len(given[0])))
-    for edit, intact, changed in edited_outputs(unet, edits, {}, arguments, conditions, copies=7):
+    outputs = []
+
+    def measure(intact, changed):
+        outputs.append((intact, changed))
+        return float(len(outputs))
+
+    found = edited_outputs(unet, edits, {}, arguments, conditions, 7, measure)
+    handle.remove()
+    assert sum(rows[1:]) < 2 * len(edits)  # the last copies need not compute this block
+    assert found.keys() == {edit.site for edit in edits}
+    for edit in edits:
+        intact, changed = outputs[int(found[edit.site]) - 1]
         assert torch.allclose(intact, unet(*arguments, **conditions).sample, atol=1e-6)
         with edited(unet, [edit], {}):
             assert torch.allclose(changed, unet(*arguments, **conditions).sample, atol=1e-5), edit.site
-    handle.remove()
-    in_groups = [count for count in rows if count > 2]  # the checks above run two rows at a time
-    assert in_groups and sum(in_groups) < 2 * len(edits)  # the last copies need not compute this block

@@ -202,6 +202,29 @@ def test_schedules():
         learning_rate_factor("linear", 1, 1)
 
 
+def test_compiled_networks_train_alike(tiny_teacher):
+    """By dynamo alone (backend=eager): what is traced, hooks on features among it, and not the minutes of a compiler."""
+    batch = rows().__getitems__([(0, 0), (1, 1)])
+    traced, gradients, logged = [], [], []
+
+    def backend(graph, _inputs):
+        traced.append(graph)
+        return graph
+
+    for options in (None, {"backend": backend}):
+        module = build(tiny_teacher, compile_options=options)
+        losses = {}
+        module.log, module.log_dict = (lambda *_, **__: None), losses.update
+        module.training_step(batch, 0).backward()
+        module.remove_taps()
+        assert not any("_orig_mod" in name for name in module.state_dict())
+        gradients.append([parameter.grad.clone() for parameter in module.student.parameters()])
+        logged.append({name: value.item() for name, value in losses.items()})
+    assert len(traced) >= 2  # student and teacher
+    assert logged[1] == pytest.approx(logged[0], rel=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
 def test_gradient_checkpointing_changes_no_gradient(tiny_teacher):
     batch = rows().__getitems__([(0, 0), (1, 1)])
     gradients = []

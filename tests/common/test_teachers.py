@@ -163,3 +163,84 @@ def test_a_denoiser_folder_of_any_name_is_checked(tiny_teacher, tmp_path):
     save_file(tensors, path)
     with pytest.raises(InputError, match=r"lacks 1 of the weights of UNet2DConditionModel, conv_in\.weight"):
         load_denoiser(tmp_path / "student")
+
+
+def rewrite(path, **changes):
+    """Changes entries of a JSON file; None takes one out."""
+    document = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in document.items() if value is not None}))
+
+
+def replaced(network, path, **changes):
+    """Writes a network like `network` with another configuration and random weights."""
+    type(network).from_config(dict(network.config, **changes)).save_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "expected"),
+    [
+        ("unet", {"in_channels": 9}, "in_channels=9, and the autoencoder's latents have 4 channels"),
+        ("unet", {"out_channels": 8}, "out_channels=8, and the autoencoder's latents have 4 channels"),
+        ("unet", {"cross_attention_dim": 24}, "the text encoder is 16 wide, and the U-Net has cross_attention_dim=24"),
+        ("vae", {"latent_channels": 8}, "in_channels=4, and the autoencoder's latents have 8 channels"),
+    ],
+)
+def test_parts_that_do_not_fit_are_told_with_both_numbers(tiny_teacher, broken, part, changes, expected):
+    shutil.rmtree(broken / part)
+    replaced({"unet": tiny_teacher.denoiser, "vae": tiny_teacher.autoencoder}[part], broken / part, **changes)
+    with pytest.raises(InputError, match=expected) as caught:
+        load_teacher(str(broken))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"tokenizer": None}, "text_encoder and tokenizer go together"),
+        ({"text_encoder": None, "tokenizer": None}, "attends to text, and there is no text_encoder"),
+        ({"scheduler": None}, "needs an autoencoder .* and a 'scheduler'"),
+        ({"vae": None}, "needs an autoencoder .* and a 'scheduler'"),
+        ({"text_encoder": [None, None]}, "text_encoder and tokenizer go together"),
+        ({"tokenizer_2": ["transformers", "CLIPTokenizer"]}, "text_encoder_2 and tokenizer_2 go together"),
+        ({"vae": ["diffusers", "AutoencoderNothing"]}, "diffusers.AutoencoderNothing is not a class this project can load"),
+    ],
+)
+def test_an_index_that_lacks_a_part_is_told(broken, changes, expected):
+    rewrite(broken / "model_index.json", **changes)
+    with pytest.raises(InputError, match=expected) as caught:
+        load_teacher(str(broken))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["text_encoder_2", "tokenizer_2", "tokenizer", "vae", "scheduler"])
+def test_a_missing_part_of_stable_diffusion_xl_is_named(tiny_sdxl_folder, tmp_path, part):
+    folder = shutil.copytree(tiny_sdxl_folder, tmp_path / "broken", ignore=shutil.ignore_patterns(part))
+    with pytest.raises(InputError, match=f"lacks its part '{part}'"):
+        load_teacher(str(folder))
+
+
+def test_parts_of_stable_diffusion_xl_that_do_not_fit_are_told(tiny_sdxl_folder, tmp_path):
+    teacher = load_teacher(str(tiny_sdxl_folder))
+    folder = shutil.copytree(tiny_sdxl_folder, tmp_path / "broken", ignore=shutil.ignore_patterns("unet"))
+    replaced(teacher.denoiser, folder / "unet", cross_attention_dim=32)
+    with pytest.raises(InputError, match=r"the text encoder is 16 \+ 24 wide, and the U-Net has cross_attention_dim=32"):
+        load_teacher(str(folder))
+    shutil.rmtree(folder / "unet")
+    replaced(teacher.denoiser, folder / "unet", projection_class_embeddings_input_dim=64)
+    with pytest.raises(InputError, match="text_encoder_2 projects to 12, and the U-Net takes 16"):
+        load_teacher(str(folder))
+    shutil.rmtree(folder / "unet")
+    replaced(teacher.denoiser, folder / "unet", addition_embed_type=None)
+    with pytest.raises(InputError, match=r"addition_embed_type=None with 2 text encoder\(s\)"):
+        load_teacher(str(folder))
+    rewrite(folder / "model_index.json", text_encoder=[None, None], tokenizer=[None, None])
+    with pytest.raises(InputError, match="it is Stable Diffusion XL's refiner; give the base"):
+        load_teacher(str(folder))
+
+
+@pytest.mark.parametrize("file", ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json", "model_index.json"])
+def test_damaged_settings_are_named(broken, file):
+    (broken / file).write_text("{")
+    with pytest.raises(InputError, match=str(file.split("/")[0])) as caught:
+        load_teacher(str(broken))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,158 @@
+"""Images that are read when they are asked for: what memory cannot hold stands in for a uint8 tensor."""
+
+import io
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from common.errors import InputError
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+Square = Callable[[Image.Image], Image.Image]
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # Pillow's kinds of it
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class Source(Protocol):
+    """Encoded images. place: where they are, for messages; content: a short name that changes with what they hold."""
+
+    place: str
+    content: str
+
+    def __len__(self) -> int: ...
+
+    def name(self, row: int) -> str:
+        """What to call the image in a message."""
+
+    def read(self, row: int) -> bytes:
+        """Its file's bytes."""
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item], workers: int | None) -> Iterator[Result]:
+    """function(item) of each item in order; Pillow, zlib and hashlib let other threads run while they work.
+
+    workers: threads; None for one a core.
+    """
+    workers, items = workers or cores(), iter(items)
+    with ThreadPoolExecutor(workers) as pool:
+        while window := list(islice(items, 64 * workers)):  # not millions of waiting calls at once
+            yield from pool.map(function, window)
+
+
+def open_picture(content: bytes) -> Image.Image:
+    """The RGB image in a file's bytes, the right way up; one of DAMAGE when it cannot be read to its end."""
+    with Image.open(io.BytesIO(content)) as picture:
+        return ImageOps.exif_transpose(picture).convert("RGB")
+
+
+def middle_square(picture: Image.Image, size: int) -> Image.Image:
+    """The largest square in the middle, `size` pixels wide."""
+    return ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
+
+
+def resized_and_cropped(picture: Image.Image, size: int, interpolation: str) -> Image.Image:
+    """The shorter side resized to `size`, then the middle cropped: torchvision's Resize and CenterCrop, as in BK-SDM's code.
+
+    Only the pixels that are kept are computed, so that a very long image costs no more than another.
+    """
+    width, height = picture.size
+    short = min(width, height)
+    box = []
+    for length in (width, height):
+        resized = size * length // short
+        start = round((resized - size) / 2.0) * length / resized
+        box.append((start, start + size * length / resized))
+    (left, right), (top, bottom) = box
+    inside = (left, top, min(right, width), min(bottom, height))
+    return picture.resize((size, size), INTERPOLATIONS[interpolation], box=inside)
+
+
+def check_size(size: int, interpolation: str | None = None) -> None:
+    """InputError for images of less than 8 pixels and for an unknown interpolation."""
+    if size < 8:
+        raise InputError(f"task.data.size={size}: at least 8 pixels are needed.")
+    if interpolation is not None and interpolation not in INTERPOLATIONS:
+        raise InputError(f"task.data.interpolation={interpolation!r} is none of {', '.join(INTERPOLATIONS)}.")
+
+
+class LazyImages:
+    """Stands in for a uint8 tensor (count, 3, size, size): an index reads, decodes and crops the images that it names.
+
+    rows: those of `source`, in order, all readable (see `readable`). square: makes `size` x `size` pixels of a picture.
+    workers: threads that decode; None for one a core.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, source: Source, rows: Sequence[int], square: Square, size: int, workers: int | None = None):
+        self.source, self.square, self.size, self.workers = source, square, size, workers
+        self.rows = np.asarray(rows, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self.rows), 3, self.size, self.size))
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    @property
+    def content(self) -> str:
+        """A short name that changes with the files."""
+        return self.source.content
+
+    def select(self, chosen: Any, workers: int | None = None) -> "LazyImages":
+        """The chosen images (indices or a slice), none of them read yet."""
+        chosen = chosen if isinstance(chosen, slice) else np.asarray(chosen, np.int64)
+        return LazyImages(self.source, self.rows[chosen], self.square, self.size, workers or self.workers)
+
+    def __getitem__(self, chosen: Any) -> torch.Tensor:
+        """(3, size, size) of an integer, else (chosen, 3, size, size)."""
+        if isinstance(chosen, int | np.integer):
+            return torch.from_numpy(self._pixels(int(self.rows[chosen]))).permute(2, 0, 1).contiguous()
+        rows = self.select(chosen).rows.tolist()
+        pixels = np.empty((len(rows), self.size, self.size, 3), np.uint8)
+        for place, square in enumerate(in_threads(self._pixels, rows, min(self.workers or cores(), max(1, len(rows))))):
+            pixels[place] = square
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+    def split(self, batch_size: int) -> Iterator[torch.Tensor]:
+        """The images in batches; the next is read while one is worked on."""
+        starts = range(0, max(1, len(self)), batch_size)
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(self.__getitem__, slice(0, batch_size))
+            for start in starts[1:]:
+                batch = coming.result()
+                coming = ahead.submit(self.__getitem__, slice(start, start + batch_size))
+                yield batch
+            yield coming.result()
+
+    def _pixels(self, row: int) -> np.ndarray:
+        try:
+            return np.array(self.square(open_picture(self.source.read(row))))
+        except DAMAGE as error:
+            where = f"{self.source.place}: {self.source.name(row)}"
+            raise InputError(f"{where} could be read before and cannot now ({error}); put it back, or start again.") from error
+
+
+def subset(images: Any, chosen: Any, workers: int | None = None) -> Any:
+    """images[chosen] of a tensor; of images that are read when asked for, the chosen ones, none of them read yet."""
+    return images.select(chosen, workers) if isinstance(images, LazyImages) else images[chosen]

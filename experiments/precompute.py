@@ -1,0 +1,32 @@
+"""Computes the training rows of a job ahead of it: latents and conditions of the training images, in shards.
+
+    python -m experiments.precompute task=t2i                  # with the settings of the jobs that will use them
+
+Started several times on the same `outputs`, on one machine or on many, the processes share the work.
+"""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments.command_line import one_line_errors
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="precompute")
+@one_line_errors
+def main(cfg: DictConfig) -> None:
+    from common.teachers import load_teacher
+    from experiments.pipeline import pick_device
+    from experiments.training_rows import training_rows
+
+    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))
+    rows = training_rows(cfg, teacher, Path(cfg.outputs) / "cache")
+    for name, column in rows.columns.items():
+        print(f"{name}: {' x '.join(map(str, column.shape))}")
+    folder = Path(cfg.outputs) / "cache"
+    print(f"rows below {folder}: a job with the same settings finds them")
+
+
+if __name__ == "__main__":
+    main()
