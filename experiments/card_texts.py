@@ -98,8 +98,8 @@ def protocol_text(row: Row) -> str:
         f"{protocol['images']} samples of each model against {row['models']['real']['reference_images']} real ones of "
         f"`{data_name(row)}`; {protocol['steps']} sampling steps{guidance}; seeds: {protocol['seeds']} with seed "
         f"{protocol['seed']}; captions and images of the split `{protocol['split']}`. `fd_`, `kd_`: Fréchet and kernel "
-        f"distance (x1000) over {protocol['extractor']}; they are no FID. `real`: as many other real images. `latent_mse` and `ssim`: "
-        "against the teacher's samples from equal seeds."
+        f"distance (x1000) over {protocol['extractor']}; they are no FID. `real`: as many other real images. `latent_mse`, "
+        "`ssim`: against the teacher's samples from equal seeds."
     )
 
 
