@@ -194,7 +194,10 @@ def first_enters(context: Callable[[], AbstractContextManager[Any]]) -> Iterator
 
 
 def shared_out(items: Sequence[Item], compute: Callable[[Item], Result]) -> list[Result]:
-    """compute(item) for each item, in order, in all processes; each of them computes every n-th one."""
+    """compute(item) for each item, in order, in all processes; each of them computes every n-th one.
+
+    A process may have no item: `compute` must not do what all have to do together (on_first, barrier, shared_out).
+    """
     if Group.joined is None:
         return [compute(item) for item in items]
     from torch import distributed

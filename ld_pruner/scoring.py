@@ -131,6 +131,7 @@ class LatentScorer:
             known = {operator.site: len(file.known(operator.site)) for operator in first}
             passes = self._passes([operator.site for operator in first], known)
             if passes[0] not in ready:
+                self.original_latents()  # by all processes, before each goes its way
                 by_site = {operator.site: operator for operator in operators}
                 scores = shared_out(
                     passes,

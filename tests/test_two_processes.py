@@ -162,6 +162,15 @@ def test_a_batch_that_cannot_be_shared_is_told_once(tiny_teacher_folder, tmp_pat
     assert lines(*finished) == ["error: distill.batch_size=5 is no multiple of the 2 processes; 4 or 6 is."]
 
 
+def test_what_goes_wrong_later_is_told_once(tiny_teacher_folder, tmp_path):
+    """After scoring, in one forward pass, for which the second process has nothing to do."""
+    settings = ["method.k=1", "calibration.num_conditions=1", "distill.features=[nothing]"]
+    finished = together(*job("t2i", tiny_teacher_folder, tmp_path, *settings))
+    assert [each.returncode for each in finished] == [2, 2]
+    (line,) = lines(*finished)
+    assert line.startswith("error: distill.features: 'nothing' matches no module")
+
+
 def fail_in_the_second():
     """In the process with rank 1 there is no memory for the first forward pass of scoring."""
     import os
