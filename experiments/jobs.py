@@ -30,7 +30,6 @@ AS_BEFORE = {
     "training_rows.dtype": "float32",
     "training_rows.flip": False,
     "evaluation.prompts": None,
-    "task.data.expected": None,
     "inference_precision": "32",
 }
 
@@ -64,6 +63,15 @@ def job_settings(cfg: DictConfig) -> dict[str, Any]:
     if not resolved.get("training_rows", True):
         del resolved["training_rows"]
     return resolved
+
+
+def configuration_of(settings: dict[str, Any]) -> DictConfig:
+    """The configuration of a finished job from its row's settings, with what was left out of them at its usual value."""
+    cfg = OmegaConf.create(settings)
+    for path, usual in AS_BEFORE.items():
+        if OmegaConf.select(cfg, path) is None:
+            OmegaConf.update(cfg, path, usual)
+    return cfg
 
 
 def inner_group(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
