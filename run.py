@@ -14,6 +14,10 @@ register_job_folder()
 @one_line_errors
 @sweep_job
 def main(cfg: DictConfig) -> float | tuple[float, ...]:
+    if cfg.dry_run:
+        from experiments.dry_run import dry_run
+
+        return dry_run(cfg)
     from experiments.objectives import check_objectives, objectives
     from experiments.pipeline import run_job
 

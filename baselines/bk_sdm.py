@@ -18,6 +18,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
 from common.errors import InputError
+from common.outlook import CalibrationSize, Outlook
 from common.plans import Edit, Plan, apply_plan
 
 VARIANTS = ("base", "small", "tiny")
@@ -121,3 +122,7 @@ class BKSDM:
     def plan(self, unet: nn.Module, calibration: Any, teacher: str, scores: Path | None) -> Plan:
         """The plan of `variant` for `unet`; neither calibration nor scores are used."""
         return plan_for(unet, self.variant, teacher)
+
+    def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
+        """No scores; the student is known."""
+        return Outlook(plan=plan_for(unet, self.variant), exact=True)

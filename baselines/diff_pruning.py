@@ -39,6 +39,7 @@ from common.cost import count_parameters
 from common.distillation import noising_scheduler, training_target
 from common.errors import InputError, check_one_given, check_share
 from common.files import write_atomically
+from common.outlook import CalibrationSize, Outlook
 from common.plans import Plan
 from common.progress import progress_bar
 from common.sampling import predict
@@ -170,6 +171,24 @@ class DiffPruning:
             scores=found.pruning.scores,
             settings=settings | ({"timesteps_counted": len(losses)} if losses else {}),
             tensors=found.pruning.kept,
+        )
+
+    def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
+        """Every timestep, which a threshold undercuts; how many channels stay follows from the ratio, whichever they are.
+
+        For a share of the parameters the ratio is not searched: a ratio r leaves about (1 - r)^2 of them.
+        """
+        ratio = 1 - math.sqrt(1 - self.parameters) if self.ratio is None else self.ratio
+        plan = replace(self, variant="random", ratio=ratio, parameters=None).plan(unet, None, "", None)
+        scored = self.variant in ("diff_pruning", "taylor")
+        samples = math.ceil(size.timesteps / self.every) * min(self.rows, size.rows) if scored else 0
+        return Outlook(
+            forward=samples,
+            backward=samples,
+            batch=min(self.rows, size.rows) if scored else 0,
+            plan=plan,
+            exact=self.ratio is not None,
+            note="scoring: every timestep, which the threshold undercuts" if scored else "",
         )
 
     def _trial(self, unet: nn.Module, gradients: dict[str, torch.Tensor], channel_ratio: float) -> Trial:

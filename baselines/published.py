@@ -16,6 +16,7 @@ from torch import nn
 from baselines.bk_sdm import VARIANTS, plan_for
 from common.errors import InputError
 from common.hub import find_folder
+from common.outlook import CalibrationSize, Outlook
 from common.plans import Plan
 from common.teachers import load_part, read_index
 
@@ -105,3 +106,18 @@ class Published:
             tensors={name: tensor.contiguous() for name, tensor in published.state_dict().items()},
             config_changes=config_changes(unet, published),
         )
+
+    def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
+        """No scores; the student of equal sizes among BK-SDM's, by the configuration of `path` alone."""
+        import torch
+
+        from common.architectures import build, parts_of
+
+        with torch.device("meta"):
+            published = build(parts_of(self.path)["unet"])
+        known = next(equal_variants(unet, published, ""), None)
+        if known is None:
+            return Outlook(
+                note=f"the student's sizes are not those of a BK-SDM student of this teacher; {self.path} is not counted"
+            )
+        return Outlook(plan=known, exact=True)

@@ -7,6 +7,10 @@ common.Plan, common.Edit, common.save_sparse, common.load_sparse. They are loade
 
 from typing import Any
 
+from common import torchvision_import
+
+torchvision_import.install()
+
 PUBLIC = {
     "load_teacher": "common.teachers",
     "load_denoiser": "common.teachers",

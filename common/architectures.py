@@ -86,6 +86,7 @@ def meta_teacher(name_or_path: str) -> Teacher:
         autoencoder=networks.get("vae") or networks["vqvae"],
         scheduler=build(parts["scheduler"]),
         text_encoder=networks.get("text_encoder"),
+        text_encoder_2=networks.get("text_encoder_2"),
     )
 
 

@@ -33,6 +33,31 @@ def seeded_normal(seeds: list[int], shape: tuple[int, ...]) -> torch.Tensor:
     return torch.stack([torch.randn(shape, generator=generator_for(seed)) for seed in seeds])
 
 
+class SharedNoise:
+    """Noise from one generator in the order of the samples, each drawn by itself: as a diffusers pipeline draws that is called
+    with one caption after the other and the same CPU generator.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self.restart()
+
+    def restart(self) -> None:
+        self.generator, self.drawn = torch.Generator().manual_seed(self.seed), 0
+
+    def __call__(self, indices: list[int], shape: tuple[int, ...]) -> torch.Tensor:
+        """Noise (len(indices), *shape) of the samples with these numbers, which must ascend; those before are passed over."""
+        if indices[0] < self.drawn:
+            self.restart()
+        noise = []
+        for index in indices:
+            while self.drawn <= index:
+                latest = torch.randn(shape, generator=self.generator)
+                self.drawn += 1
+            noise.append(latest)
+        return torch.stack(noise)
+
+
 class SeededBatches(Sampler[list[tuple[int, int]]]):
     """Batch b holds positions b*batch_size ... of an endless stream of seeded permutations of the data set.
 

@@ -40,6 +40,25 @@ def frechet_distance(real: torch.Tensor, fake: torch.Tensor) -> float:
     return max(0.0, metric.compute().item())
 
 
+def frechet_to_statistics(mean: torch.Tensor, covariance: torch.Tensor, features: torch.Tensor) -> float:
+    """Fréchet distance of the Gaussian of `features` (count, width) to that of mean (width) and covariance (width, width).
+
+    The trace of the root of the covariances' product is the sum of the roots of the eigenvalues of R C R^T / (count - 1), with
+    R of the QR decomposition of the centred features: symmetric, and small where there are few features.
+    """
+    there = features.double()
+    width = len(mean)
+    if there.dim() != 2 or len(there) < 2 or there.shape[1] != width or covariance.shape != (width, width):
+        given = f"features {tuple(there.shape)}, mean {tuple(mean.shape)}, covariance {tuple(covariance.shape)}"
+        raise InputError(f"{given}: at least 2 features as wide as the statistics are needed.")
+    centred = there - there.mean(0)
+    triangle = torch.linalg.qr(centred, mode="r").R
+    product = triangle @ covariance.double() @ triangle.T / (len(there) - 1)
+    roots = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt()
+    spread = covariance.double().trace() + centred.square().sum() / (len(there) - 1)
+    return max(0.0, ((mean.double() - there.mean(0)).square().sum() + spread - 2 * roots.sum()).item())
+
+
 def kernel_distance(
     real: torch.Tensor, fake: torch.Tensor, subsets: int = 50, subset_size: int = 100, seed: int = 0
 ) -> tuple[float, float]:

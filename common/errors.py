@@ -18,3 +18,8 @@ def check_share(name: str, value: Any) -> None:
     """InputError when the method's setting `name` is no number in (0, 1)."""
     if not isinstance(value, int | float) or not 0 < value < 1:
         raise InputError(f"method.{name}={value}: a share between 0 and 1 is needed.")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -38,10 +38,14 @@ def write_json(path: Path, document: Any) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes the place of `folder` when the block ends without an error."""
+    """An empty folder to fill, which takes the place of `folder` when the block ends without an error, and else is removed."""
     scratch = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    yield scratch
+    try:
+        yield scratch
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)

@@ -30,8 +30,9 @@ def find_folder(name_or_path: str, revision: str | None = None, setting: str = "
             raise InputError(f"{folder} has no model_index.json: it is not a diffusers pipeline folder.")
         return folder
     if name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~")):
+        what = "teacher" if setting == "teacher.path" else "pipeline"
         raise InputError(
-            f"There is no teacher {name_or_path!r}: shipped are {', '.join(shipped_teachers()) or 'none'}; "
+            f"There is no {what} {name_or_path!r}: shipped are {', '.join(shipped_teachers()) or 'none'}; "
             "else give the path of a diffusers folder or a hub name 'owner/name'."
         )
     return download(name_or_path, revision, setting)

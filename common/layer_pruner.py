@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from common.errors import InputError, check_share
-from common.layers import Layer, layer_sizes, list_layers
+from common.layers import Layer, layer_sizes, list_layers, random_scores
+from common.outlook import CalibrationSize, Outlook
 from common.plans import Edit, Plan
 
 
@@ -81,3 +82,13 @@ class LayerPruner:
             scores=found,
             settings=asdict(self) | {"ratio_reached": sum(sizes[i] for i in chosen) / whole},
         )
+
+    def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
+        """No scores; a student of the wanted size, its layers drawn at random (by parameters where the unit is a time)."""
+        layers = list_layers(unet, self.granularity, self.width_changing, self.exclude)
+        unit = "parameters" if self.unit == "milliseconds" else self.unit
+        sizes, whole = layer_sizes(unet, layers, unit)
+        scores = random_scores(layers, 0)
+        chosen = lowest_layers([scores[layer.site] for layer in layers], sizes, removal_budget(self.ratio, unit, sizes, whole))
+        plan = Plan(method=self.name, edits=tuple(layers[i].edit for i in chosen))
+        return Outlook(plan=plan, note=f"student: {len(chosen)} layers drawn at random, {self.ratio:.0%} of the {unit} or more")

@@ -121,6 +121,14 @@ def refuse_others(command: str) -> None:
         raise InputError(f"{command} runs in one process, and {process_count()} were started; start it with python.")
 
 
+def check_shares(batch_size: int, name: str) -> None:
+    """InputError where a batch cannot be cut into a part of equal size for each process."""
+    count = process_count()
+    if batch_size % count:
+        near = [size for size in (batch_size // count * count, -(-batch_size // count) * count) if size]
+        raise InputError(f"{name}={batch_size} is no multiple of the {count} processes; {' or '.join(map(str, near))} is.")
+
+
 class Group:
     """The connection of the processes, once for the life of this one; None in `joined` until then."""
 

@@ -96,13 +96,17 @@ def sample_latents(
     guidance_scale: float,
     batch_size: int,
     advance: Callable[[int], None] = lambda count: None,
+    draw: Callable[[list[int], tuple[int, ...]], torch.Tensor] = seeded_normal,
 ) -> torch.Tensor:
-    """Final latents (len(seeds), *latent_shape) on the CPU; sample i depends on seeds[i] and its condition alone."""
+    """Final latents (len(seeds), *latent_shape) on the CPU; sample i depends on seeds[i] and its condition alone.
+
+    draw: what makes noise of seeds and a latent's shape.
+    """
     device = next(denoiser.parameters()).device
     finished = []
     for start in range(0, len(seeds), batch_size):
         rows = slice(start, start + batch_size)
-        noise = seeded_normal(seeds[rows], latent_shape).to(device)
+        noise = draw(seeds[rows], latent_shape).to(device)
         chosen = {name: value.to(device) for name, value in select_conditions(conditions, rows).items()}
         bare = {name: value.to(device) for name, value in empty.items()}
         finished.append(denoise(denoiser, scheduler, noise, chosen, bare, steps, guidance_scale).cpu())

@@ -22,7 +22,7 @@ from common.progress import progress_bar
 from common.sharding import shared_like, whole
 
 # batches come from memory and are numbered (common/batches.py): no workers are needed, and resuming mid-epoch is exact
-IRRELEVANT = ".*(num_workers|treespec|many workers|not resumable|exists and is not empty|logging interval).*"
+IRRELEVANT = ".*(num_workers|treespec|many workers|not resumable|exists and is not empty|logging interval|Grad strides).*"
 STRATEGIES = ("auto", "ddp", "fsdp")
 
 
@@ -113,14 +113,6 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, int]:
     if not found:
         return None, 0
     return found[max(found)], max(found)
-
-
-def check_shares(batch_size: int, name: str) -> None:
-    """InputError where a batch cannot be cut into a part of equal size for each process."""
-    count = process_count()
-    if batch_size % count:
-        near = [size for size in (batch_size // count * count, -(-batch_size // count) * count) if size]
-        raise InputError(f"{name}={batch_size} is no multiple of the {count} processes; {' or '.join(map(str, near))} is.")
 
 
 def parallel_settings(strategy: str) -> dict[str, Any]:

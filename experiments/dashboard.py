@@ -10,7 +10,8 @@ from common.errors import InputError
 from experiments.command_line import one_line_errors
 from experiments.tracking import STEP
 
-METRICS = ("fid", "pickscore", "fd_effnet", "fad_musicnn", "caption_retrieval")  # a panel without values stays empty
+# a panel without values stays empty
+METRICS = ("fid", "clip_score", "pickscore", "fad_vggish", "fd_effnet", "fad_musicnn", "caption_retrieval")
 KNOBS = ("k", "ratio", "sparsity")
 COSTS = ("parameters", "macs", "latency_ratio")
 

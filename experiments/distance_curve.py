@@ -16,10 +16,11 @@ from common.teachers import Teacher
 from common.training import ExponentialAverage
 from experiments.evaluate import Reference, sampled_batches
 from experiments.last_word import last_word
+from experiments.paper_metrics import measure
 
 
 class DistanceCurve(L.Callback):
-    """Every cfg.evaluation.every optimiser steps: samples of the job's protocol from the student, and their distances.
+    """Every cfg.evaluation.every optimiser steps: samples of the job's protocol from the student, distances and cfg.metrics.
 
     Written to <folder>/step=<steps>.json. What is measured is what training would end with: the average where weights are
     averaged, and `callbacks` (the method's own) have the last word. Training goes on as if nothing had been: sampling draws
@@ -65,7 +66,11 @@ class DistanceCurve(L.Callback):
         try:
             reference = Reference(self.cfg, self.cfg.evaluation.split, self.cache, self.student.device)
             batches = sampled_batches(self.cfg, self.student, self.captions, reference.extractor, "on the way", scratch)
-            return reference.distances(torch.cat([samples["features"] for _, samples in batches]))
+            distances = reference.distances(torch.cat([samples["features"] for _, samples in batches]))
+            names = list(self.cfg.metrics)
+            where = {"student": scratch}
+            figures, _ = measure(self.cfg, names, where, self.captions, self.cache, self.student.device)
+            return {**distances, **figures["student"]}
         finally:
             for parameter, weight in zip(network.parameters(), weights, strict=True):
                 parameter.data.copy_(weight)

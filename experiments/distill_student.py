@@ -99,13 +99,12 @@ def distill(
     from common.processes import process_count
     from common.schedules import scheduler
     from common.sharding import gather_into
-    from common.training import check_shares, fit
+    from common.training import fit
 
     settings = cfg.distill
     for name in ("steps", "batch_size", "accumulate", "checkpoint_every"):
         if settings[name] < 1:
             raise InputError(f"distill.{name}={settings[name]}: at least 1 is needed (distill=none goes without).")
-    check_shares(settings.batch_size, "distill.batch_size")
     student.train().requires_grad_(True)
     for parameter in unread_parameters(student):  # no gradient reaches them, for which DDP would wait
         parameter.requires_grad_(False)

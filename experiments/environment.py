@@ -11,6 +11,7 @@ import torch
 
 from common.cost import peak_memory_mib
 from common.files import ROOT
+from common.processes import process_count
 
 PACKAGES = ("torch", "diffusers", "transformers", "lightning", "hydra-core", "numpy")
 
@@ -22,6 +23,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "packages": {name: version(name) for name in PACKAGES},
         "revision": revision(),
         "device": f"{device.type}: {torch.cuda.get_device_name(device) if device.type == 'cuda' else processor()}",
+        "processes": process_count(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,

@@ -2,7 +2,7 @@
 
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,22 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from common.batches import generator_for, mix_seed
+from common.batches import SharedNoise, generator_for, mix_seed, seeded_normal
 from common.errors import InputError
 from common.processes import is_first
 from common.progress import progress_bar
 from common.sampling import sample_latents
 from common.teachers import Teacher
 from experiments.caches import cached_batches, content_name, load_tensors
-from experiments.jobs import prompts_content
+from experiments.jobs import AS_BEFORE, prompts_content
 from experiments.precision import computing, precision_suffix
 
 FEATURES_AT_ONCE = 512  # of real images, in one file
 SAMPLING = ("images", "steps", "guidance_scale", "batch_size", "split", "seed")  # what the samples of a model depend on
+SEEDS = {
+    "per_sample": "one per sample, from (seed, index)",
+    "shared": "one generator for all, which draws for one sample after the other",
+}
 
 
 def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
@@ -36,6 +40,8 @@ def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
     for name in ("images", "batch_size", "steps"):
         if cfg.evaluation[name] < (2 if name == "images" else 1):
             raise InputError(f"evaluation.{name}={cfg.evaluation[name]} is too small.")
+    if cfg.evaluation.seeds not in SEEDS:
+        raise InputError(f"evaluation.seeds={cfg.evaluation.seeds!r}: choose {' or '.join(SEEDS)}.")
     if cfg.evaluation.every < 0 or any(steps < 1 for steps in cfg.evaluation.more_steps):
         given = f"evaluation.every={cfg.evaluation.every}, evaluation.more_steps={list(cfg.evaluation.more_steps)}"
         raise InputError(f"{given}: `every` is at least 0, and each number of steps at least 1.")
@@ -124,20 +130,24 @@ def sampled_batches(
     from common.features import extract_features
 
     settings = cfg.evaluation
+    scheduler = evaluation_scheduler(cfg, model.scheduler)
+    shared = settings.seeds == "shared"
+    draw = SharedNoise(settings.seed) if shared else seeded_normal
 
     def compute(rows: range) -> dict[str, torch.Tensor]:
         conditions, empty = model.encode_captions(captions[rows.start : rows.stop]), model.empty_condition()
         with computing(cfg, model.device):
             latents = sample_latents(
                 model.denoiser,
-                model.scheduler,
+                scheduler,
                 model.latent_shape,
-                [mix_seed(settings.seed, 3, index) for index in rows],
+                list(rows) if shared else [mix_seed(settings.seed, 3, index) for index in rows],
                 conditions,
                 empty,
                 settings.steps,
                 settings.guidance_scale,
                 settings.batch_size,
+                draw=draw,
             ).float()
         images = model.decode_latents(latents, settings.batch_size)
         return {"latents": latents, "images": images, "features": extract_features(extractor, images)}
@@ -148,10 +158,34 @@ def sampled_batches(
             bar.advance(len(samples["latents"]))
 
 
+def evaluation_scheduler(cfg: DictConfig, own: Any) -> Any:
+    """The scheduler of evaluation.scheduler, with what it does not set from the teacher's `own`; without one, the teacher's.
+
+    InputError for a name that diffusers does not have.
+    """
+    if cfg.evaluation.scheduler is None:
+        return own
+    import diffusers
+
+    settings = OmegaConf.to_container(cfg.evaluation.scheduler, resolve=True)
+    name = settings.pop("name", None)
+    kind = getattr(diffusers, f"{name}Scheduler", None)
+    if kind is None:
+        raise InputError(f"evaluation.scheduler.name={name}: diffusers has no {name}Scheduler; it has PNDM and DDIM, say.")
+    return kind.from_config(own.config, **settings)
+
+
+def sample_folders(cfg: DictConfig, who: Iterable[str], fingerprint: str, folder: Path, cache: Path) -> dict[str, Path]:
+    """Where the samples of each model are kept; fingerprint is the teacher's."""
+    return {name: shared_samples(cfg, fingerprint, cache) if name == "teacher" else folder / name for name in who}
+
+
 def shared_samples(cfg: DictConfig, fingerprint: str, cache: Path) -> Path:
     """The folder of the samples of the teacher with this fingerprint, for all jobs of the same data and protocol."""
     parts = (OmegaConf.to_container(cfg.task[part], resolve=True) for part in ("features", "data"))
     protocol = {name: cfg.evaluation[name] for name in SAMPLING}
+    later = {name: cfg.evaluation[name] for name in ("scheduler", "seeds")}
+    protocol |= {name: value for name, value in later.items() if value != AS_BEFORE[f"evaluation.{name}"]}
     name = content_name("samples", fingerprint, *parts, protocol, *prompts_content(cfg.evaluation.prompts))
     return cache / f"samples-{name}{precision_suffix(cfg)}"
 
@@ -178,7 +212,7 @@ def evaluate(
     rows: dict[str, dict[str, Any]] = {}
     if is_first():
         rows["real"] = reference.distances(reference.floor_features)
-    folders = {who: shared_samples(cfg, teacher.fingerprint(), cache) if who == "teacher" else folder / who for who in models}
+    folders = sample_folders(cfg, models, teacher.fingerprint(), folder, cache)
     first_images: dict[str, torch.Tensor] = {}
     for who, model in models.items():
         features, originals, squared, similar = [], [], 0.0, 0.0

@@ -24,8 +24,9 @@ def finetune_autoencoder(
     normalised anew: they stay where the denoiser knows them. Goes on from the last checkpoint in `folder`.
     callbacks: the method's own (Lightning), as in distill_student.distill.
     """
+    from common.processes import check_shares
     from common.schedules import scheduler
-    from common.training import check_shares, fit
+    from common.training import fit
     from experiments.kl_training import KLTraining
     from experiments.vq_training import VQTraining
 

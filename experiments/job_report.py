@@ -22,6 +22,18 @@ COLUMNS = (
     ("MSE to t.", lambda m: m["latent_mse"], "{:.3f}"),
     ("SSIM to t.", lambda m: m["ssim"], "{:.3f}"),
 )
+# the same of the papers' metrics (experiments/paper_metrics.py), in a table of their own
+METRIC_COLUMNS = (
+    ("FID", lambda m: m["fid"], "{:.2f}"),
+    ("FID clean", lambda m: m["fid_clean"], "{:.2f}"),
+    ("KID clean", lambda m: m["kid_clean"], "{:.3f}"),
+    ("IS", lambda m: m["inception_score"], "{:.2f}"),
+    ("CLIP", lambda m: m["clip_score"], "{:.4f}"),
+    ("CLIP L14", lambda m: m["clip_score_l14"], "{:.4f}"),
+    ("PickScore", lambda m: m["pickscore"], "{:.2f}"),
+    ("HPSv2", lambda m: m["hpsv2"], "{:.4f}"),
+    ("FAD VGGish", lambda m: m["fad_vggish"], "{:.2f}"),
+)
 
 
 def cell(figures: dict[str, Any], read: Any, form: str) -> str:
@@ -35,19 +47,17 @@ def cell(figures: dict[str, Any], read: Any, form: str) -> str:
 def print_table(row: dict[str, Any]) -> None:
     """Teacher, pruned and distilled side by side, within 80 columns."""
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("")
-    columns = {title: [cell(figures, read, form) for figures in row["models"].values()] for title, read, form in COLUMNS}
-    shown = {title: cells for title, cells in columns.items() if any(cells)}
-    for title in shown:
-        table.add_column(title, justify="right", no_wrap=True)
-    for line in zip(row["models"], *shown.values(), strict=True):
-        table.add_row(*line)
     console = Console(width=80)
     console.print()
-    console.print(table)
+    console.print(side_by_side(row["models"], COLUMNS))
+    measured = {who: figures for who, figures in row["models"].items() if who != "real"}
+    if any(cell(figures, read, form) for figures in measured.values() for _, read, form in METRIC_COLUMNS):
+        console.print()
+        console.print(side_by_side(measured, METRIC_COLUMNS))
+        console.print("\n" + metrics_note(row), style="dim", highlight=False)
+    for name, reason in row.get("metrics_missing", {}).items():
+        console.print(f"no {name}: {reason}", highlight=False, markup=False)
     protocol = row["protocol"]
     reached = reached_note(row)
     guidance = f", guidance {protocol['guidance_scale']}" if protocol["guidance_scale"] else ""
@@ -70,6 +80,34 @@ def print_table(row: dict[str, Any]) -> None:
         style="dim",
         highlight=False,
     )
+
+
+def side_by_side(models: dict[str, dict[str, Any]], columns: Any) -> Any:
+    """A table of the models' figures, with those columns that any of them has."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("")
+    cells = {title: [cell(figures, read, form) for figures in models.values()] for title, read, form in columns}
+    shown = {title: column for title, column in cells.items() if any(column)}
+    for title in shown:
+        table.add_column(title, justify="right", no_wrap=True)
+    for line in zip(models, *shown.values(), strict=True):
+        table.add_row(*line)
+    return table
+
+
+def metrics_note(row: dict[str, Any]) -> str:
+    """How the papers' metrics were measured: the files that they saw images as, seeds and scheduler."""
+    protocol = row["protocol"]
+    metrics = protocol["metrics"].values()
+    saved = next((settings["saved_images"] for settings in metrics if settings["saved_images"]), None)
+    files = "images as they were drawn"
+    if saved is not None:
+        files = f"images through JPEG files of quality {saved['quality']}"
+        files += f", resized to {saved['size']} ({saved['filter']})" if saved["size"] else ""
+    scheduler = (protocol.get("scheduler") or {}).get("name", "the teacher's")
+    return f"Of {protocol['images']} samples, {files}; {protocol['seeds']}; scheduler: {scheduler}. KID x1000."
 
 
 def reached_note(row: dict[str, Any]) -> str:

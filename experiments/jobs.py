@@ -1,7 +1,9 @@
 """Names the folder of a job by what it computes, so that the same command finds its own result again."""
 
+import getpass
 import hashlib
 import json
+import tempfile
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,11 @@ NOT_PART_OF_A_JOB = (
     "objectives",
     "wandb",
     "table",
+    "metrics",
+    "saved_images",
+    "dry_run",
+    "gpu",
+    "utilisation",
     "distill.compile",
     "distill.trainer.strategy",
     "training_rows.rows_per_shard",
@@ -30,6 +37,8 @@ AS_BEFORE = {
     "training_rows.dtype": "float32",
     "training_rows.flip": False,
     "evaluation.prompts": None,
+    "evaluation.scheduler": None,
+    "evaluation.seeds": "per_sample",
     "inference_precision": "32",
 }
 
@@ -55,7 +64,8 @@ def job_settings(cfg: DictConfig) -> dict[str, Any]:
         group, name = inner_group(kept, path)
         group.pop(name, None)
     resolved = OmegaConf.to_container(OmegaConf.create(kept), resolve=True)
-    resolved.pop("budget", None)  # only what other settings refer to
+    resolved.pop("budget", None)  # only what other settings refer to, and so
+    resolved.get("distill", {}).pop("recipe", None)
     for path, usual in AS_BEFORE.items():
         group, name = inner_group(resolved, path)
         if name in group and str(group[name]) == str(usual):
@@ -97,6 +107,22 @@ def job_folder(cfg: DictConfig) -> str:
     return f"{cfg.task.name}/{method}/{digest}"
 
 
+def hydra_folder(cfg: DictConfig) -> str:
+    """The job's folder in that of its sweep; a dry run, which writes nothing, has none."""
+    return "." if cfg.dry_run else job_folder(cfg)
+
+
+def hydra_path(cfg: DictConfig) -> str:
+    """The job's folder; of a dry run the one it is started in."""
+    return "." if cfg.dry_run else f"{cfg.outputs}/{job_folder(cfg)}"
+
+
+def sweep_path(cfg: DictConfig) -> str:
+    """The folder of all jobs; of dry runs a temporary one, for Hydra keeps what a sweep was asked for."""
+    return f"{tempfile.gettempdir()}/bonsai_dry_run_{getpass.getuser()}" if cfg.dry_run else cfg.outputs
+
+
 def register_job_folder() -> None:
-    """Makes ${job_folder:} available to the configuration."""
-    OmegaConf.register_new_resolver("job_folder", lambda *, _root_: job_folder(_root_), replace=True)
+    """Makes ${job_folder:}, ${job_path:} and ${sweep_path:} available to the configuration."""
+    for name, function in (("job_folder", hydra_folder), ("job_path", hydra_path), ("sweep_path", sweep_path)):
+        OmegaConf.register_new_resolver(name, lambda *, _root_, function=function: function(_root_), replace=True)

@@ -18,6 +18,7 @@ PUBLISHED = (
     "Left of |: as published. Right: measured here, on another model and by another metric; compare the order, no number. "
 )
 OURS = "left: parameters that are not zero; time: a forward pass; both against the teacher."
+SAME_METRICS = "Left of |: as published. Right: measured here, by the published metrics where the names agree. "
 AFTER = " after: that share of the training."
 FORMS = {
     "left": "{:.0%}",
@@ -26,15 +27,30 @@ FORMS = {
     "after": "{:.0%}",
     "retrieval": "{:.1%}",
     "MSE to t.": "{:.3f}",
+    "FID": "{:.2f}",
+    "FAD": "{:.2f}",
+    "IS": "{:.2f}",
+    "CLIP": "{:.4f}",
+    "PickScore": "{:.2f}",
 }
-METRICS = {"caption_retrieval": "retrieval", "latent_mse": "MSE to t."}  # and the names of the others as they are
-PREFERRED = ("fid", "pickscore", "clip_score", "caption_retrieval", "latent_mse")
+METRICS = {  # and the names of the others as they are
+    "caption_retrieval": "retrieval",
+    "latent_mse": "MSE to t.",
+    "fid": "FID",
+    "inception_score": "IS",
+    "clip_score": "CLIP",
+    "pickscore": "PickScore",
+}
+AS_PUBLISHED = ("fid", "fad_vggish", "inception_score", "clip_score", "pickscore")  # where measured, instead of ours
+PREFERRED = ("pickscore", "clip_score", "caption_retrieval", "latent_mse")
 
 
 def our_columns(rows: Sequence[Row], count: int) -> dict[str, str]:
     """Which of our figures a table shows, by title: sizes, time and the first `count` metrics."""
     names = metric_names(rows)
-    metrics = [distance_name(rows[0]), *(name for name in PREFERRED if name in names)][:count]
+    same = [name for name in AS_PUBLISHED if name in names]
+    others = [] if same else [distance_name(rows[0])]
+    metrics = list(dict.fromkeys([*same, *others, *(name for name in PREFERRED if name in names)]))[:count]
     sizes = {"left": "left", "zeros": "sparsity_actual", "time": "time", "after": "after"}
     return sizes | {METRICS.get(name, name.partition("_")[0].upper() if "_" in name else name): name for name in metrics}
 
@@ -60,10 +76,11 @@ def paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> tuple[list[str
     return ["", *table["columns"], *bar, *shown], lines
 
 
-def note(table: Mapping[str, Any]) -> str:
+def note(table: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """What a reader of the table must know."""
+    told = SAME_METRICS if set(AS_PUBLISHED) & set(metric_names(rows)) else PUBLISHED
     after = AFTER if any("at" in line["ours"] for line in table["lines"]) else ""
-    return f"{table['source']}. {PUBLISHED if table['columns'] else ''}{OURS}{after}"
+    return f"{table['source']}. {told if table['columns'] else ''}{OURS}{after}"
 
 
 def print_paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> None:
@@ -80,7 +97,7 @@ def print_paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> None:
     console = Console(width=80, highlight=False)
     console.print(f"\n[bold]{table['title']}[/bold]")
     console.print(drawn)
-    console.print(f"\n{note(table)}\n", style="dim")
+    console.print(f"\n{note(table, rows)}\n", style="dim")
 
 
 def markdown(titles: Sequence[str], lines: Sequence[Sequence[str]], words: int = 1) -> str:

@@ -1,5 +1,6 @@
 """One job from configuration to result row: plan, prune, distil, measure, show."""
 
+import copy
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
 
     join(pick_device(cfg.device))
     folder = Path(HydraConfig.get().runtime.output_dir)
-    return found_or_made(folder, find_row, lambda folder: new_row(cfg, folder))
+    return found_or_made(folder, lambda folder: find_row(cfg, folder), lambda folder: new_row(cfg, folder))
 
 
 def found_or_made(
@@ -55,10 +56,14 @@ def found_or_made(
     return row
 
 
-def find_row(folder: Path) -> dict[str, Any] | None:
-    """The row of a finished job, which is shown; None where there is none yet."""
+def find_row(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
+    """The row of a finished job, which is shown; None where there is none yet.
+
+    What it lacks of cfg.metrics is measured over the samples that the job has kept, and the row written anew.
+    """
     import json
 
+    from common.files import write_json
     from experiments.job_report import print_table
 
     path = folder / "result.json"
@@ -69,6 +74,8 @@ def find_row(folder: Path) -> dict[str, Any] | None:
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is damaged ({error}); delete it and the job ends anew.") from error
     print(f"This job is done: {path} (delete the folder to run it again).")
+    if add_to_row(cfg, row, folder):
+        write_json(path, row)
     print_table(row)
     return row
 
@@ -103,6 +110,22 @@ def write_row(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def add_to_row(cfg: DictConfig, row: dict[str, Any], folder: Path) -> bool:
+    """Measures what a finished job's row lacks of cfg.metrics; whether the row has changed."""
+    from common.processes import pick_device
+    from common.teachers import load_teacher
+    from experiments.evaluate import evaluation_prompts
+    from experiments.paper_metrics import lacking, measure_into
+
+    if not cfg.metrics or not lacking(cfg, row):
+        return False
+    before = copy.deepcopy(row)
+    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision)
+    models = [who for who in row["models"] if who != "real"]
+    measure_into(cfg, row, models, teacher.fingerprint(), evaluation_prompts(cfg)[0], folder, pick_device(cfg.device))
+    return before != row
+
+
 def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, Any]]:
     """The stages of a job that its processes share; each finds what an interrupted run has left in `folder` and goes on there.
 
@@ -110,7 +133,7 @@ def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, A
     """
     import hydra
 
-    from common.processes import barrier, on_first, pick_device
+    from common.processes import barrier, check_shares, on_first, pick_device
     from common.teachers import load_student, load_teacher, save_student
     from experiments.evaluate import evaluate, evaluation_prompts
     from experiments.planning import check_steps, make_plans, prune
@@ -123,7 +146,11 @@ def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, A
         raise InputError(
             f"distill.steps={cfg.distill.steps}: distill=none has no losses to train with; choose a recipe, or no steps."
         )
+    if cfg.distill.steps:
+        check_shares(cfg.distill.batch_size, "distill.batch_size")
     prompts = evaluation_prompts(cfg)  # before the long work: its settings may be wrong
+    for settings in cfg.metrics.values():
+        hydra.utils.instantiate(settings)
     seconds: dict[str, float] = {}
     cache = Path(cfg.outputs) / "cache"
     method = hydra.utils.instantiate(cfg.method, _convert_="all")
@@ -173,8 +200,10 @@ def finished_row(
     from common.sound_files import write_sounds
     from experiments.distance_curve import read_curve
     from experiments.environment import environment
+    from experiments.evaluate import SEEDS
     from experiments.job_report import draw_samples, draw_scores
     from experiments.measure_cost import measure_cost
+    from experiments.paper_metrics import measure_into
     from experiments.plan_picture import draw_plan
     from experiments.sparse_student import draw_sparsity, export_sparse, masked_parts
     from experiments.tracking import log_result, log_student
@@ -206,11 +235,14 @@ def finished_row(
             "extractor": hydra.utils.get_class(cfg.task.features._target_).description,
             **OmegaConf.to_container(cfg.evaluation, resolve=True),
             **({} if any(prompts[0]) else {"guidance_scale": None}),  # nothing to guide by without captions
-            "seeds": "one per sample, from (seed, index)",
+            "seeds": SEEDS[cfg.evaluation.seeds],
         },
         "seconds": seconds,
         "environment": environment(teacher.device),
     }
+    if cfg.metrics:
+        with stage("metrics", seconds, cfg):
+            measure_into(cfg, row, list(models), teacher.fingerprint(), prompts[0], folder, teacher.device)
     if sparse_files:
         row["models"][last]["sparse_file"] = sparse_files
     if (folder / "distill" / REPORT).is_file():

@@ -23,7 +23,7 @@ from experiments.rows import Row, groups_of, labels, metric_names, read_rows, re
 
 TEMPLATE = Path(__file__).with_name("report.html")
 PICTURES = {"samples.png": "samples from equal seeds", "plan.png": "plan", "scores.png": "scores", "sparsity.png": "sparsity"}
-PNG_METRICS = re.compile("fd_|fad_|fid|pickscore|clip|caption_retrieval")  # the page shows all
+PNG_METRICS = re.compile("fd_|fad_|fid|pickscore|clip|inception_score|hpsv2|caption_retrieval")  # the page shows all
 PICTURE_WIDTH = 900
 SOUNDS = 6  # audio players of one job
 
@@ -89,7 +89,7 @@ def write_report(
     published = None
     if paper is not None:
         titles, lines = paper_table(rows, paper)
-        published = {"title": paper["title"], "note": note(paper), "titles": titles, "lines": lines}
+        published = {"title": paper["title"], "note": note(paper, rows), "titles": titles, "lines": lines}
     parts = {"title": title, "notes": notes, "paper": published, "groups": groups}
     path = folder / "index.html"
     write_atomically(path, page.render(**parts, plotly=get_plotlyjs()).encode())

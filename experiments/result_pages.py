@@ -38,7 +38,7 @@ def table_of_jobs(rows: Sequence[Row]) -> str:
 def table_beside_ours(rows: Sequence[Row], table: Mapping[str, Any], where: Path) -> list[str]:
     """The published table with ours, or the line why there is none: the jobs may be more than its lines tell apart."""
     try:
-        return [f"## {table['title']}", "", markdown(*paper_table(rows, table)), "", note(table), ""]
+        return [f"## {table['title']}", "", markdown(*paper_table(rows, table)), "", note(table, rows), ""]
     except InputError as error:
         print(f"{where}: no table beside the published one: {error}", file=sys.stderr)
         return [f"No table beside the published one ({table['title']}): {error}", ""]

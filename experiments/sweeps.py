@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -58,6 +59,8 @@ def sweep_job(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     def run(cfg: DictConfig) -> Any:
         sweep = sweep_folder()
         hydra_config = HydraConfig.get()
+        if cfg.dry_run:
+            return job(cfg)
         if sweep is None:
             swept = hydra_config.sweeper.get("params") or {}
             if swept and is_first():
@@ -121,11 +124,20 @@ class SweepEnd(Callback):
         with ending(2):
             self.start(config)
 
+    def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
+        """Of a dry run: sums its GPU hours, where the jobs run in this process."""
+        if config.dry_run and job_return.status is JobStatus.COMPLETED:
+            self.hours = [*getattr(self, "hours", []), job_return.return_value]
+
     def start(self, config: DictConfig) -> None:
         """Writes sweep.json; the records of an earlier run stay until this one has its own.
 
-        InputError when the same sweep is running.
+        InputError when the same sweep is running, and for a dry run whose jobs are chosen by their results.
         """
+        if config.dry_run:
+            if "direction" in config.hydra.sweeper:
+                raise InputError("dry_run=true has no results for a sweeper that optimises; give one of its jobs alone.")
+            return
         self.folder = Path(config.outputs).absolute() / "sweeps" / sweep_name(config)
         self.run = uuid.uuid4().hex[:8]
         if is_first():
@@ -152,7 +164,14 @@ class SweepEnd(Callback):
                 self.end(config)
 
     def end(self, config: DictConfig) -> None:
-        """Tells the failures before anything else can fail, then brings the folder up to date and writes the report."""
+        """Tells the failures before anything else can fail, then brings the folder up to date and writes the report.
+
+        Of a dry run: tells the hours of all jobs.
+        """
+        if config.dry_run:
+            if hours := getattr(self, "hours", []):
+                print(f"\n{len(hours)} jobs: {sum(hours):,.1f} GPU h, as if each scored and sampled its teacher for itself")
+            return
         records = {number: record for number, record in read_records(self.folder).items() if record.get("run") == self.run}
         failed = {number: record for number, record in records.items() if record["error"] is not None}
         print(f"\n{len(records) - len(failed)} of {len(records)} jobs are done.", flush=True)

@@ -179,6 +179,7 @@ def card_text(
         "denoiser": teacher.denoiser,
         "autoencoder": teacher.autoencoder,
         "text encoder": teacher.text_encoder,
+        "second text encoder": teacher.text_encoder_2,
     }
     captioned = teacher.text_encoder is not None
     shown = f"Captions, row by row: {'; '.join(captions)}." if captioned else f"{len(captions)} samples, none chosen."

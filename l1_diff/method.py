@@ -12,6 +12,7 @@ from torch import nn
 from common.calibration import Calibration
 from common.errors import InputError
 from common.masks import MASK, plan_masks
+from common.outlook import CalibrationSize, Outlook
 from common.plans import Edit, Plan
 from l1_diff.importance import (
     AVERAGES,
@@ -168,6 +169,22 @@ class L1Diff:
         settings = self.checked()
         losses = partial(reconstruction_losses, autoencoder, images, settings.batch_size)
         return settings._plan(autoencoder, "autoencoder_exclude", losses, teacher)
+
+    def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
+        """One pass back and forth over the rows where gradients count; a student of the teacher's shape, with zeros in it."""
+        settings = self.checked()
+        rows = size.rows if settings.beta and "denoiser" in settings.parts else 0
+        scores_again = settings.schedule == "gradual" or (settings.regrowth > 0 and settings.reprune)
+        running = (settings.beta > 0 and scores_again) or (settings.regrowth > 0 and settings.regrow_by == "gradient")
+        return Outlook(
+            forward=rows,
+            backward=rows,
+            batch=min(settings.batch_size, rows),
+            plan=Plan(method="l1_diff", edits=()),
+            exact=True,
+            per_parameter=torch.bool.itemsize + (torch.float32.itemsize if running else 0),
+            note="single weights become zero, which dense kernels neither skip nor save",
+        )
 
     def _plan(self, network: nn.Module, exclude: str, losses: Losses, teacher: str) -> Plan:
         """exclude: the name of the setting with the network's patterns."""

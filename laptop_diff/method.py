@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -11,7 +11,8 @@ from torch import nn
 from common.calibration import Calibration
 from common.errors import InputError
 from common.layer_pruner import LayerPruner, lowest_layers
-from common.layers import Layer
+from common.layers import Layer, list_layers
+from common.outlook import CalibrationSize, Outlook
 from common.progress import progress_bar
 from common.score_file import ScoreFile
 from laptop_diff.criteria import CRITERIA, layer_losses
@@ -78,6 +79,19 @@ class LaptopDiff(LayerPruner):
                 seed=self.seed,
                 report=bar.reach,
             )
+
+    def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
+        """As for any method that removes layers, and the forward passes that its criterion takes, replayed ones included."""
+        found = super().outlook(unet, size)
+        networks = len(list_layers(unet, self.granularity, self.width_changing, self.exclude)) + 1  # and the intact one
+        if self.criterion == "alignment":
+            batch = self.batch_size * self.copies * size.passes(size.guidance_scale)
+            return replace(found, forward=networks * size.roll_out, batch=batch)
+        if self.criterion in ("magnitude", "random"):
+            return found
+        passes = size.passes(self.guidance_scale)
+        batch = min(self.batch_size, size.rows) * self.copies * passes
+        return replace(found, forward=networks * size.rows * passes, batch=batch)
 
     def score_key(self, calibration: Calibration, teacher: str) -> str:
         """Names what the losses depend on: not the ratio, not how layers are selected."""

@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from common.batches import generator_for
 from common.calibration import Calibration
 from common.errors import InputError, check_one_given, check_share
+from common.outlook import CalibrationSize, Outlook
 from common.plans import Edit, Plan, edited
 from common.progress import progress_bar
 from common.roll_out import noisy_latents
@@ -98,6 +101,35 @@ class LDPruner:
             settings=asdict(self) | {"k_reached": k, "ratio_reached": removal.share(chosen)},
             tensors={name: value.cpu() for name, value in tensors.items() if name in kept},
         )
+
+    def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
+        """Every operator under every condition, which screening undercuts, and a student without operators drawn at random."""
+        check_one_given(k=self.k, ratio=self.ratio)
+        operators = list_operators(unet, self.kinds, self.exclude, self.residual)
+        removal = Removal.of(unet, operators)
+        self._check_reach(operators, removal)
+        order = torch.randperm(len(operators), generator=generator_for(self.seed)).tolist()
+        ranked = [operators[index].site for index in order]
+        k = self.k if self.ratio is None else removal.smallest_k(self.ratio, ranked, len(ranked), self.nested)
+        chosen = set(choose(ranked, k, self.nested))
+        gone = [operator for operator in operators if operator.site in chosen]
+        tensors = initial_weights(unet, gone, "random", dict, self.seed)
+        rounds = 1 if self.selection == "oneshot" else math.ceil(k / self.every)
+        note = f"student: {k} operators drawn at random"
+        if self.ratio is None:
+            ends = [removal.share(sites) for sites in self._extremes(removal)]
+            note += "; {} of them are from {:.0%} to {:.0%} of the parameters".format(k, *ends)
+        return Outlook(
+            forward=(rounds * len(operators) + 1) * size.roll_out + len(operators) * self.screen_rows,
+            batch=self.rows * size.passes(size.guidance_scale),
+            plan=Plan(method="ld_pruner", edits=tuple(operator.edit for operator in gone), tensors=tensors),
+            note=f"{note}; scoring: every operator under every condition, which screening undercuts",
+        )
+
+    def _extremes(self, removal: Removal) -> tuple[list[str], list[str]]:
+        """The k operators that save the fewest parameters, and k that save many: the largest, none inside another one."""
+        ascending = sorted(removal.saved, key=removal.saved.__getitem__)
+        return choose(ascending, self.k, self.nested), choose(ascending[::-1], self.k, "skip")
 
     def _check_reach(self, operators: list[Operator], removal: Removal) -> None:
         """InputError when there are fewer than k operators, or when they do not hold the ratio of the parameters."""

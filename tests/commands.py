@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PRELOADED = [
+    "common",  # first: it lets the others import torchvision
     "diffusers.models.unets.unet_2d_condition",
     "diffusers.models.autoencoders.vq_model",
     "hydra",

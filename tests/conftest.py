@@ -17,6 +17,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 
+import common  # noqa: F401  # lets diffusers import torchvision
+
 
 def letters_tokenizer(**options):
     """A CLIP tokenizer of single letters, 12 tokens long."""

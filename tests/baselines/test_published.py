@@ -96,6 +96,8 @@ def test_what_fits_the_teacher_not_is_refused(tiny_teacher, tiny_calibration, ti
         published_plan(folder, tiny_teacher, tiny_calibration)
     with pytest.raises(InputError, match=r"'owner/never-there'.*method\.path"):
         Published("owner/never-there").plan(tiny_teacher.denoiser, None, "", None)
+    with pytest.raises(InputError, match="There is no pipeline '/nowhere'"):
+        Published("/nowhere").plan(tiny_teacher.denoiser, None, "", None)
 
 
 def test_another_student_in_the_same_folder_is_another_job(published_folders, tmp_path):

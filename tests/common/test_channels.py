@@ -216,6 +216,8 @@ def test_loads_with_neither_this_project_nor_torch_pruning(tmp_path):
     script = f"""
 import sys, torch
 
+sys.modules["torchvision"] = None  # as where it is not installed: PyPI's cannot be imported beside a PyTorch for CPUs
+
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("common", "baselines", "torch_pruning"):

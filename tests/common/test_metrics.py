@@ -9,7 +9,7 @@ import scipy.linalg
 import torch
 
 from common.cost import checkpoint_bytes, count_macs, count_parameters
-from common.distances import caption_retrieval, frechet_distance, kernel_distance
+from common.distances import caption_retrieval, frechet_distance, frechet_to_statistics, kernel_distance
 from common.features import ImageFeatures, extract_features
 from common.latency import compare_latency
 from common.similarity import latent_mse, structural_similarity
@@ -29,6 +29,12 @@ def test_frechet_equals_the_textbook_formula():
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
     assert frechet_distance(real, fake) == pytest.approx(expected, rel=1e-6)
     assert frechet_distance(real, real) == pytest.approx(0, abs=1e-6)
+    statistics = (real.double().mean(0), torch.cov(real.double().T))
+    assert frechet_to_statistics(*statistics, fake) == pytest.approx(expected, rel=1e-6)
+    few = fake[:3]  # their covariance has no inverse
+    assert frechet_to_statistics(*statistics, few) == pytest.approx(frechet_distance(real, few), rel=1e-6)
+    with pytest.raises(ValueError, match="as wide as the statistics"):
+        frechet_to_statistics(*statistics, fake[:, :3])
 
 
 def test_kernel_distance_equals_loops():

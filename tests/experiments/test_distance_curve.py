@@ -40,7 +40,7 @@ def test_the_average_is_measured_with_its_masks_and_the_weights_come_back(tiny_t
 
     monkeypatch.setattr(distance_curve, "Reference", Reference)
     monkeypatch.setattr(distance_curve, "sampled_batches", sampled_batches)
-    cfg = OmegaConf.create({"evaluation": {"every": 2, "split": "train"}})
+    cfg = OmegaConf.create({"evaluation": {"every": 2, "split": "train"}, "metrics": {}})
     curve = DistanceCurve(cfg, tiny_teacher, [""], tmp_path, tmp_path, [Zeroes()], average)
     for step in (1, 2, 2, 3, 4):
 

@@ -34,6 +34,22 @@ def test_a_table_without_published_numbers_has_no_bar(tmp_path):
     job(tmp_path / "a")
     table = {**TABLE, "columns": [], "lines": [{"name": "half", "ours": {}}]}
     titles, lines = paper_table(read_rows([tmp_path]), table)
-    assert "|" not in titles and "published" not in note(table)
+    assert "|" not in titles and "published" not in note(table, read_rows([tmp_path]))
     text = markdown(titles, lines).splitlines()
     assert text[1].startswith("| --- | ---: |") and text[2].startswith("| half | 50% |")
+
+
+def test_the_published_metrics_take_the_place_of_ours(tmp_path):
+    """Where FID, IS and CLIP score were measured they stand below the same titles, and the note says so."""
+    job(tmp_path / "a")
+    rows = read_rows([tmp_path])
+    for figures, fid in ((rows[0]["models"]["teacher"], 13.05), (rows[0]["models"]["distilled"], 15.76)):
+        figures |= {"fid": fid, "inception_score": 36.764, "clip_score": 0.29581}
+    titles, lines = paper_table(rows, {**TABLE, "columns": ["FID", "IS", "CLIP"]})
+    assert titles[4:] == ["|", "left", "time", "FID", "IS", "CLIP"]
+    assert lines[0][-3:] == ["13.05", "36.76", "0.2958"] and lines[1][-3] == "15.76"
+    assert "by the published metrics" in note(TABLE, rows)
+    for figures in rows[0]["models"].values():
+        figures.pop("fid", None), figures.pop("inception_score", None), figures.pop("clip_score", None)
+        figures["fad_vggish"] = 2.3
+    assert paper_table(rows, TABLE)[0][5] == "FAD"

@@ -1,0 +1,163 @@
+"""A finished job's student as people use it: a diffusers folder with a model card, ONNX, OpenVINO, a repository of the hub.
+
+python -m experiments.export outputs/t2i/ld_pruner/<id>                                  diffusers folder and card
+python -m experiments.export outputs/t2i/ld_pruner/<id> --to onnx --to openvino          and the networks in both formats
+python -m experiments.export outputs/t2i/ld_pruner/<id> --push owner/name --private      and sends it to the hub
+
+<job>/export/ (or --out) holds the pipeline folder, which diffusers loads without this project (a process apart tries it),
+README.md with pictures, result.json, <format>/<network>/, and export.json: how far each network's outputs are from PyTorch's,
+on fresh inputs of two batch sizes and over a short sampling, and what each takes of PyTorch's time. Outputs further away than
+the tolerance end the command with an error, and nothing is written. `pip install -c constraints.txt -e ".[export]"`
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+from common.files import whole_folder, write_json
+from experiments.command_line import one_line_errors
+
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
+EXPORT_FILE = "export.json"
+
+
+def read_job(folder: Path) -> dict[str, Any]:
+    """The result row of a finished job that has a student; InputError when there is none."""
+    row, student = folder / "result.json", folder / "student" / "model_index.json"
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; give that of a finished job, such as outputs/t2i/ld_pruner/<id>.")
+    missing = [path.relative_to(folder) for path in (row, student) if not path.is_file()]
+    if missing:
+        raise InputError(f"{folder} lacks {missing[0]}: give the folder of a finished job (<outputs>/<task>/<method>/<id>).")
+    try:
+        return json.loads(row.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{row} is damaged ({error}); delete it and run the job again.") from error
+
+
+def check_out(out: Path) -> None:
+    """InputError where writing to `out` would take the place of something that is no earlier export."""
+    if out.exists() and not (out.is_dir() and ((out / EXPORT_FILE).is_file() or not any(out.iterdir()))):
+        raise InputError(f"--out {out} is there already and no export; name another folder.")
+
+
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """InputError for numbers with which nothing can be measured."""
+    if arguments.batch < 1 or arguments.rounds < 0:
+        raise InputError(f"--batch {arguments.batch} --rounds {arguments.rounds}: at least 1 and 0 are needed.")
+    if arguments.tolerance is not None and not arguments.tolerance > 0:
+        raise InputError(f"--tolerance {arguments.tolerance}: a number above 0 is needed.")
+
+
+def copy_beside(job: Path, row: dict[str, Any], folder: Path) -> None:
+    """Pictures, licences and the result row (its command without where it wrote) beside the student."""
+    from experiments.model_card import PICTURES, licence_files
+    from experiments.result_pages import shown_command
+
+    for path in [*(job / name for name in PICTURES), *licence_files(row)]:
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    write_json(folder / "result.json", {**row, "command": shown_command(row["command"])})
+
+
+def print_report(found: dict[str, Any], formats: dict[str, Any]) -> None:
+    """What was found, within 80 columns."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from experiments.card_texts import format_lines
+
+    console = Console(width=80)
+    alone = f"as {found['pipeline']}" if found["pipeline"] else f"part by part ({found['reason']})"
+    console.print(
+        f"diffusers loads it without this project, {alone}, and draws the same: latents differ by "
+        f"{found['latents']['max_relative']:.0e} of the largest.",
+        highlight=False,
+        markup=False,
+    )
+    if found["denoiser"].startswith("Pruned"):
+        console.print(
+            f"No class of diffusers expresses this denoiser: {found['denoiser']} comes with it (trust_remote_code=True).",
+            highlight=False,
+        )
+    if not formats:
+        return
+    titles, lines = format_lines(formats["parts"])
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for place, title in enumerate(titles):
+        table.add_column(title, justify="left" if place < 2 else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
+    console.print()
+    console.print(table)
+    protocol, sampling = formats["latency_protocol"], formats["sampling"]
+    ends = [f"{name} {value['max_relative']:.0e}" for name, value in sampling.items() if isinstance(value, dict)]
+    console.print(
+        f"\nms: median of {protocol['rounds']} rounds of a batch of {protocol['batch']}, {protocol['threads']} threads; "
+        f"ratio: to PyTorch (float32) in the same run; max abs, max rel: largest difference to PyTorch's outputs, and as a "
+        f"share of the largest output (tolerance {formats['tolerance']:.0e}), on batches 1 and 3; files in {formats['dtype']}. "
+        f"Latents after {sampling['steps']} DDIM steps differ by: {', '.join(ends)} of the largest.",
+        style="dim",
+        highlight=False,
+    )
+
+
+@one_line_errors
+def export(arguments: argparse.Namespace) -> None:
+    """Exports a job's student; InputError, and nothing written, where an output differs from PyTorch's."""
+    from common.other_runtimes import check_installed
+    from experiments.hub_push import check_pushable, push
+    from experiments.model_card import known_licence, write_card
+
+    job, out = arguments.job, arguments.out or arguments.job / "export"
+    formats = tuple(dict.fromkeys(arguments.to))
+    row = read_job(job)
+    check_out(out)
+    check_numbers(arguments)
+    known_licence(arguments.license)
+    check_installed(formats)
+    if arguments.push:
+        check_pushable(arguments.push)
+
+    from common.teachers import load_teacher
+    from experiments.exported_formats import Wanted, export_formats, loads_alone
+
+    teacher = load_teacher(str(job / "student"))
+    guidance = row["protocol"].get("guidance_scale") or 1.0
+    tolerance = arguments.tolerance or TOLERANCES[arguments.dtype]
+    wanted = Wanted(formats, arguments.dtype, tolerance, arguments.batch, arguments.rounds, arguments.seed)
+    with whole_folder(out) as scratch:
+        shutil.copytree(job / "student", scratch, dirs_exist_ok=True)
+        copy_beside(job, row, scratch)
+        found = {"denoiser": type(teacher.denoiser).__name__} | loads_alone(scratch, teacher, guidance, arguments.seed)
+        exported = export_formats(teacher, scratch, guidance, wanted) if formats else {}
+        document = {"job": "/".join(job.resolve().parts[-3:]), "student": found, **exported}
+        write_json(scratch / EXPORT_FILE, document)
+        write_card(row, scratch, found, exported, arguments.license, arguments.push or ".")
+    print_report(found, exported)
+    print(f"\nexported {out}\ncard {out / 'README.md'}")
+    if arguments.push:
+        print(f"pushed {push(out, arguments.push, arguments.private, 'Student of ' + document['job'])}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", type=Path, help="folder of a finished job")
+    parser.add_argument("--to", action="append", choices=("onnx", "openvino"), default=[], help="may be given twice")
+    parser.add_argument("--out", type=Path, help="instead of <job>/export; an earlier export there is replaced")
+    parser.add_argument("--dtype", choices=tuple(TOLERANCES), default="fp32", help="of weights, inputs and outputs (fp32)")
+    parser.add_argument("--tolerance", type=float, help="largest share of the largest output to differ by (1e-4; fp16: 1e-2)")
+    parser.add_argument("--batch", type=int, default=4, help="rows of the inputs that are timed (4)")
+    parser.add_argument("--rounds", type=int, default=10, help="of timing (10); 0: none")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs that are compared (0)")
+    parser.add_argument("--license", help="of the student, by the hub's identifiers; without it the card says 'other'")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="send it to this repository of the Hugging Face hub")
+    parser.add_argument("--private", action="store_true", help="a repository that is new is not public")
+    export(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""What a job takes, from the meta device: sizes of its networks, memory of its stages, floating-point operations.
+
+Nothing is loaded. Operations are counted as published figures count MACs, twice, with attention products; a backward pass is
+two forward passes, and gradient checkpointing one more.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from torch import nn
+from torch.nn import functional as F
+
+from common.cost import Macs, count_macs, count_parameters, probe_inputs
+from common.distillation import FeatureTaps
+from common.errors import InputError
+from common.outlook import CalibrationSize, Outlook
+from common.plans import apply_plan
+from common.sampling import predict
+from common.step_memory import forward_bytes, step_bytes
+from common.teachers import Teacher
+from experiments.distill_student import feature_pairs
+from experiments.precision import pick_precision
+
+SINGLE_BYTES = 4
+PRECISIONS = {"32-true": False, "16-mixed": True, "bf16-mixed": True}  # whether matrix products are in half precision
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Part of a job: what is done how often, floating-point operations in half and in single precision, bytes at the peak."""
+
+    name: str
+    what: str
+    operations: float
+    half: bool = False
+    memory: int = 0
+
+
+def operations_of(call: Callable[[], Any]) -> int:
+    """Floating-point operations of call() on the meta device."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return counter.get_total_flops()
+
+
+def optimizer_bytes(make: Callable[..., torch.optim.Optimizer]) -> float:
+    """Bytes that an optimiser keeps for each parameter, by one step of it on a small tensor."""
+    parameter = nn.Parameter(torch.zeros(1024))
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer = make([parameter])
+    optimizer.step()
+    states = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor) and value.dim()]
+    return sum(value.nbytes for value in states) / parameter.numel()
+
+
+class JobCost:
+    """The job of `cfg`: `teacher` and `student` on the meta device, `outlook` of its method, and what they take."""
+
+    def __init__(self, cfg: DictConfig):
+        from common.architectures import meta_teacher
+
+        self.cfg = cfg
+        self.teacher: Teacher = meta_teacher(cfg.teacher.path)
+        self.method = hydra.utils.instantiate(cfg.method, _convert_="all")
+        look = getattr(self.method, "outlook", None)
+        self.known = look is not None
+        unknown = Outlook(note="the method does not tell what scoring and student take; the teacher's size is assumed")
+        self.outlook: Outlook = look(self.teacher.denoiser, self.calibration_size()) if look else unknown
+        plan = self.outlook.plan
+        self.student = copy.deepcopy(self.teacher.denoiser) if plan is None else apply_plan(self.teacher.denoiser, plan)
+        if cfg.distill.steps and cfg.distill.trainer.precision not in PRECISIONS:
+            raise InputError(f"distill.trainer.precision={cfg.distill.trainer.precision!r} is none of {', '.join(PRECISIONS)}.")
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        return [each for each in (self.teacher.text_encoder, self.teacher.text_encoder_2) if each is not None]
+
+    @property
+    def captioned(self) -> bool:
+        return bool(self.text_encoders)
+
+    @property
+    def tokens(self) -> int:
+        """Of a caption."""
+        return self.text_encoders[0].config.max_position_embeddings
+
+    @property
+    def half(self) -> bool:
+        """Whether denoisers are scored and sampled in half precision."""
+        return pick_precision(self.cfg) != "32"
+
+    @property
+    def guided(self) -> int:
+        """Rows of a forward pass for each sample that is drawn."""
+        return 2 if self.captioned and self.cfg.evaluation.guidance_scale > 1 else 1
+
+    def calibration_size(self) -> CalibrationSize:
+        settings = self.cfg.calibration
+        return CalibrationSize(
+            conditions=settings.num_conditions if self.captioned else 1,
+            samples=settings.samples,
+            steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            rows=settings.data_rows,
+            timesteps=self.teacher.scheduler.config.num_train_timesteps,
+            captioned=self.captioned,
+        )
+
+    def inputs(self, batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]:
+        """Arguments of `predict` for either denoiser, `batch` rows."""
+        given = {"encoder_hidden_states": torch.empty(1, self.tokens, 1, device="meta")} if self.captioned else None
+        (latents, timesteps), conditions = probe_inputs(self.teacher.denoiser, given)
+
+        def rows(value: torch.Tensor) -> torch.Tensor:
+            return value.new_empty(batch, *value.shape[1:])
+
+        return (rows(latents), rows(timesteps)), {name: rows(value) for name, value in conditions.items()}
+
+    @cached_property
+    def macs(self) -> dict[str, Macs]:
+        arguments = self.inputs(1)
+        return {"teacher": count_macs(self.teacher.denoiser, *arguments), "student": count_macs(self.student, *arguments)}
+
+    @cached_property
+    def image_operations(self) -> dict[str, int]:
+        """Of encoding and decoding an image, and of reading a caption."""
+        autoencoder = self.teacher.autoencoder
+        latents = torch.empty(1, *self.teacher.latent_shape, device="meta")
+        found = {
+            "encode": operations_of(lambda: autoencoder.encode(self.images(1))),
+            "decode": operations_of(lambda: autoencoder.decode(latents)),
+            "read": 0,
+        }
+        for encoder in self.text_encoders:
+            ids = torch.zeros(1, self.tokens, dtype=torch.long, device="meta")
+            found["read"] += operations_of(partial(encoder, ids))
+        return found
+
+    def images(self, count: int) -> torch.Tensor:
+        """What the autoencoder encodes to latents of the teacher's shape."""
+        return torch.empty(count, self.teacher.autoencoder.config.in_channels, *self.teacher.image_size, device="meta")
+
+    # memory
+
+    def resident(self) -> dict[str, int]:
+        """Bytes of the networks that a job holds all along, in single precision."""
+        others = [network for network in self.teacher.networks if network is not self.teacher.denoiser]
+        found = {
+            "teacher's denoiser": [self.teacher.denoiser],
+            "autoencoder" + (" and text encoder" if self.captioned else ""): others,
+            "pruned denoiser, kept to be measured": [self.student],
+        }
+        return {name: SINGLE_BYTES * sum(map(count_parameters, networks)) for name, networks in found.items()}
+
+    def distillation(self) -> dict[str, int]:
+        """Bytes of everything that a distillation step holds, by what it is; activations apart."""
+        settings, count = self.cfg.distill, count_parameters(self.student)
+        state = optimizer_bytes(hydra.utils.instantiate(settings.optimizer))
+        own = {
+            "student: weights": SINGLE_BYTES * count,
+            "student: gradients": SINGLE_BYTES * count,
+            "student: optimiser": round(state * count),
+            "student: average of the weights": SINGLE_BYTES * count if settings.ema_decay else 0,
+            "student: what the method keeps": self.outlook.per_parameter * count,
+        }
+        return {name: size for name, size in (own | self.resident()).items() if size}
+
+    def activations(self, batch: int, mixed: bool, checkpointing: bool) -> int:
+        """Bytes that a distillation step of `batch` samples holds at its peak besides what is always there."""
+        settings = self.cfg.distill
+        inputs, conditions = self.inputs(batch)
+        target = torch.empty_like(inputs[0])
+        pairs, losses = [], hydra.utils.instantiate(settings.feature_loss)
+        if settings.feature_weight:
+            pairs = feature_pairs(list(settings.features), self.student, self.teacher.denoiser)
+        taps = [
+            FeatureTaps(self.student, [ours for ours, _ in pairs]),
+            FeatureTaps(self.teacher.denoiser, [p for _, p in pairs]),
+        ]
+
+        def loss() -> torch.Tensor:
+            prediction = predict(self.student, *inputs, conditions)
+            total = F.mse_loss(prediction.float(), target)
+            if settings.output_weight or settings.feature_weight:
+                with torch.no_grad():
+                    wanted = predict(self.teacher.denoiser, *inputs, conditions)
+                total = total + F.mse_loss(prediction.float(), wanted.float())
+            if settings.feature_weight:
+                total = total + torch.stack(losses(taps[0].features(), taps[1].features())).sum()
+            return total
+
+        try:
+            return step_bytes(self.student, loss, mixed, checkpointing, [self.teacher.denoiser])
+        finally:
+            for tap in taps:
+                tap.remove()
+
+    # stages
+
+    def stages(self) -> list[Stage]:
+        """All stages of the job, as if nothing of it were there yet."""
+        found = [
+            self.scoring(),
+            self.encoding(),
+            self.autoencoder_training(),
+            self.distilling(),
+            self.sampling(),
+            self.decoding(),
+        ]
+        return [stage for stage in found if stage is not None]
+
+    def scoring(self) -> Stage | None:
+        """The method's passes through the teacher's denoiser."""
+        look, denoiser = self.outlook, self.teacher.denoiser
+        if not look.forward:
+            return None
+        inputs, conditions = self.inputs(look.batch)
+        held = sum(list(self.resident().values())[:2])
+        if look.backward:  # gradients, and either their sums or the copy of the network that has them
+            held += 2 * SINGLE_BYTES * count_parameters(denoiser)
+            held += step_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions).square().mean(), self.half, False)
+        else:
+            held += forward_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions), self.half)
+        what = f"<= {look.forward:,} samples" + (" and back" if look.backward else "")
+        operations = 2 * self.macs["teacher"].total * (look.forward + 2 * look.backward)
+        return Stage("scoring", f"{what}, {look.batch} at once", operations, self.half, held)
+
+    def encoding(self) -> Stage | None:
+        """Latents and embeddings of the training images, once."""
+        if not self.cfg.distill.steps:
+            return None
+        rows, autoencoder = self.cfg.budget.training_images[self.cfg.task.name], self.teacher.autoencoder
+        batch = self.cfg.training_rows.batch_size
+        held = sum(self.resident().values()) + forward_bytes(autoencoder, lambda: autoencoder.encode(self.images(batch)))
+        views = 2 if self.cfg.training_rows.flip else 1
+        operations = rows * (views * self.image_operations["encode"] + self.image_operations["read"])
+        return Stage("encoding", f"{rows:,} images, {batch} at once", operations, memory=held)
+
+    def autoencoder_training(self) -> Stage | None:
+        """Where the method prunes the autoencoder; its memory is not estimated."""
+        settings = self.cfg.distill.autoencoder
+        if not getattr(self.method, "prunes_autoencoder", False) or not settings.steps:
+            return None
+        once = self.image_operations["encode"] + self.image_operations["decode"]
+        half = PRECISIONS[self.cfg.distill.trainer.precision]
+        what = f"{settings.steps:,} steps of {settings.batch_size}"
+        return Stage("autoencoder", what, 3 * once * settings.steps * settings.batch_size, half)
+
+    def distilling(self) -> Stage | None:
+        """Optimiser steps of batch_size x accumulate samples: the teacher forward, the student forward and back."""
+        settings = self.cfg.distill
+        if not settings.steps:
+            return None
+        with_teacher = bool(settings.output_weight or settings.feature_weight)
+        passes = 4 if settings.gradient_checkpointing else 3
+        macs = with_teacher * self.macs["teacher"].total + passes * self.macs["student"].total
+        samples = settings.steps * settings.batch_size * settings.accumulate
+        half = PRECISIONS[settings.trainer.precision]
+        held = sum(self.distillation().values())
+        held += self.activations(settings.batch_size, half, settings.gradient_checkpointing)
+        what = f"{settings.steps:,} steps of {settings.batch_size} x {settings.accumulate}"
+        return Stage("distilling", what, 2 * macs * samples, half, held)
+
+    def sampled(self) -> tuple[int, int]:
+        """Samples through the teacher's denoiser and through the student's, for all that is measured."""
+        settings, trained = self.cfg.evaluation, bool(self.cfg.distill.steps)
+        each = settings.images * self.guided * (settings.steps + sum(settings.more_steps))
+        on_the_way = max(0, self.cfg.distill.steps - 1) // settings.every if trained and settings.every else 0
+        return each, (1 + trained) * each + on_the_way * settings.images * self.guided * settings.steps
+
+    def sampling(self) -> Stage:
+        """Images of the teacher, of the pruned and of the distilled student, from noise to latents."""
+        settings, denoiser = self.cfg.evaluation, self.teacher.denoiser
+        theirs, ours = self.sampled()
+        inputs, conditions = self.inputs(settings.batch_size * self.guided)
+        held = self.measured() + forward_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions), self.half)
+        what = f"{settings.images:,} images a model, {settings.steps} steps, {settings.batch_size} at once"
+        operations = 2 * (theirs * self.macs["teacher"].total + ours * self.macs["student"].total)
+        return Stage("sampling", what, operations, self.half, held)
+
+    def decoding(self) -> Stage:
+        """Those latents to images; what features of them cost is left out."""
+        settings, autoencoder = self.cfg.evaluation, self.teacher.autoencoder
+        latents = torch.empty(settings.batch_size, *self.teacher.latent_shape, device="meta")
+        held = self.measured() + forward_bytes(autoencoder, lambda: autoencoder.decode(latents))
+        rounds = 1 + len(settings.more_steps)
+        on_the_way = max(0, self.cfg.distill.steps - 1) // settings.every if settings.every else 0
+        images = settings.images * ((2 + bool(self.cfg.distill.steps)) * rounds + on_the_way)
+        return Stage(
+            "decoding",
+            f"{images:,} images, {settings.batch_size} at once",
+            images * self.image_operations["decode"],
+            memory=held,
+        )
+
+    def measured(self) -> int:
+        """Bytes of the networks while models are compared: the distilled one comes to those that were there."""
+        trained = SINGLE_BYTES * count_parameters(self.student) if self.cfg.distill.steps else 0
+        return sum(self.resident().values()) + trained

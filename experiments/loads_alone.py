@@ -1,0 +1,73 @@
+"""Loads an exported folder with diffusers alone and draws from given noise; experiments/export.py runs it as a process apart.
+
+python -I loads_alone.py <folder> <given.safetensors> <drawn.safetensors> <steps> <guidance>
+
+The project is not there (its packages cannot be imported), and its sampler is not used. Prints one line of JSON: the
+class of the pipeline, or why diffusers could not build it and its parts had to be loaded one by one.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+for name in ("common", "experiments", "ld_pruner", "laptop_diff", "l1_diff", "baselines"):
+    sys.modules[name] = None
+
+import diffusers  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+
+def load(folder):
+    """Denoiser, autoencoder, scheduler, and what is told of the pipeline."""
+    index = json.loads((folder / "model_index.json").read_text())
+    autoencoder = "vae" if "vae" in index else "vqvae"
+    try:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            folder, trust_remote_code=True, torch_dtype=torch.float32, local_files_only=True
+        )
+        told = {"pipeline": type(pipeline).__name__, "reason": None}
+        return pipeline.unet, getattr(pipeline, autoencoder), pipeline.scheduler, told
+    except Exception as error:  # a pipeline class that this version of diffusers, or what is installed, does not have
+        told = {"pipeline": None, "reason": " ".join(str(error).split())[:300] or type(error).__name__}
+    unet, decoder = (
+        diffusers.AutoModel.from_pretrained(folder, subfolder=name, trust_remote_code=True, torch_dtype=torch.float32)
+        for name in ("unet", autoencoder)
+    )
+    scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder, subfolder="scheduler")
+    return unet, decoder, scheduler, told
+
+
+@torch.no_grad()
+def draw(unet, autoencoder, scheduler, given, steps, guidance):
+    """Final latents and images by DDIM, written out once more."""
+    scheduler = diffusers.DDIMScheduler.from_config(scheduler.config)
+    scheduler.set_timesteps(steps)
+    latents = given["noise"] * scheduler.init_noise_sigma
+
+    def predict(timestep, kind):
+        values = {key.partition(".")[2]: value for key, value in given.items() if key.startswith(f"{kind}.")}
+        added = {key: values.pop(key) for key in ("text_embeds", "time_ids") if key in values}
+        if added:
+            values["added_cond_kwargs"] = added
+        return unet(scheduler.scale_model_input(latents, timestep), timestep, **values).sample
+
+    for timestep in scheduler.timesteps:
+        output = predict(timestep, "conditions")
+        if guidance > 1:
+            empty = predict(timestep, "empty")
+            output = empty + guidance * (output - empty)
+        latents = scheduler.step(output, timestep, latents).prev_sample
+    return {"latents": latents, "images": autoencoder.decode(latents / autoencoder.config.scaling_factor).sample}
+
+
+def main():
+    folder, given, drawn, steps, guidance = sys.argv[1:]
+    *parts, told = load(Path(folder))
+    found = draw(*parts, load_file(given), int(steps), float(guidance))
+    save_file({name: value.contiguous() for name, value in found.items()}, drawn)
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
