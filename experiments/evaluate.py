@@ -45,7 +45,7 @@ def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
     if cfg.evaluation.every < 0 or any(steps < 1 for steps in cfg.evaluation.more_steps):
         given = f"evaluation.every={cfg.evaluation.every}, evaluation.more_steps={list(cfg.evaluation.more_steps)}"
         raise InputError(f"{given}: `every` is at least 0, and each number of steps at least 1.")
-    if cfg.evaluation.get("prompts") is not None:  # a row of before it came has none
+    if cfg.evaluation.prompts is not None:
         return prompts_of_file(cfg, hasattr(data, "captions")), None
     if not hasattr(data, "captions"):
         return [""] * count, None
@@ -186,7 +186,7 @@ def shared_samples(cfg: DictConfig, fingerprint: str, cache: Path) -> Path:
     protocol = {name: cfg.evaluation[name] for name in SAMPLING}
     later = {name: cfg.evaluation[name] for name in ("scheduler", "seeds")}
     protocol |= {name: value for name, value in later.items() if value != AS_BEFORE[f"evaluation.{name}"]}
-    name = content_name("samples", fingerprint, *parts, protocol, *prompts_content(cfg.evaluation.get("prompts")))
+    name = content_name("samples", fingerprint, *parts, protocol, *prompts_content(cfg.evaluation.prompts))
     return cache / f"samples-{name}{precision_suffix(cfg)}"
 
 

@@ -39,7 +39,6 @@ AS_BEFORE = {
     "evaluation.prompts": None,
     "evaluation.scheduler": None,
     "evaluation.seeds": "per_sample",
-    "task.data.expected": None,
     "inference_precision": "32",
 }
 
@@ -74,6 +73,15 @@ def job_settings(cfg: DictConfig) -> dict[str, Any]:
     if not resolved.get("training_rows", True):
         del resolved["training_rows"]
     return resolved
+
+
+def configuration_of(settings: dict[str, Any]) -> DictConfig:
+    """The configuration of a finished job from its row's settings, with what was left out of them at its usual value."""
+    cfg = OmegaConf.create(settings)
+    for path, usual in AS_BEFORE.items():
+        if OmegaConf.select(cfg, path) is None:
+            OmegaConf.update(cfg, path, usual)
+    return cfg
 
 
 def inner_group(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:

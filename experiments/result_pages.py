@@ -46,15 +46,14 @@ def table_beside_ours(rows: Sequence[Row], table: Mapping[str, Any], where: Path
 
 def first_samples(row: Row) -> dict[str, Any]:
     """The first images of the row's teacher and students, as they lie beside the row; none where they were deleted."""
-    from omegaconf import OmegaConf
-
     from common.pictures import upright
     from common.plans import PLAN_FILE, Plan
     from experiments.caches import load_tensors
     from experiments.evaluate import shared_samples
+    from experiments.jobs import configuration_of
 
     job = Path(row["path"]).parent
-    cfg = OmegaConf.create(row["settings"])
+    cfg = configuration_of(row["settings"])
     folders = {who: job / "samples" / who for who in row["models"]}
     if (job / "plan" / PLAN_FILE).is_file():
         folders["teacher"] = shared_samples(cfg, Plan.load(job / "plan").teacher, job.parents[2] / "cache")
@@ -65,10 +64,9 @@ def first_samples(row: Row) -> dict[str, Any]:
 
 def draw_sheet(rows: Sequence[Row], path: Path) -> None:
     """One line of samples a student, under the teacher's; no file where no samples are left."""
-    from omegaconf import OmegaConf
-
     from experiments.evaluate import evaluation_prompts
     from experiments.job_report import draw_samples
+    from experiments.jobs import configuration_of
 
     found = [first_samples(row) for row in rows]
     lines = next(({"teacher": images["teacher"]} for images in found if "teacher" in images), {})
@@ -77,7 +75,7 @@ def draw_sheet(rows: Sequence[Row], path: Path) -> None:
             name = f"{label} {Path(row['path']).parent.name}" if label in lines else label
             lines[name] = images[student(row)]
     if lines:
-        captions = evaluation_prompts(OmegaConf.create(rows[0]["settings"]))[0]
+        captions = evaluation_prompts(configuration_of(rows[0]["settings"]))[0]
         draw_samples(path, lines, captions[:FIRST])
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import InputError
 from experiments.evaluate import evaluation_prompts, shared_samples
-from experiments.jobs import job_folder, job_settings, register_job_folder
+from experiments.jobs import configuration_of, job_folder, job_settings, register_job_folder
 
 CONF = str(Path(__file__).resolve().parents[2] / "conf")
 
@@ -58,6 +58,9 @@ def test_how_rows_are_kept_does_not_change_a_job():
     same = compose("training_rows.rows_per_shard=9", "training_rows.batch_size=3", "training_rows.workers=2")
     assert job_folder(same) == job_folder(compose()) == job_folder(compose("training_rows.verify=false"))
     assert "training_rows" not in job_settings(compose()) and "prompts" not in job_settings(compose())["evaluation"]
+    whole = configuration_of(job_settings(compose()))
+    assert whole.evaluation.prompts is None and whole.training_rows.flip is False and whole.training_rows.dtype == "float32"
+    assert job_settings(whole) == job_settings(compose())
     for override in ("training_rows.flip=true", "training_rows.dtype=float16"):
         assert job_folder(compose(override)) != job_folder(compose())
         name, value = override.removeprefix("training_rows.").split("=")
