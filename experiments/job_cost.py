@@ -68,6 +68,7 @@ class JobCost:
         from common.architectures import meta_teacher
 
         self.cfg = cfg
+        self.peaks: dict[tuple[int, bool, bool], int] = {}  # of distillation steps, as each takes seconds
         self.teacher: Teacher = meta_teacher(cfg.teacher.path)
         self.method = hydra.utils.instantiate(cfg.method, _convert_="all")
         look = getattr(self.method, "outlook", None)
@@ -175,6 +176,13 @@ class JobCost:
 
     def activations(self, batch: int, mixed: bool, checkpointing: bool) -> int:
         """Bytes that a distillation step of `batch` samples holds at its peak besides what is always there."""
+        asked = (batch, mixed, checkpointing)
+        if asked not in self.peaks:
+            self.peaks[asked] = self.peak_of_step(*asked)
+        return self.peaks[asked]
+
+    def peak_of_step(self, batch: int, mixed: bool, checkpointing: bool) -> int:
+        """One step on the meta device: the student forward and back, the teacher forward, the recipe's losses."""
         settings = self.cfg.distill
         inputs, conditions = self.inputs(batch)
         target = torch.empty_like(inputs[0])
