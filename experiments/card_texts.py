@@ -148,7 +148,10 @@ def loading(row: Row, denoiser: str, found: Mapping[str, Any], where: str) -> tu
         lines = ["from diffusers import DiffusionPipeline", "", f'pipe = DiffusionPipeline.from_pretrained("{where}"{trust})']
         lines += ['image = pipe("a red apple").images[0]'] if row["settings"]["task"]["name"] == "t2i" else []
     else:
-        lines = ["from diffusers import AutoModel", "", f'unet = AutoModel.from_pretrained("{where}", subfolder="unet"{trust})']
+        lines = ["from diffusers import AutoModel"]  # which finds code of a model's own in that model's folder alone
+        lines += ["from huggingface_hub import snapshot_download"] if where != "." else []
+        lines += ["", f'folder = snapshot_download("{where}")' if where != "." else 'folder = "."']
+        lines += [f'unet = AutoModel.from_pretrained(f"{{folder}}/unet"{trust})']
     told = [f"`{found['pipeline']}`."] if found["pipeline"] else [f"The pipeline as a whole did not load: {found['reason']}"]
     if own:
         told.append(

@@ -18,6 +18,13 @@ import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 
+def load_part(folder, name):
+    """A network by its own folder; code is trusted where its config.json names some, and refused by diffusers elsewhere."""
+    own = "auto_map" in json.loads((folder / name / "config.json").read_text())
+    trust = {"trust_remote_code": True} if own else {}
+    return diffusers.AutoModel.from_pretrained(str(folder / name), torch_dtype=torch.float32, **trust)
+
+
 def load(folder):
     """Denoiser, autoencoder, scheduler, and what is told of the pipeline."""
     index = json.loads((folder / "model_index.json").read_text())
@@ -30,10 +37,7 @@ def load(folder):
         return pipeline.unet, getattr(pipeline, autoencoder), pipeline.scheduler, told
     except Exception as error:  # a pipeline class that this version of diffusers, or what is installed, does not have
         told = {"pipeline": None, "reason": " ".join(str(error).split())[:300] or type(error).__name__}
-    unet, decoder = (
-        diffusers.AutoModel.from_pretrained(folder, subfolder=name, trust_remote_code=True, torch_dtype=torch.float32)
-        for name in ("unet", autoencoder)
-    )
+    unet, decoder = (load_part(folder, name) for name in ("unet", autoencoder))
     scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder, subfolder="scheduler")
     return unet, decoder, scheduler, told
 
