@@ -21,12 +21,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from common.batches import generator_for
+from common.data_folder import data_content
 from common.errors import InputError
 from common.lazy_images import subset
 from common.progress import progress_bar
 from common.saved_images import through_files
 from experiments.caches import cached_tensors, content_name, load_tensors
-from experiments.evaluate import sample_folders
+from experiments.evaluate import captions_of, sample_folders
 
 Figures = dict[str, dict[str, float]]
 
@@ -81,9 +82,11 @@ def one_metric(
 def batches(folder: Path, captions: list[str]) -> Iterator[tuple[torch.Tensor, list[str] | None]]:
     """Images of each kept batch with their captions, which are None where there are none at all.
 
-    InputError where not every sample is there any more.
+    InputError where not every sample is there any more, or where they were drawn of other captions.
     """
     start, captioned = 0, any(captions)
+    if captioned:
+        captions_of(folder, captions)
     for path in sorted(folder.glob("[0-9]*.safetensors")):
         images = load_tensors(path)["images"]
         yield images, captions[start : start + len(images)] if captioned else None
@@ -111,7 +114,9 @@ def real_rows(cfg: DictConfig, name: str, metric: Any, cache: Path) -> torch.Ten
                 bar.advance(len(images))
         return {"rows": torch.cat(rows)}
 
-    found = content_name("real rows", settings, OmegaConf.to_container(cfg.task.data, resolve=True), chosen.tolist())
+    data_settings = OmegaConf.to_container(cfg.task.data, resolve=True)
+    parts = (cfg.evaluation.split, chosen.tolist(), *data_content(data)[:1])
+    found = content_name("real rows", settings, data_settings, *parts)
     return cached_tensors(cache / f"{found}.safetensors", compute)["rows"]
 
 
