@@ -98,12 +98,12 @@ def batches(folder: Path, captions: list[str]) -> Iterator[tuple[torch.Tensor, l
 def real_rows(cfg: DictConfig, name: str, metric: Any, cache: Path) -> torch.Tensor:
     """A metric's rows of the real images to compare with, evaluation.reference_images at most; computed once.
 
-    They are those of experiments.evaluate.Reference; as samples they go through the files that cfg.saved_images describes.
+    None of the data is held back, as experiments.evaluate.Reference does for its floor: published figures are against all.
+    As samples they go through the files that cfg.saved_images describes.
     """
     data = hydra.utils.instantiate(cfg.task.data, split=cfg.evaluation.split)
     order = torch.randperm(len(data), generator=generator_for(cfg.evaluation.seed, 2))
-    held_back = min(cfg.evaluation.images, len(data) // 2)
-    chosen = order[held_back : held_back + cfg.evaluation.reference_images]
+    chosen = order[: cfg.evaluation.reference_images]
     settings = metric_settings(cfg)[name]
 
     def compute() -> dict[str, torch.Tensor]:

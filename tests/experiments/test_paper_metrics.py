@@ -138,6 +138,8 @@ def test_shared_noise_is_one_stream():
         ("evaluation.seeds=global", "choose per_sample or shared"),
         ("evaluation.scheduler={name: Fast}", "diffusers has no FastScheduler"),
         ("metrics.fid.mode=sharp", "choose clean or legacy_pytorch"),
+        ("saved_images={quality: 75, size: 32, filter: cubic}", "saved_images.filter='cubic' is none of nearest, "),
+        ("saved_images={quality: 0, size: null, filter: bicubic}", "a quality from 1 to 100"),
     ],
 )
 def test_bad_settings(tiny_teacher_folder, tmp_path, override, expected):
@@ -182,6 +184,7 @@ def test_real_rows_follow_the_files(tmp_path):
     for index in range(20):
         Image.new("RGB", (15, 15), (100 + index, 0, 0)).save(tmp_path / "images" / f"{index:02d}.bmp")
     load_image_folder.cache_clear()
+    assert sorted(first[:, 0].tolist()) == [index for index in range(20) if index % 10 != 9]  # all of the split, none held back
     assert torch.allclose(real_rows(cfg, "fid", Means(), tmp_path), first + torch.tensor([100.0, 0, 0]))
 
 
