@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from common.data_folder import check_limit, evenly_spaced, files_of_split, tell
+from common.data_folder import Files, check_limit, evenly_spaced, files_of_split, tell
 from common.errors import InputError
 from common.music import Clips
 from common.progress import progress_bar
@@ -29,7 +29,8 @@ def load_audio_folder(folder: str | Path | None, split: str, limit: int | None, 
     if not pieces:
         raise InputError(f"{folder} holds no clip of split={split!r}: of {total} files {len(files)} belong to it.")
     chosen = evenly_spaced(range(len(pieces)), limit)
-    return Clips(images[list(chosen)], [pieces[index] for index in chosen], [""] * len(chosen))
+    source = Files(Path(folder), [str(path.relative_to(folder)) for path in files], [path.stat().st_size for path in files])
+    return Clips(images[list(chosen)], [pieces[index] for index in chosen], [""] * len(chosen), source.content)
 
 
 @lru_cache(maxsize=2)

@@ -105,7 +105,7 @@ def pretrained(kind: Any, path: str, **options: Any) -> Any:
     transformers.utils.logging.disable_progress_bar()
     try:
         return kind.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:  # transformers' kinds for what is absent, gated or damaged
+    except Exception as error:  # transformers, safetensors, pickle and the hub's client each raise their own kinds
         told = f"{path} has no {kind.__name__} ({first_line(error)})"
         raise InputError(f"{told}; download it elsewhere and give the folder.") from error
 

@@ -62,6 +62,18 @@ class Files:
         return Path(self.place, self.names[row]).read_bytes()
 
 
+def data_content(data: Any) -> list[str]:
+    """What tells a person's data from others under the same settings: of its files, by their loader, and of its captions.
+
+    Empty for data that comes with the project.
+    """
+    files = getattr(data, "content", None) or getattr(data.images, "content", None)
+    if files is None:
+        return []
+    captions = json.dumps(list(getattr(data, "captions", [])))
+    return [files, hashlib.sha256(captions.encode()).hexdigest()[:16]]
+
+
 def read_index(folder: str | Path, what: str, builder: str, keys: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     """The data folder and its index.json, which must have `keys`.
 

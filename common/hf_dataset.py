@@ -1,9 +1,12 @@
 """A data set of the Hugging Face `datasets` library, from a hub or from files: images, decoded when asked for, and captions."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from common.caption_files import caption_of
 from common.captioned_folder import captioned_images, readable_images
@@ -13,12 +16,17 @@ from common.lazy_images import check_size
 
 
 class HubImages:
-    """The image column of a datasets.Dataset, to be read by number (common.lazy_images.Source)."""
+    """The image column of a datasets.Dataset, to be read by number (common.lazy_images.Source).
 
-    def __init__(self, dataset: Any, column: str, place: str):
+    chosen: the numbers of its rows in the split. The library's folders are named for what the files in them were made of.
+    """
+
+    def __init__(self, dataset: Any, column: str, place: str, chosen: Sequence[int]):
         self.dataset, self.column, self.place = dataset, column, place
-        files = sorted((Path(file["filename"]).name, Path(file["filename"]).stat().st_size) for file in dataset.cache_files)
-        self.content = hashlib.sha256(f"{place} {len(dataset)} {files}".encode()).hexdigest()[:16]
+        paths = [Path(file["filename"]) for file in dataset.cache_files]
+        files = sorted(("/".join(path.parts[-4:]), path.stat().st_size) for path in paths)
+        rows = np.asarray(chosen, np.int64).tobytes()
+        self.content = hashlib.sha256(f"{place} {files} ".encode() + rows).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -60,7 +68,7 @@ def load_hub_dataset(
     if split not in ("train", "test"):
         raise InputError(f"{path} holds no image of split={split!r}; the splits are 'train' and 'test'.")
     own = train_split if split == "train" or test_split is None else test_split
-    dataset = open_dataset(path, name, revision, own)
+    dataset = open_dataset(path, name, revision, own, test_split is None)
     wanted_columns = [column for column in (image_column, caption_column) if column is not None]
     absent = [column for column in wanted_columns if column not in dataset.column_names]
     if absent:
@@ -69,15 +77,19 @@ def load_hub_dataset(
     if own == train_split:
         check_count(path, len(dataset), expected, "image")
     rows = range(len(dataset)) if test_split is not None else split_rows(len(dataset), split)
-    dataset = dataset.select(evenly_spaced(rows, limit))
-    images = HubImages(with_bytes(dataset, image_column, path), image_column, f"{path} ({own})")
+    chosen = evenly_spaced(rows, limit)
+    dataset = dataset.select(chosen)
+    images = HubImages(with_bytes(dataset, image_column, path), image_column, f"{path} ({own})", chosen)
     if caption_column is None:
         return Images(readable_images(images, split, size, interpolation))
     return captioned_images(images, [caption_of(value) for value in dataset[caption_column]], split, size, interpolation)
 
 
-def open_dataset(path: str | None, name: str | None, revision: str | None, split: str) -> Any:
-    """One split of a data set; InputError in one line for what the library cannot load."""
+def open_dataset(path: str | None, name: str | None, revision: str | None, split: str, alone: bool) -> Any:
+    """One split of a data set; InputError in one line for what the library cannot load.
+
+    alone: no other split is asked for. Of what has no splits (a .parquet file, one split saved to disk), there is none.
+    """
     try:
         import datasets
     except ImportError as error:
@@ -85,6 +97,8 @@ def open_dataset(path: str | None, name: str | None, revision: str | None, split
     if path is None:
         raise InputError("task.data.path=None: give a data set of a hub (owner/name), a folder, or a .parquet file.")
     local = Path(path)
+    if not alone and (local.suffix == ".parquet" or (local / "state.json").is_file()):
+        raise InputError(f"task.data.test_split: {path} has no splits; give null, and every tenth row is held out.")
     try:
         if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
             saved = datasets.load_from_disk(path)

@@ -42,6 +42,12 @@ def require(package: str) -> None:
         raise InputError(f'{package} is not installed: pip install -c constraints.txt -e ".[fid]"') from error
 
 
+def check_colour(name: str, images: torch.Tensor) -> None:
+    """InputError for images of another number of channels than Inception takes."""
+    if images.shape[1] != 3:
+        raise InputError(f"{name} is of images in colour, and these have {images.shape[1]} channel(s).")
+
+
 class InceptionDistances:
     """FID (Heusel et al. 2017) and KID (Binkowski et al. 2018) of uint8 images (count, 3, height, width), by clean-fid.
 
@@ -92,6 +98,7 @@ class InceptionDistances:
     @torch.no_grad()
     def rows(self, images: torch.Tensor, captions: list[str] | None) -> torch.Tensor:
         """Features (count, 2048)."""
+        check_colour(self.fid, images)
         resized = np.stack([self.resize(image) for image in images.permute(0, 2, 3, 1).numpy()])
         pixels = torch.from_numpy(resized).permute(0, 3, 1, 2).contiguous().to(self.device)  # 299 pixels, in [0, 255]
         if self.mode == "clean":
@@ -136,6 +143,7 @@ class InceptionScore:
     @torch.no_grad()
     def rows(self, images: torch.Tensor, captions: list[str] | None) -> torch.Tensor:
         """Logits (count, 1008)."""
+        check_colour(self.name, images)
         return self.network(images.to(self.device))[0].float().cpu()
 
     def figures(self, rows: torch.Tensor, real: torch.Tensor | None, seed: int) -> dict[str, float]:

@@ -15,11 +15,14 @@ from common.files import user_cache, write_json
 from common.lazy_images import DAMAGE, Source, in_threads, open_picture
 from common.progress import progress_bar
 
+UNREAD = "not to be had"  # a lost connection or a missing permission: not damage, and perhaps gone next time
+
 
 def readable(source: Source, wanted: Sequence[int], description: str) -> np.ndarray:
     """The wanted rows of `source` whose images can be decoded; the others are told in one line on standard error.
 
-    Every image is decoded once; what was found is kept in common.files.user_cache() under the content of the source.
+    Every image is decoded once; what was found is kept in common.files.user_cache() under the content of the source, unless
+    the system refused one of the files.
     """
     wanted = np.asarray(wanted, np.int64)
     known = f"{source.place} {source.content} "
@@ -32,8 +35,9 @@ def readable(source: Source, wanted: Sequence[int], description: str) -> np.ndar
                 bar.advance()
                 if error is not None:
                     damaged[row] = error
-        with suppress(OSError):  # a full or read-only home: they are looked at again next time
-            write_json(kept, damaged)
+        if not any(error.startswith(UNREAD) for error in damaged.values()):
+            with suppress(OSError):  # a full or read-only home: they are looked at again next time
+                write_json(kept, damaged)
     if damaged:
         names = [f"{source.name(row)}: {error}" for row, error in damaged.items()]
         tell(source.place, wanted, "skipped, damaged", names)
@@ -54,5 +58,5 @@ def _damage(source: Source, row: int) -> str | None:
     except Image.UnidentifiedImageError:
         return "not an image"
     except DAMAGE as error:
-        return str(error)
+        return f"{UNREAD}: {error.strerror}" if getattr(error, "errno", None) else str(error)
     return None

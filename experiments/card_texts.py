@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import SHIPPED
+from experiments.job_report import metrics_note
 from experiments.paper_table import markdown
 from experiments.rows import COUNTS, KNOBS, Row, method_name, metric_names, nonzero_parameters, recipe, student
 
@@ -94,12 +95,13 @@ def protocol_text(row: Row) -> str:
     """How the metrics were measured."""
     protocol = row["protocol"]
     guidance = f", guidance {protocol['guidance_scale']:g}" if protocol.get("guidance_scale") else ""
+    published = f" The papers' metrics: {metrics_note(row)}" if protocol.get("metrics") else ""
     return (
         f"{protocol['images']} samples of each model against {row['models']['real']['reference_images']} real ones of "
         f"`{data_name(row)}`; {protocol['steps']} sampling steps{guidance}; seeds: {protocol['seeds']} with seed "
         f"{protocol['seed']}; captions and images of the split `{protocol['split']}`. `fd_`, `kd_`: Fréchet and kernel "
         f"distance (x1000) over {protocol['extractor']}; they are no FID. `real`: as many other real images. `latent_mse`, "
-        "`ssim`: against the teacher's samples from equal seeds."
+        f"`ssim`: against the teacher's samples from equal seeds.{published}"
     )
 
 

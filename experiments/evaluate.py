@@ -1,5 +1,7 @@
 """The measuring stage of a job: samples from equal seeds and their distances."""
 
+import hashlib
+import json
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -12,7 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from common.batches import SharedNoise, generator_for, mix_seed, seeded_normal
+from common.data_folder import data_content
 from common.errors import InputError
+from common.files import write_atomically
 from common.processes import is_first
 from common.progress import progress_bar
 from common.sampling import sample_latents
@@ -23,6 +27,7 @@ from experiments.precision import computing, precision_suffix
 
 FEATURES_AT_ONCE = 512  # of real images, in one file
 SAMPLING = ("images", "steps", "guidance_scale", "batch_size", "split", "seed")  # what the samples of a model depend on
+CAPTIONS_OF_SAMPLES = "captions.sha256"  # beside the samples of a model: what they were drawn of
 SEEDS = {
     "per_sample": "one per sample, from (seed, index)",
     "shared": "one generator for all, which draws for one sample after the other",
@@ -92,8 +97,7 @@ class Reference:
             return {"features": extract_features(self.extractor, data.images[needed[rows.start : rows.stop]])}
 
         settings = (OmegaConf.to_container(cfg.task[part], resolve=True) for part in ("features", "data"))
-        files = [data.images.content] if hasattr(data.images, "content") else []
-        name = content_name("real", *settings, split, needed.tolist(), *files)
+        name = content_name("real", *settings, split, needed.tolist(), *data_content(data)[:1])  # features of images alone
         parts = []
         with progress_bar("features of real images", len(needed)) as bar:
             for _, part in cached_batches(cache / name, len(needed), FEATURES_AT_ONCE, compute):
@@ -190,6 +194,15 @@ def shared_samples(cfg: DictConfig, fingerprint: str, cache: Path) -> Path:
     return cache / f"samples-{name}{precision_suffix(cfg)}"
 
 
+def captions_of(samples: Path, captions: list[str]) -> bytes:
+    """A hash of the captions; InputError when those that the kept samples in the folder were drawn of were others."""
+    digest = hashlib.sha256(json.dumps(captions).encode()).hexdigest().encode()
+    kept = samples / CAPTIONS_OF_SAMPLES
+    if kept.is_file() and kept.read_bytes() != digest:
+        raise InputError(f"{samples} holds samples of other captions than the data has now: put those back, or delete it.")
+    return digest
+
+
 def evaluate(
     cfg: DictConfig,
     models: dict[str, Teacher],
@@ -216,6 +229,8 @@ def evaluate(
     first_images: dict[str, torch.Tensor] = {}
     for who, model in models.items():
         features, originals, squared, similar = [], [], 0.0, 0.0
+        if any(captions):
+            write_atomically(folders[who] / CAPTIONS_OF_SAMPLES, captions_of(folders[who], captions))
         batches = sampled_batches(cfg, model, captions, reference.extractor, who, folders[who])
         if not is_first():
             deque(batches, maxlen=0)

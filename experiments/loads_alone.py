@@ -12,6 +12,10 @@ from pathlib import Path
 
 for name in ("common", "experiments", "ld_pruner", "laptop_diff", "l1_diff", "baselines"):
     sys.modules[name] = None
+try:
+    import torchvision  # noqa: F401
+except Exception:  # built for another PyTorch, it would take transformers and diffusers with it; nothing here needs it
+    sys.modules["torchvision"] = None
 
 import diffusers  # noqa: E402
 import torch  # noqa: E402

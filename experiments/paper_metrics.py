@@ -21,12 +21,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from common.batches import generator_for
+from common.data_folder import data_content
 from common.errors import InputError
 from common.lazy_images import subset
 from common.progress import progress_bar
 from common.saved_images import through_files
 from experiments.caches import cached_tensors, content_name, load_tensors
-from experiments.evaluate import sample_folders
+from experiments.evaluate import captions_of, sample_folders
 
 Figures = dict[str, dict[str, float]]
 
@@ -81,9 +82,11 @@ def one_metric(
 def batches(folder: Path, captions: list[str]) -> Iterator[tuple[torch.Tensor, list[str] | None]]:
     """Images of each kept batch with their captions, which are None where there are none at all.
 
-    InputError where not every sample is there any more.
+    InputError where not every sample is there any more, or where they were drawn of other captions.
     """
     start, captioned = 0, any(captions)
+    if captioned:
+        captions_of(folder, captions)
     for path in sorted(folder.glob("[0-9]*.safetensors")):
         images = load_tensors(path)["images"]
         yield images, captions[start : start + len(images)] if captioned else None
@@ -95,12 +98,12 @@ def batches(folder: Path, captions: list[str]) -> Iterator[tuple[torch.Tensor, l
 def real_rows(cfg: DictConfig, name: str, metric: Any, cache: Path) -> torch.Tensor:
     """A metric's rows of the real images to compare with, evaluation.reference_images at most; computed once.
 
-    They are those of experiments.evaluate.Reference; as samples they go through the files that cfg.saved_images describes.
+    None of the data is held back, as experiments.evaluate.Reference does for its floor: published figures are against all.
+    As samples they go through the files that cfg.saved_images describes.
     """
     data = hydra.utils.instantiate(cfg.task.data, split=cfg.evaluation.split)
     order = torch.randperm(len(data), generator=generator_for(cfg.evaluation.seed, 2))
-    held_back = min(cfg.evaluation.images, len(data) // 2)
-    chosen = order[held_back : held_back + cfg.evaluation.reference_images]
+    chosen = order[: cfg.evaluation.reference_images]
     settings = metric_settings(cfg)[name]
 
     def compute() -> dict[str, torch.Tensor]:
@@ -111,7 +114,9 @@ def real_rows(cfg: DictConfig, name: str, metric: Any, cache: Path) -> torch.Ten
                 bar.advance(len(images))
         return {"rows": torch.cat(rows)}
 
-    found = content_name("real rows", settings, OmegaConf.to_container(cfg.task.data, resolve=True), chosen.tolist())
+    data_settings = OmegaConf.to_container(cfg.task.data, resolve=True)
+    parts = (cfg.evaluation.split, chosen.tolist(), *data_content(data)[:1])
+    found = content_name("real rows", settings, data_settings, *parts)
     return cached_tensors(cache / f"{found}.safetensors", compute)["rows"]
 
 

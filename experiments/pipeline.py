@@ -113,12 +113,14 @@ def write_row(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
 def add_to_row(cfg: DictConfig, row: dict[str, Any], folder: Path) -> bool:
     """Measures what a finished job's row lacks of cfg.metrics; whether the row has changed."""
     from common.processes import pick_device
+    from common.saved_images import check_saved
     from common.teachers import load_teacher
     from experiments.evaluate import evaluation_prompts
     from experiments.paper_metrics import lacking, measure_into
 
     if not cfg.metrics or not lacking(cfg, row):
         return False
+    check_saved(cfg.saved_images)
     before = copy.deepcopy(row)
     teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision)
     models = [who for who in row["models"] if who != "real"]
@@ -134,6 +136,7 @@ def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, A
     import hydra
 
     from common.processes import barrier, check_shares, on_first, pick_device
+    from common.saved_images import check_saved
     from common.teachers import load_student, load_teacher, save_student
     from experiments.evaluate import evaluate, evaluation_prompts
     from experiments.planning import check_steps, make_plans, prune
@@ -151,6 +154,7 @@ def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, A
     prompts = evaluation_prompts(cfg)  # before the long work: its settings may be wrong
     for settings in cfg.metrics.values():
         hydra.utils.instantiate(settings)
+    check_saved(cfg.saved_images)
     seconds: dict[str, float] = {}
     cache = Path(cfg.outputs) / "cache"
     method = hydra.utils.instantiate(cfg.method, _convert_="all")

@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from common.batches import MirroredRows, TensorRows
+from common.data_folder import data_content
 from common.errors import InputError
 from common.lazy_images import subset
 from common.shards import Shard, fill_shards, list_shards, open_columns, unsound
@@ -31,7 +32,7 @@ def row_shards(cfg: DictConfig, teacher: Teacher, data: Any, cache: Path) -> lis
     if settings.batch_size < 1 or (settings.workers is not None and settings.workers < 1):
         given = f"training_rows.batch_size={settings.batch_size}, training_rows.workers={settings.workers}"
         raise InputError(f"{given}: at least 1 of each is needed (workers=null: one a core).")
-    parts = (OmegaConf.to_container(cfg.task.data), getattr(data.images, "content", None), len(data))
+    parts = (OmegaConf.to_container(cfg.task.data, resolve=True), data_content(data), len(data))
     held = {name: settings[name] for name in ("dtype", "flip", "rows_per_shard")}
     name = content_name("training rows", teacher.fingerprint(), *parts, held)
     return list_shards(cache / f"rows-{name}", len(data), settings.rows_per_shard)

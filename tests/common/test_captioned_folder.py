@@ -95,6 +95,25 @@ def test_damage_is_found_once_and_remembered(tmp_path, capsys, monkeypatch):
     assert len(load(folder)) == 4
 
 
+def test_what_the_system_refuses_is_not_remembered_as_damage(tmp_path, capsys, monkeypatch):
+    from common.data_folder import Files
+
+    monkeypatch.setenv("BONSAI_CACHE", str(tmp_path / "cache"))
+    folder, read = write_folder(tmp_path / "a", 4), Files.read
+
+    def refused(self, row):
+        if row == 2:
+            raise OSError(5, "Input/output error")
+        return read(self, row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Files, "read", refused)
+        assert values(load(folder)) == [0, 10, 30]
+    assert "1 of 4 files skipped, damaged (02.png: not to be had: Input/output error)" in capsys.readouterr().err
+    load_captioned_folder.cache_clear()
+    assert values(load(folder)) == [0, 10, 20, 30] and "damaged" not in capsys.readouterr().err
+
+
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("BONSAI_CACHE", str(tmp_path / "file"))

@@ -1,5 +1,7 @@
 """CLIP score, PickScore and HPSv2 over a small random CLIP, against CLIPModel's own logits and open_clip's layout."""
 
+import shutil
+
 import pytest
 import torch
 from PIL import Image
@@ -151,6 +153,10 @@ def test_what_is_missing_is_told_in_one_line(folder, images, tmp_path):
     for model in ("xswu/HPSv2/absent.pt", str(tmp_path / "absent.pt")):
         with pytest.raises(InputError, match="absent.pt"):
             metric(folder, False, HumanPreferenceScore, model)
+    cut = shutil.copytree(folder, tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(InputError, match="has no CLIPModel"):
+        metric(folder, False, model=str(cut))
     (tmp_path / "damaged.pt").write_bytes(b"cut off")
     with pytest.raises(InputError, match="cannot be loaded"):
         metric(folder, False, HumanPreferenceScore, str(tmp_path / "damaged.pt"))

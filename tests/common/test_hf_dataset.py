@@ -83,6 +83,31 @@ def test_splits_saved_to_disk_and_images_alone(tmp_path):
     assert not hasattr(alone, "captions") and alone.images.shape == (3, 3, 32, 32)
 
 
+def test_replaced_files_and_other_rows_are_other_content(tmp_path):
+    """Pictures of the same names and sizes, and the equally many rows of the other split."""
+    import os
+
+    folder = write_folder(tmp_path / "a", 20)
+    train, test = (load_hub(folder, split, limit=2).images.content for split in ("train", "test"))
+    assert train != test and train == load_hub(folder, limit=2).images.content
+    path = folder / "00.png"
+    before = path.stat()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    load_hub_dataset.cache_clear()
+    assert load_hub(folder, limit=2).images.content != train
+
+
+def test_what_has_no_splits_is_not_its_own_test_split(tmp_path):
+    folder = write_folder(tmp_path / "a", 5)
+    path = write_parquet(folder, tmp_path / "b.parquet")
+    datasets.load_dataset(str(folder), split="train").save_to_disk(tmp_path / "saved")
+    for where, column in ((path, "picture"), (tmp_path / "saved", "image")):
+        assert len(load_hub(where, image_column=column)) == 5
+        for split in ("train", "test"):
+            with pytest.raises(InputError, match=r"test_split: .* has no splits; give null"):
+                load_hub(where, split, image_column=column, test_split="validation")
+
+
 def test_what_cannot_be_loaded_is_told(tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "a", 3)
     for settings, expected in {

@@ -147,6 +147,13 @@ def test_inception_score(weights, images):
         made.figures(rows[:1], None, seed=0)
 
 
+def test_spectrograms_are_refused(weights):
+    made = InceptionScore("inception_score", weights, splits=2, seed=2020)
+    for each in (made, metric(weights, "clean")):
+        with pytest.raises(ValueError, match="images in colour, and these have 1 channel"):
+            each.rows(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), None)
+
+
 def test_absent_and_damaged_weights_are_told_in_one_line(weights, tmp_path):
     from common.errors import InputError
 

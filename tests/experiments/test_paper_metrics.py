@@ -6,9 +6,10 @@ import torch
 
 from common.batches import SharedNoise
 from common.clip_scores import ClipScore
+from common.errors import InputError
 from experiments.caches import load_tensors
-from experiments.evaluate import evaluation_prompts, sampled_batches
-from experiments.paper_metrics import real_rows
+from experiments.evaluate import CAPTIONS_OF_SAMPLES, captions_of, evaluation_prompts, sampled_batches
+from experiments.paper_metrics import batches, real_rows
 from tests.commands import run
 from tests.random_weights import write_clip, write_inception
 from tests.small_jobs import job, the_row
@@ -108,7 +109,8 @@ def test_one_shared_generator_is_a_loop_over_diffusers_pipeline(tiny_teacher_fol
     options = {"num_inference_steps": 4, "generator": generator, "output_type": "latent"}  # guidance: the pipeline's default
     expected = torch.cat([pipeline(caption, **options).images for caption in captions])
     protocol = {"steps": 4, "guidance_scale": 7.5, "batch_size": 2, "seed": 1234, "seeds": "shared"}
-    cfg = OmegaConf.create({"evaluation": {**protocol, "scheduler": {"name": "PNDM", "skip_prk_steps": True}}})
+    settings = {**protocol, "scheduler": {"name": "PNDM", "skip_prk_steps": True}}
+    cfg = OmegaConf.create({"evaluation": settings, "inference_precision": "32"})
     extractor = torch.nn.Conv2d(3, 1, 1)
     extractor.forward = lambda images: images.float().mean((2, 3))
 
@@ -136,6 +138,8 @@ def test_shared_noise_is_one_stream():
         ("evaluation.seeds=global", "choose per_sample or shared"),
         ("evaluation.scheduler={name: Fast}", "diffusers has no FastScheduler"),
         ("metrics.fid.mode=sharp", "choose clean or legacy_pytorch"),
+        ("saved_images={quality: 75, size: 32, filter: cubic}", "saved_images.filter='cubic' is none of nearest, "),
+        ("saved_images={quality: 0, size: null, filter: bicubic}", "a quality from 1 to 100"),
     ],
 )
 def test_bad_settings(tiny_teacher_folder, tmp_path, override, expected):
@@ -160,3 +164,36 @@ def test_real_rows_are_computed_once(tmp_path):
     assert torch.equal(first, second) and first.shape == (6, 3) and seen == [6]
     changed = OmegaConf.merge(cfg, {"saved_images": {"quality": 10, "size": 32, "filter": "bicubic"}})
     assert not torch.equal(real_rows(changed, "fid", Means(), tmp_path), first) and seen == [6, 6]
+
+
+def test_real_rows_follow_the_files(tmp_path):
+    from PIL import Image
+
+    from common.image_folder import load_image_folder
+
+    class Means:
+        def rows(self, images, captions):
+            return images.float().mean((2, 3))
+
+    (tmp_path / "images").mkdir()
+    for index in range(20):
+        Image.new("RGB", (16, 16), (index, 0, 0)).save(tmp_path / "images" / f"{index:02d}.bmp")
+    own = ["task=uig", "task/data=image_folder", f"task.data.folder={tmp_path / 'images'}", "task.data.size=16"]
+    cfg = compose_config("config", "metrics=[fid]", *own, "evaluation.images=4", "evaluation.reference_images=20")
+    first = real_rows(cfg, "fid", Means(), tmp_path)
+    for index in range(20):
+        Image.new("RGB", (15, 15), (100 + index, 0, 0)).save(tmp_path / "images" / f"{index:02d}.bmp")
+    load_image_folder.cache_clear()
+    assert sorted(first[:, 0].tolist()) == [index for index in range(20) if index % 10 != 9]  # all of the split, none held back
+    assert torch.allclose(real_rows(cfg, "fid", Means(), tmp_path), first + torch.tensor([100.0, 0, 0]))
+
+
+def test_samples_of_other_captions_are_not_scored(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, tmp_path / "000000.safetensors")
+    assert [captions for _, captions in batches(tmp_path, ["a cat", "a dog"])] == [["a cat", "a dog"]]
+    (tmp_path / CAPTIONS_OF_SAMPLES).write_bytes(captions_of(tmp_path, ["a cat", "a dog"]))
+    assert len(list(batches(tmp_path, ["a cat", "a dog"]))) == 1
+    with pytest.raises(InputError, match="samples of other captions"):
+        list(batches(tmp_path, ["a cat", "a cow"]))

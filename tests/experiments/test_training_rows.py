@@ -103,6 +103,13 @@ def test_rows_are_computed_once_and_follow_the_files(tiny_teacher, folder, tmp_p
     load_captioned_folder.cache_clear()
     training_rows(cfg, tiny_teacher, tmp_path)
     assert len(list(tmp_path.glob("rows-*"))) == 2
+    table = folder / "metadata.csv"
+    table.write_text(table.read_text().replace("thing 4", "an apple"))
+    load_captioned_folder.cache_clear()
+    rows, captions = training_rows(cfg, tiny_teacher, tmp_path), hydra.utils.instantiate(cfg.task.data, split="train").captions
+    assert "an apple" in captions and len(list(tmp_path.glob("rows-*"))) == 3
+    states = tiny_teacher.encode_captions(captions)["encoder_hidden_states"]
+    assert torch.allclose(read(cfg, rows, len(captions))["encoder_hidden_states"], states, atol=1e-6)
 
 
 def test_bad_settings_are_told(tiny_teacher, folder, tmp_path):
