@@ -3,7 +3,7 @@
 python benchmarks/full_size.py ldm4_celebahq audio_diffusion sd1       write their folders and data, run every method
 python benchmarks/full_size.py sd1 --methods laptop_diff --steps 1     with one step of distillation
 
-Each job scores on one condition, one sample, one step, saves its student, and draws two samples in one step: enough to pass
+Each job scores on one row, one sample, one step (LD-Pruner transformers alone), saves its student, and draws two samples in one step: enough to pass
 through everything, nothing to judge a method by.
 """
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 METHODS = {
     "bk_sdm": ["method.variant=base"],
     "laptop_diff": ["method.ratio=0.5", "method.batch_size=1", "method.copies=1"],
-    "ld_pruner": ["method.k=20", "method.rows=1", "method.screen_rows=1", "method.kinds=[transformer,resnet,attention]"],
+    "ld_pruner": ["method.k=6", "method.rows=1", "method.screen_rows=1", "method.kinds=[transformer]"],
     "magnitude": ["method.ratio=0.5"],
     "random_layers": ["method.ratio=0.5"],
     "l1_diff": ["method.sparsity=0.5", "method.batch_size=1"],
@@ -32,10 +32,12 @@ SMALL = [
     "calibration.num_conditions=1",
     "calibration.samples=1",
     "calibration.steps=1",
-    "calibration.data_rows=2",
+    "calibration.data_rows=1",
+    "calibration.guidance_scale=1",
     "evaluation.images=2",
     "evaluation.reference_images=8",
     "evaluation.steps=1",
+    "evaluation.guidance_scale=1",
     "evaluation.batch_size=1",
     "evaluation.latency_rounds=1",
     "evaluation.latency_batch=1",
