@@ -3,7 +3,7 @@
 python benchmarks/full_size.py ldm4_celebahq audio_diffusion sd1       write their folders and data, run every method
 python benchmarks/full_size.py sd1 --methods laptop_diff --steps 1     with one step of distillation
 
-Each job scores on one row, one sample, one step (LD-Pruner transformers alone), saves its student, and draws two samples in one step: enough to pass
+Each job scores on one row in one step, saves its student, and draws two samples in one step: enough to pass
 through everything, nothing to judge a method by.
 """
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 METHODS = {
     "bk_sdm": ["method.variant=base"],
     "laptop_diff": ["method.ratio=0.5", "method.batch_size=1", "method.copies=1"],
-    "ld_pruner": ["method.k=6", "method.rows=1", "method.screen_rows=1", "method.kinds=[transformer]"],
+    "ld_pruner": ["method.k=6", "method.rows=1", "method.screen_rows=1", "method.kinds=[transformer,resnet]"],
     "magnitude": ["method.ratio=0.5"],
     "random_layers": ["method.ratio=0.5"],
     "l1_diff": ["method.sparsity=0.5", "method.batch_size=1"],
