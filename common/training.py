@@ -51,9 +51,7 @@ class ExponentialAverage(L.Callback):
         self.network = network
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.ema.to(pl_module.device)
-        pairs = zip(self.ema.shadow_params, self.network.parameters(), strict=True)
-        self.ema.shadow_params = [shared_like(average, weight) for average, weight in pairs]
+        self.place(pl_module.device)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step > self.ema.optimization_step:
@@ -65,6 +63,13 @@ class ExponentialAverage(L.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.ema.load_state_dict(state)
+        self.place(next(self.network.parameters()).device)  # FSDP's strategy restores after on_fit_start
+
+    def place(self, device: torch.device) -> None:
+        """Averages on `device`, each cut as its weight is."""
+        self.ema.to(device)
+        pairs = zip(self.ema.shadow_params, self.network.parameters(), strict=True)
+        self.ema.shadow_params = [shared_like(average, weight) for average, weight in pairs]
 
     def copy_to_network(self, network: torch.nn.Module | None = None) -> None:
         """Puts the averaged weights into the network, or another one like it, for good."""
