@@ -66,6 +66,7 @@ def trainer_settings(cfg: DictConfig, device: torch.device, whole: bool = False)
     whole: each process holds the whole network, whatever the strategy. InputError for devices and nodes, which are as many as
     processes were started.
     """
+    from common.processes import process_count
     from common.training import parallel_settings
 
     settings = OmegaConf.to_container(cfg.distill.trainer, resolve=True)
@@ -77,7 +78,13 @@ def trainer_settings(cfg: DictConfig, device: torch.device, whole: bool = False)
             )
     devices = [device.index or 0] if device.type == "cuda" else 1
     settings |= {"accelerator": device.type, "devices": devices}
-    return settings | {"strategy": "auto"} | parallel_settings("ddp" if whole else settings.get("strategy", "auto"))
+    strategy = "ddp" if whole else settings.get("strategy", "auto")
+    if strategy == "fsdp" and process_count() > 1 and str(settings["precision"]).startswith("16"):
+        raise InputError(
+            f"distill.trainer.strategy=fsdp scales no losses for distill.trainer.precision={settings['precision']}: give "
+            "bf16-mixed or 32-true, or take ddp."
+        )
+    return settings | {"strategy": "auto"} | parallel_settings(strategy)
 
 
 def distill(

@@ -211,3 +211,12 @@ def test_bad_input_under_torchrun_is_told_once(tiny_teacher_folder, tmp_path):
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(told) == 1 and "k is from 0 to" in told[0]
     assert not list(tmp_path.rglob("result.json"))
+
+
+def test_losses_that_cannot_be_scaled_are_told_before_the_long_work(tiny_teacher_folder, tmp_path):
+    settings = ["distill.trainer.strategy=fsdp", "distill.trainer.precision=16-mixed"]
+    finished = together(*job("t2i", tiny_teacher_folder, tmp_path, *settings))
+    assert [each.returncode for each in finished] == [2, 2]
+    (line,) = lines(*finished)
+    assert line.endswith("precision=16-mixed: give bf16-mixed or 32-true, or take ddp.")
+    assert not list(tmp_path.rglob("plan.json"))
