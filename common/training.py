@@ -22,7 +22,10 @@ from common.progress import progress_bar
 from common.sharding import shared_like, whole
 
 # batches come from memory and are numbered (common/batches.py): no workers are needed, and resuming mid-epoch is exact
-IRRELEVANT = ".*(num_workers|treespec|many workers|not resumable|exists and is not empty|logging interval|Grad strides).*"
+IRRELEVANT = (
+    ".*(num_workers|treespec|many workers|not resumable|exists and is not empty|logging interval|Grad strides"
+    "|broadcast_buffers).*"
+)
 STRATEGIES = ("auto", "ddp", "fsdp")
 
 
@@ -139,7 +142,7 @@ def parallel_settings(strategy: str) -> dict[str, Any]:
             data_parallel_size=process_count(), tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     else:
-        way = DDPStrategy(forward_sync_buffers=False)
+        way = DDPStrategy(broadcast_buffers=False)  # by its name in every version since 2.9
     way.cluster_environment = TorchElasticEnvironment()
     return {"strategy": way, "devices": beside, "num_nodes": process_count() // beside}
 
