@@ -19,6 +19,7 @@ from common.errors import InputError
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 PATIENCE = timedelta(days=2)  # the others wait while the first one downloads, encodes or measures
+OF_A_STEP = timedelta(hours=2)  # in training nobody waits for long, and a process that has died is to be noticed
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,9 @@ def pick_device(name: str) -> str:
     local, beside = on_this_machine()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if beside > 1 and name.startswith("cuda:"):
-        raise InputError(f"device={name}: the {beside} processes of this machine need a device each; give device=cuda.")
-    if beside > 1 and name == "cuda":
+    if process_count() > 1 and name.startswith("cuda:"):
+        raise InputError(f"device={name}: each of the {process_count()} processes takes a device of its own; give device=cuda.")
+    if process_count() > 1 and name == "cuda":
         if torch.cuda.device_count() < beside:
             raise InputError(
                 f"{beside} processes on a machine where each sees {torch.cuda.device_count()} CUDA devices: start one for each "
@@ -143,7 +144,7 @@ class Group:
             torch.cuda.set_device(device)
         self.store, *_ = next(iter(distributed.rendezvous("env://", rank(), process_count(), timeout=timedelta(minutes=10))))
         settings = {"store": distributed.PrefixStore("job", self.store), "rank": rank(), "world_size": process_count()}
-        distributed.init_process_group(backend, **settings, timeout=PATIENCE)
+        distributed.init_process_group(backend, **settings, timeout=OF_A_STEP)
         self.objects = distributed.new_group(backend="gloo", timeout=PATIENCE)  # for what is not on a device
 
 

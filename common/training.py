@@ -22,7 +22,10 @@ from common.progress import progress_bar
 from common.sharding import shared_like, whole
 
 # batches come from memory and are numbered (common/batches.py): no workers are needed, and resuming mid-epoch is exact
-IRRELEVANT = ".*(num_workers|treespec|many workers|not resumable|exists and is not empty|logging interval|Grad strides).*"
+IRRELEVANT = (
+    ".*(num_workers|treespec|many workers|not resumable|exists and is not empty|logging interval|Grad strides"
+    "|broadcast_buffers).*"
+)
 STRATEGIES = ("auto", "ddp", "fsdp")
 
 
@@ -51,9 +54,7 @@ class ExponentialAverage(L.Callback):
         self.network = network
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.ema.to(pl_module.device)
-        pairs = zip(self.ema.shadow_params, self.network.parameters(), strict=True)
-        self.ema.shadow_params = [shared_like(average, weight) for average, weight in pairs]
+        self.place(pl_module.device)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step > self.ema.optimization_step:
@@ -65,6 +66,13 @@ class ExponentialAverage(L.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.ema.load_state_dict(state)
+        self.place(next(self.network.parameters()).device)  # FSDP's strategy restores after on_fit_start
+
+    def place(self, device: torch.device) -> None:
+        """Averages on `device`, each cut as its weight is."""
+        self.ema.to(device)
+        pairs = zip(self.ema.shadow_params, self.network.parameters(), strict=True)
+        self.ema.shadow_params = [shared_like(average, weight) for average, weight in pairs]
 
     def copy_to_network(self, network: torch.nn.Module | None = None) -> None:
         """Puts the averaged weights into the network, or another one like it, for good."""
@@ -134,7 +142,7 @@ def parallel_settings(strategy: str) -> dict[str, Any]:
             data_parallel_size=process_count(), tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     else:
-        way = DDPStrategy(forward_sync_buffers=False)
+        way = DDPStrategy(broadcast_buffers=False)  # by its name in every version since 2.9
     way.cluster_environment = TorchElasticEnvironment()
     return {"strategy": way, "devices": beside, "num_nodes": process_count() // beside}
 

@@ -3,6 +3,7 @@
 import errno
 import functools
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
         try:
             return command(settings)
         except Exception as error:
+            end_if_unread()
             message = explain(error)
             if not speaks():
                 sys.exit(2)
@@ -50,10 +52,20 @@ def one_line_composition_errors() -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print over several lines
     try:
         yield
+        end_if_unread()
     except (HydraException, OmegaConfBaseException) as error:
         message = str(error).partition("Config search path:")[0]
         if is_first():
             print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+def end_if_unread() -> None:
+    """Ends the command without a word (exit code 1) where nobody reads what it prints any more: run.py ... | head."""
+    output = select.poll()
+    output.register(1, 0)
+    if any(event & select.POLLERR for _, event in output.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is not written yet
         sys.exit(1)
 
 

@@ -20,6 +20,8 @@ from common.teachers import Teacher
 from common.training import ExponentialAverage
 from experiments.last_word import last_word
 
+PRECISIONS = {"32-true": False, "16-mixed": True, "bf16-mixed": True}  # whether matrix products are in half precision
+
 
 def feature_pairs(features: list[str], student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
     """(student path, teacher path) of the outputs that are compared.
@@ -64,8 +66,9 @@ def trainer_settings(cfg: DictConfig, device: torch.device, whole: bool = False)
     """Lightning's arguments: cfg.distill.trainer on the device that the teacher is on, and with the processes of this job.
 
     whole: each process holds the whole network, whatever the strategy. InputError for devices and nodes, which are as many as
-    processes were started.
+    processes were started, and for a precision that is unknown or that the strategy does not have.
     """
+    from common.processes import process_count
     from common.training import parallel_settings
 
     settings = OmegaConf.to_container(cfg.distill.trainer, resolve=True)
@@ -75,9 +78,17 @@ def trainer_settings(cfg: DictConfig, device: torch.device, whole: bool = False)
                 f"distill.trainer.{name}={settings[name]}: a job trains with the processes that were started for it: "
                 "torchrun --nproc_per_node=<devices> --nnodes=<nodes> run.py ..."
             )
+    if settings["precision"] not in PRECISIONS:
+        raise InputError(f"distill.trainer.precision={settings['precision']!r} is none of {', '.join(PRECISIONS)}.")
     devices = [device.index or 0] if device.type == "cuda" else 1
     settings |= {"accelerator": device.type, "devices": devices}
-    return settings | {"strategy": "auto"} | parallel_settings("ddp" if whole else settings.get("strategy", "auto"))
+    strategy = "ddp" if whole else settings.get("strategy", "auto")
+    if strategy == "fsdp" and process_count() > 1 and settings["precision"] == "16-mixed":
+        raise InputError(
+            f"distill.trainer.strategy=fsdp scales no losses for distill.trainer.precision={settings['precision']}: give "
+            "bf16-mixed or 32-true, or take ddp."
+        )
+    return settings | {"strategy": "auto"} | parallel_settings(strategy)
 
 
 def distill(

@@ -6,8 +6,9 @@ from omegaconf import DictConfig
 
 from common.cost import count_parameters
 from common.errors import InputError
+from experiments.distill_student import PRECISIONS
 from experiments.gpus import Gpu, find_gpu
-from experiments.job_cost import PRECISIONS, JobCost, Stage
+from experiments.job_cost import JobCost, Stage
 from experiments.memory import smaller
 
 GIB = 2**30

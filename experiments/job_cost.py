@@ -24,11 +24,10 @@ from common.plans import apply_plan
 from common.sampling import predict
 from common.step_memory import forward_bytes, step_bytes
 from common.teachers import Teacher
-from experiments.distill_student import feature_pairs
+from experiments.distill_student import PRECISIONS, feature_pairs
 from experiments.precision import pick_precision
 
 SINGLE_BYTES = 4
-PRECISIONS = {"32-true": False, "16-mixed": True, "bf16-mixed": True}  # whether matrix products are in half precision
 
 
 @dataclass(frozen=True)

@@ -134,10 +134,12 @@ def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, A
     run: the job's W&B run, or None. Returns what is left for one process to do: measure speeds, draw, put the row together.
     """
     import hydra
+    import torch
 
     from common.processes import barrier, check_shares, on_first, pick_device
     from common.saved_images import check_saved
     from common.teachers import load_student, load_teacher, save_student
+    from experiments.distill_student import trainer_settings
     from experiments.evaluate import evaluate, evaluation_prompts
     from experiments.planning import check_steps, make_plans, prune
     from experiments.tracking import loggers
@@ -149,8 +151,9 @@ def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, A
         raise InputError(
             f"distill.steps={cfg.distill.steps}: distill=none has no losses to train with; choose a recipe, or no steps."
         )
-    if cfg.distill.steps:
+    if cfg.distill.steps:  # before the long work as well
         check_shares(cfg.distill.batch_size, "distill.batch_size")
+        trainer_settings(cfg, torch.device(pick_device(cfg.device)))
     prompts = evaluation_prompts(cfg)  # before the long work: its settings may be wrong
     for settings in cfg.metrics.values():
         hydra.utils.instantiate(settings)

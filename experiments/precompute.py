@@ -16,8 +16,8 @@ from experiments.command_line import one_line_errors
 @hydra.main(version_base="1.3", config_path="../conf", config_name="precompute")
 @one_line_errors
 def main(cfg: DictConfig) -> None:
+    from common.processes import pick_device
     from common.teachers import load_teacher
-    from experiments.pipeline import pick_device
     from experiments.training_rows import training_rows
 
     teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))

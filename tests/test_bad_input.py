@@ -26,6 +26,7 @@ from tests.small_jobs import job
         ("device=cuda:9", "device='cuda:9' cannot be used here"),
         ("evaluation.images=0", "evaluation.images=0 is too small"),
         ("distill.features=[nothing]", "'nothing' matches no module of the teacher"),
+        ("distill.trainer.precision=fp16", "distill.trainer.precision='fp16' is none of 32-true, 16-mixed, bf16-mixed"),
         ("distill.steps=-1", "distill.steps=-1: at least 1"),
     ],
 )

@@ -130,20 +130,21 @@ def test_two_processes_equal_one(tiny_teacher_folders, tmp_path, method):
         zeros = [sum(int((value == 0).sum()) for value in weights(folder).values()) for folder in (one, two)]
         assert zeros[0] == zeros[1] > 100
         assert_close(losses(one, "autoencoder"), losses(two, "autoencoder"), 1e-4)
-    if method == "ld_pruner":
-        goes_on_in_another_number_of_processes(tiny_teacher_folders[task], tmp_path, settings, two)
+    if method != "l1_diff":  # ld_pruner in another number of processes, laptop_diff with weights and averages in parts
+        again = [*job(task, tiny_teacher_folders[task], tmp_path / "two", *TRAINING, *settings, method=method)]
+        goes_on(again, two, count=1 if method == "ld_pruner" else 2)
 
 
-def goes_on_in_another_number_of_processes(teacher, outputs, settings, folder):
-    """From step 16, where two processes had a checkpoint, one process reaches the student of two."""
+def goes_on(arguments, folder, count):
+    """From step 16, where two processes had a checkpoint, `count` processes reach the student of two."""
     import shutil
 
     wanted = weights(folder)
     shutil.rmtree(folder / "student")
     (folder / "result.json").unlink()
     (folder / "distill" / "step=20.ckpt").unlink()
-    done = run(*job("t2i", teacher, outputs / "two", *TRAINING, *settings), OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
+    for done in together(*arguments, count=count):
+        assert done.returncode == 0, done.stderr
     assert (folder / "distill" / "log" / "from_16").is_dir()
     for name, value in weights(folder).items():
         assert torch.allclose(value.float(), wanted[name].float(), atol=2e-3), name
@@ -210,3 +211,12 @@ def test_bad_input_under_torchrun_is_told_once(tiny_teacher_folder, tmp_path):
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(told) == 1 and "k is from 0 to" in told[0]
     assert not list(tmp_path.rglob("result.json"))
+
+
+def test_losses_that_cannot_be_scaled_are_told_before_the_long_work(tiny_teacher_folder, tmp_path):
+    settings = ["distill.trainer.strategy=fsdp", "distill.trainer.precision=16-mixed"]
+    finished = together(*job("t2i", tiny_teacher_folder, tmp_path, *settings))
+    assert [each.returncode for each in finished] == [2, 2]
+    (line,) = lines(*finished)
+    assert line.endswith("precision=16-mixed: give bf16-mixed or 32-true, or take ddp.")
+    assert not list(tmp_path.rglob("plan.json"))

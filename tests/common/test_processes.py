@@ -64,8 +64,21 @@ def test_each_process_takes_a_device_of_its_own(environment, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert processes.pick_device("auto") == "cuda:3" and asked == ["cuda:3"]
     assert processes.pick_device("cpu") == "cpu"
-    with pytest.raises(InputError, match="need a device each; give device=cuda"):
+    with pytest.raises(InputError, match="takes a device of its own; give device=cuda"):
         processes.pick_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match="4 processes on a machine where each sees 1 CUDA devices"):
         processes.pick_device("cuda")
+
+
+def test_alone_on_its_machine_a_process_still_names_its_device(environment, monkeypatch):
+    """Several machines with one GPU each: NCCL and Lightning need the number."""
+    import torch
+
+    environment |= {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert processes.pick_device("auto") == "cuda:0"
+    with pytest.raises(InputError, match="each of the 4 processes takes a device of its own"):
+        processes.pick_device("cuda:0")

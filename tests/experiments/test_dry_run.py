@@ -1,7 +1,10 @@
 """The plan of a job's cost: against counts made elsewhere, by hand, and on the command line."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 from experiments.dry_run import gpu_hours
 from experiments.gpus import GPUS
 from experiments.job_cost import JobCost, optimizer_bytes
-from tests.commands import run
+from tests.commands import ROOT, run
 from tests.test_conf import compose_config
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden_counts.json").read_text())
@@ -143,3 +146,13 @@ def test_what_does_not_fit_is_told_with_what_would(capsys):
     assert "does not fit into RTX3090 (24 GiB)\ntry distill.batch_size=64 distill.accumulate=2" in told
     dry_run(compose_config("config", *settings, "distill.batch_size=64", "distill.accumulate=2"))
     assert "fits into RTX3090 (24 GiB), with gradient checkpointing" in capsys.readouterr().out
+
+
+def test_nobody_has_to_read_it_to_the_end():
+    """python run.py ... dry_run=true | head: no traceback where the reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "run.py", "task=uig", "method=bk_sdm", "dry_run=true"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=200)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
