@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from common.errors import InputError
 
-PRECISIONS = ("32", "bf16", "16")
+PRECISIONS = ("32", "bf16")  # not fp16: gradients that are scored would vanish without a scaled loss
 
 
 def pick_precision(cfg: DictConfig) -> str:
@@ -22,10 +22,9 @@ def computing(cfg: DictConfig, device: Any) -> AbstractContextManager[Any]:
     """Matrix products and convolutions inside run in cfg.inference_precision, from weights in float32 (torch.autocast)."""
     import torch
 
-    precision = pick_precision(cfg)
-    if precision == "32":
+    if pick_precision(cfg) == "32":
         return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def precision_suffix(cfg: DictConfig) -> str:
