@@ -15,7 +15,7 @@ from common.batches import TensorRows
 from common.finite import check_loss, check_weights
 from common.processes import mean_over_processes
 from common.schedules import scheduler as learning_rate
-from common.teachers import save_whole
+from common.student_folders import save_whole
 from common.training import fit
 
 

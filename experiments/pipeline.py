@@ -138,7 +138,8 @@ def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, A
 
     from common.processes import barrier, check_shares, on_first, pick_device
     from common.saved_images import check_saved
-    from common.teachers import load_student, load_teacher, save_student
+    from common.student_folders import load_student, save_student
+    from common.teachers import load_teacher
     from experiments.distill_student import trainer_settings
     from experiments.evaluate import evaluate, evaluation_prompts
     from experiments.planning import check_steps, make_plans, prune

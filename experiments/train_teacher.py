@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
     from common.files import write_json
     from common.pictures import save_grid, upright
     from common.processes import refuse_others
-    from common.teachers import save_whole
+    from common.student_folders import save_whole
     from experiments.autoencoder_training import (
         encode_images,
         peak_signal_to_noise,

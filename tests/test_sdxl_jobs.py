@@ -9,7 +9,8 @@ from hydra.utils import instantiate
 
 from common.batches import seeded_normal
 from common.sampling import predict
-from common.teachers import load_student, load_teacher, save_student
+from common.student_folders import load_student, save_student
+from common.teachers import load_teacher
 from experiments.planning import make_plans, prune
 from tests.commands import ROOT, run
 from tests.conftest import publish_variant

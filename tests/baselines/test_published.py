@@ -12,7 +12,8 @@ from baselines.bk_sdm import plan_for
 from baselines.published import Published
 from common.errors import InputError
 from common.plans import Plan, apply_plan
-from common.teachers import load_denoiser, load_student, load_teacher, save_student
+from common.student_folders import load_student, save_student
+from common.teachers import load_denoiser, load_teacher
 from tests.conftest import publish_variant
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -10,7 +10,8 @@ from common.batches import TensorRows, seeded_normal
 from common.cost import probe_inputs
 from common.distillation import DenoiserTraining
 from common.sampling import sample_latents
-from common.teachers import load_student, load_teacher, save_student
+from common.student_folders import load_student, save_student
+from common.teachers import load_teacher
 
 CAPTIONS = ["a red apple 5, noto style", "x", "a flag of a country far away, and more than fits"]
 
