@@ -1,10 +1,10 @@
-"""Every method on the papers' models at full size with random weights, by the jobs of run.py: time and peak memory of each.
+"""Every method on the papers' models at full size with random weights, by the stages of a job: time and peak memory of each.
 
-python benchmarks/full_size.py ldm4_celebahq audio_diffusion sd1       write their folders and data, run every method
-python benchmarks/full_size.py sd1 --methods laptop_diff --steps 1     with one step of distillation
+python benchmarks/full_size.py sd1 ldm4_celebahq audio_diffusion       write their folders, run every method on each
+python benchmarks/full_size.py sd1 --methods laptop_diff --distill     and one step of distillation, one of sampling
 
-Each job scores on one row in one step, saves its student, and draws two samples in one step: enough to pass
-through everything, nothing to judge a method by.
+Each method plans on one row in one step, and its student is pruned, saved and loaded again: enough to pass through everything,
+nothing to judge a method by. Each runs in a process of its own.
 """
 
 import argparse
@@ -12,7 +12,9 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -32,39 +34,34 @@ SMALL = [
     "calibration.num_conditions=1",
     "calibration.samples=1",
     "calibration.steps=1",
-    "calibration.data_rows=1",
     "calibration.guidance_scale=1",
-    "evaluation.images=2",
-    "evaluation.reference_images=8",
-    "evaluation.steps=1",
-    "evaluation.guidance_scale=1",
+    "calibration.data_rows=1",
     "evaluation.batch_size=1",
-    "evaluation.latency_rounds=1",
-    "evaluation.latency_batch=1",
-    "logging=none",
+    "training_rows.batch_size=1",
 ]
+ONE_STEP = ["distill.steps=1", "distill.batch_size=1", "distill.accumulate=1", "distill.gradient_checkpointing=true"]
 
 
 def write_images(folder: Path) -> list[str]:
-    """24 tiles of the Blue Marble, 256 pixels wide; the settings that read them."""
+    """4 tiles of the Blue Marble, 256 pixels wide; the settings that read them."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
     with Image.open(ROOT / "data" / "earth" / "bmng.jpg") as world:
-        for index in range(24):
-            left, top = 216 * index, 900 + 40 * (index % 5)
+        for index in range(4):
+            left, top = 1100 * index, 900
             world.crop((left, top, left + 256, top + 256)).save(folder / f"{index:02d}.png")
     return ["task/data=image_folder", f"task.data.folder={folder}", "task.data.size=256"]
 
 
 def write_captioned_images(folder: Path) -> list[str]:
-    """24 emoji and their names in BK-SDM's layout, 512 pixels wide; the settings that read them."""
+    """4 emoji and their names in BK-SDM's layout, 512 pixels wide; the settings that read them."""
     from PIL import Image
 
     from common.emoji import load_emoji
 
     folder.mkdir(parents=True, exist_ok=True)
-    data = load_emoji("data/emoji", "train", limit=6)
+    data = load_emoji("data/emoji", "train", limit=1)
     with open(folder / "metadata.csv", "w", newline="") as handle:
         table = csv.writer(handle)
         table.writerow(["file_name", "text"])
@@ -75,7 +72,7 @@ def write_captioned_images(folder: Path) -> list[str]:
 
 
 def write_recordings(folder: Path) -> list[str]:
-    """24 recordings of 6 s and more, of the shipped music; the settings that read them."""
+    """4 recordings of 8 s of the shipped music; the settings that read them."""
     import soundfile
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
@@ -84,50 +81,95 @@ def write_recordings(folder: Path) -> list[str]:
 
     folder.mkdir(parents=True, exist_ok=True)
     sound = instantiate(OmegaConf.load(ROOT / "conf" / "teacher" / "small_uag.yaml").sound)
-    clips = load_music("data/music", "train", limit=96, sound=sound)
-    waves = sound.waveforms(clips.images, 8).unflatten(0, (24, 4)).flatten(1)
+    clips = load_music("data/music", "train", limit=16, sound=sound)
+    waves = sound.waveforms(clips.images, 8).unflatten(0, (4, 4)).flatten(1)
     for index, wave in enumerate(waves):
         soundfile.write(folder / f"{index:02d}.wav", wave.numpy(), sound.sample_rate)
-    return ["task/data=audio_folder", f"task.data.folder={folder}"]
+    return ["task/data=audio_folder", f"task.data.folder={folder}", "teacher=audio_diffusion"]
+
+
+def run_stages(overrides: list[str], folder: Path, distill: bool) -> dict[str, Any]:
+    """Loads the teacher, plans, prunes, saves and loads the student; `distill`: trains it for a step, and samples in one."""
+    import torch
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+
+    from common.cost import count_nonzero, peak_memory_mib
+    from common.sampling import sample_latents
+    from common.student_folders import load_student, save_student
+    from common.teachers import load_teacher
+    from experiments.jobs import register_job_folder
+    from experiments.planning import make_plans, prune
+    from experiments.train_student import train_student
+
+    register_job_folder()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", overrides)
+    cache, seconds, clock = folder.parent / "cache", {}, time.perf_counter()
+
+    def ended(stage: str) -> None:
+        nonlocal clock
+        seconds[stage] = time.perf_counter() - clock
+        clock = time.perf_counter()
+
+    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision)
+    ended("load")
+    method = instantiate(cfg.method, _convert_="all")
+    plans = make_plans(cfg, teacher, method, folder, cache)
+    student = prune(cfg, teacher, plans)
+    ended("plan")
+    if distill:
+        student = train_student(cfg, teacher, student, plans, method, [""], folder / "distill", cache)
+        ended("distill")
+    save_student(teacher, student, folder / "student")
+    trained = student.denoiser
+    student = load_student(teacher, folder / "student")
+    for name, value in student.denoiser.state_dict().items():
+        if not torch.equal(value, trained.state_dict()[name].half().float()):
+            raise SystemExit(f"error: {name} differs after saving and loading")
+    ended("save, load")
+    if distill:
+        conditions, empty = student.encode_captions(["a red apple"]), student.empty_condition()
+        latents = sample_latents(student.denoiser, student.scheduler, student.latent_shape, [0], conditions, empty, 1, 1.0, 1)
+        if not latents.isfinite().all():
+            raise SystemExit("error: the sample is not finite")
+        ended("sample")
+    return {"nonzero": count_nonzero(student.denoiser), "seconds": seconds, "peak": peak_memory_mib()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teachers", nargs="+", choices=TASKS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--steps", type=int, default=0, help="of distillation, one row each")
-    parser.add_argument("--work", type=Path, default=Path("outputs/full_size"), help="folders, data and jobs")
+    parser.add_argument("--distill", action="store_true", help="one step of distillation, and one of sampling")
+    parser.add_argument("--work", type=Path, default=Path("outputs/full_size"), help="folders, data and students")
+    parser.add_argument("--settings", nargs="*", help=argparse.SUPPRESS)  # of the process of one method
     arguments = parser.parse_args()
+    work = arguments.work.resolve()
+    (method, *_), (teacher, *_) = arguments.methods, arguments.teachers
+    if arguments.settings:
+        print(json.dumps(run_stages(arguments.settings, work / "students" / teacher / method, arguments.distill)))
+        return
 
     from common.architectures import write_random_folder
 
-    work = arguments.work.resolve()
     write = {"t2i": write_captioned_images, "uig": write_images, "uag": write_recordings}
-    print(f"{'':<29}{'student':>13}{'scoring':>9}{'distil':>8}{'save+load, measure':>20}{'peak':>11}")
     for teacher in arguments.teachers:
         if not (work / teacher / "model_index.json").is_file():
             write_random_folder(teacher, work / teacher)
         task = TASKS[teacher]
-        of_teacher = {"uag": ["teacher=audio_diffusion"]}.get(task, [])
         data = write[task](work / f"data_{task}")
-        trained = [f"distill.steps={arguments.steps}", "distill.batch_size=1", "distill.accumulate=1"]
-        recipe = trained if arguments.steps else ["distill=none"]
+        recipe = ONE_STEP if arguments.distill else ["distill=none"]
         for method in arguments.methods:
-            settings = [f"method={method}", f"task={task}", *of_teacher, f"teacher.path={work / teacher}", *data, *SMALL]
-            command = [*settings, *METHODS[method], *recipe, f"outputs={work / 'jobs' / teacher}"]
-            done = subprocess.run([sys.executable, "run.py", *command], cwd=ROOT, capture_output=True, text=True)
-            line = next((line for line in done.stdout.splitlines() if line.startswith(("result ", "This job is done"))), None)
-            if line is None:
-                print(f"{teacher:<16}{method:<13} failed:\n{done.stderr[-3000:]}", flush=True)
+            settings = [f"method={method}", f"task={task}", *data, f"teacher.path={work / teacher}", *SMALL, *METHODS[method]]
+            command = [__file__, teacher, "--methods", method, "--work", work, *["--distill"] * arguments.distill, "--settings"]
+            done = subprocess.run([sys.executable, *command, *settings, *recipe], cwd=ROOT, capture_output=True, text=True)
+            if done.returncode:
+                print(f"{teacher:<16} {method:<13} failed:\n{done.stderr[-3000:]}", flush=True)
                 continue
-            row = json.loads(Path(line.split()[1] if line.startswith("result") else line.split()[4]).read_text())
-            student = row["models"]["distilled" if arguments.steps else "pruned"]["nonzero_parameters"]
-            seconds, peak = row["seconds"], row["environment"]["peak_memory_mib"]
-            print(
-                f"{teacher:<16}{method:<13}{student:>13,}{seconds['scoring']:>8.0f}s{seconds['distilling']:>7.0f}s"
-                f"{seconds['measuring']:>19.0f}s{peak:>7,} MiB",
-                flush=True,
-            )
+            found = json.loads(done.stdout.splitlines()[-1])
+            times = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in found["seconds"].items())
+            print(f"{teacher:<16} {method:<13} {found['nonzero']:>11,}  {times}; {found['peak']:,.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":
