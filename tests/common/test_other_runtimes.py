@@ -26,7 +26,6 @@ from tests.small_students import as_teacher, expected, numbers, plan_of, small_u
         ("laptop_diff", "t2i", 1),
         ("bk_sdm", "t2i", 2),
         ("diff_pruning", "uig", 1),
-        ("l1_diff", "uig", 1),
     ],
 )
 def test_students_compute_the_same_in_other_runtimes(kind, task, layers, tmp_path):
