@@ -25,7 +25,7 @@ METHODS = {
     "ld_pruner": ["method.k=6", "method.rows=1", "method.screen_rows=1", "method.kinds=[transformer,resnet]"],
     "magnitude": ["method.ratio=0.5"],
     "random_layers": ["method.ratio=0.5"],
-    "l1_diff": ["method.sparsity=0.5", "method.batch_size=1"],
+    "l1_diff": ["method.sparsity=0.5", "method.batch_size=1", "method.scope=layer"],
     "diff_pruning": ["method.ratio=0.3", "method.rows=1", "method.every=500"],
     "dense": [],
 }

@@ -141,7 +141,7 @@ def test_the_papers_data_sets_compose_and_load(folder, capsys):
         cfg = compose("scale=paper", f"task/data={name}", f"task.data.folder={folder}")
         data = {split: hydra.utils.instantiate(cfg.task.data, split=split) for split in ("train", "test")}
         sizes = {split: len(part) for split, part in data.items()}
-        assert sizes == ({"train": 23, "test": 23} if name == "coco_val2014" else {"train": 21, "test": 2})
+        assert sizes == {"train": 23, "test": 23}  # each is for one purpose, and whole
         assert data["train"].images.shape[1:] == (3, 512, 512)
         assert f"23 captioned images, and {expected} are expected of this data set" in capsys.readouterr().err
         assert cfg.training_rows.dtype == "float16" and cfg.training_rows.flip is True
