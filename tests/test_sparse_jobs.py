@@ -128,7 +128,7 @@ def test_bad_settings_of_the_autoencoder(tiny_uig_teacher_folder, tmp_path):
         "distill.autoencoder.steps=-1": "distill.autoencoder.steps=-1: at least 1",
         "method.autoencoder_exclude=[nowhere]": "method.autoencoder_exclude: 'nowhere' matches no weight of VQModel",
         "evaluation.more_steps=[0]": "evaluation.more_steps=[0]: `every` is at least 0, and each number of steps at least 1",
-        "+distill.trainer.devices=2": "distill.trainer.devices=2: jobs train on one device so far",
+        "+distill.trainer.devices=2": "distill.trainer.devices=2: a job trains with the processes that were started for it",
     }.items():
         done = run(*job("uig", tiny_uig_teacher_folder, tmp_path, *OWN, override, method="l1_diff"))
         assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr
