@@ -42,7 +42,7 @@ def composed(monkeypatch, tmp_path):
 
 
 def records_of(path):
-    """The records of a .wandb file: LevelDB's log format after a header of 7 bytes, in blocks of 32 KiB."""
+    """The records of a .wandb file so far: LevelDB's log format after a header of 7 bytes, in blocks of 32 KiB."""
     from wandb.proto import wandb_internal_pb2
 
     data, position, parts = path.read_bytes(), 7, b""
@@ -50,6 +50,8 @@ def records_of(path):
         if 32768 - position % 32768 < 7:
             position += 32768 - position % 32768
         length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        if position + 7 + length > len(data):
+            return  # W&B is still writing this one
         parts += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # whole, or the last part
