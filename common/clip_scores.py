@@ -12,8 +12,8 @@ class ClipScore:
     """Mean cosine of the embeddings of image and caption; scaled: times the network's own logit scale (PickScore).
 
     name: under which it is given. model, processor: a folder or a hub name of the network, and of tokenizer and image
-    preprocessing; revision: of the model on the hub. size is that of the processor (224): images are resized by Pillow,
-    bicubic, as where these scores were published. batch_size: images at a time.
+    preprocessing; revision: of the model on the hub, and of the processor where that is the same repository. size is the
+    processor's (224): images are resized by Pillow, bicubic, as where these scores were published. batch_size: of images.
     """
 
     needs_real = False
@@ -26,8 +26,9 @@ class ClipScore:
         """Network and preprocessing; InputError where they are neither on the disk nor to be had."""
         from transformers import CLIPImageProcessorPil, CLIPTokenizer
 
-        self.tokenizer = pretrained(CLIPTokenizer, self.processor)
-        self.preprocessing = pretrained(CLIPImageProcessorPil, self.processor)
+        revision = self.revision if self.processor == self.model else None
+        self.tokenizer = pretrained(CLIPTokenizer, self.processor, revision=revision)
+        self.preprocessing = pretrained(CLIPImageProcessorPil, self.processor, revision=revision)
         self.network, self.device = self.load_network().to(device).eval().requires_grad_(False), device
 
     def load_network(self) -> torch.nn.Module:

@@ -7,7 +7,7 @@ from torch import nn
 
 from common.errors import InputError
 
-ADVICE = "the last checkpoint stays. Lower the learning rate, or clip gradients harder."
+ADVICE = "the last checkpoint stays. Lower the learning rate, clip gradients harder, or leave 16-mixed for bf16-mixed."
 
 
 def check_loss(loss: torch.Tensor, terms: Mapping[str, torch.Tensor], step: int) -> None:

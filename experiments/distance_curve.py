@@ -67,16 +67,20 @@ class DistanceCurve(L.Callback):
             reference = Reference(self.cfg, self.cfg.evaluation.split, self.cache, self.student.device)
             batches = sampled_batches(self.cfg, self.student, self.captions, reference.extractor, "on the way", scratch)
             distances = reference.distances(torch.cat([samples["features"] for _, samples in batches]))
-            names = list(self.cfg.metrics)
-            where = {"student": scratch}
-            figures, _ = measure(self.cfg, names, where, self.captions, self.cache, self.student.device)
-            return {**distances, **figures["student"]}
+            figures = on_first(lambda: self.paper_metrics(scratch))
+            return {**distances, **figures}
         finally:
             for parameter, weight in zip(network.parameters(), weights, strict=True):
                 parameter.data.copy_(weight)
             network.train(training)
             barrier()  # all have read
             on_first(lambda: shutil.rmtree(scratch, ignore_errors=True))
+
+    def paper_metrics(self, samples: Path) -> dict[str, float]:
+        """What can be had of cfg.metrics over `samples`."""
+        names, where = list(self.cfg.metrics), {"student": samples}
+        figures, _ = measure(self.cfg, names, where, self.captions, self.cache, self.student.device)
+        return figures["student"]
 
 
 def read_curve(folder: Path) -> list[dict[str, float]]:
