@@ -12,7 +12,7 @@ told in a line, and the others and the row are not lost.
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from omegaconf import DictConfig, OmegaConf
 from common.batches import generator_for
 from common.data_folder import data_content
 from common.errors import InputError
-from common.lazy_images import subset
 from common.progress import progress_bar
 from common.saved_images import through_files
-from experiments.caches import cached_tensors, content_name, load_tensors
+from experiments.caches import cached_batches, content_name, load_tensors
 from experiments.evaluate import captions_of, sample_folders
 
 Figures = dict[str, dict[str, float]]
+REAL_IMAGES_AT_ONCE = 64  # in one file
 
 
 def metric_settings(cfg: DictConfig) -> dict[str, dict[str, Any]]:
@@ -66,33 +66,32 @@ def one_metric(
     """Figures of one metric by model."""
     metric = hydra.utils.instantiate(cfg.metrics[name])
     metric.load(device)
-    saved = metric_settings(cfg)[name]["saved_images"]
     real = real_rows(cfg, name, metric, cache) if metric.needs_real else None
-    figures = {}
-    for who, folder in folders.items():
-        with progress_bar(f"{name}: {who}", len(captions)) as bar:
-            rows = []
-            for images, chosen in batches(folder, captions):
-                rows.append(metric.rows(through_files(images, saved), chosen))
-                bar.advance(len(images))
-        figures[who] = metric.figures(torch.cat(rows), real, cfg.evaluation.seed)
-    return figures
+    rows = {who: sample_rows(cfg, name, metric, who, folder, captions) for who, folder in folders.items()}
+    return {who: metric.figures(found, real, cfg.evaluation.seed) for who, found in rows.items()}
 
 
-def batches(folder: Path, captions: list[str]) -> Iterator[tuple[torch.Tensor, list[str] | None]]:
-    """Images of each kept batch with their captions, which are None where there are none at all.
+def sample_rows(cfg: DictConfig, name: str, metric: Any, who: str, folder: Path, captions: list[str]) -> torch.Tensor:
+    """A metric's rows of the samples in `folder`, which are as many as the captions; empty ones are none.
 
-    InputError where not every sample is there any more, or where they were drawn of other captions.
+    Kept beside the samples: what was interrupted goes on, and the teacher's are measured once for all jobs. InputError where a
+    sample is not there any more, or where they were drawn of other captions.
     """
-    start, captioned = 0, any(captions)
+    captioned = any(captions)
     if captioned:
         captions_of(folder, captions)
-    for path in sorted(folder.glob("[0-9]*.safetensors")):
-        images = load_tensors(path)["images"]
-        yield images, captions[start : start + len(images)] if captioned else None
-        start += len(images)
-    if start != len(captions):
-        raise InputError(f"{folder} holds {start} of {len(captions)} samples; delete the job's folder and run it again.")
+    settings = metric_settings(cfg)[name]
+
+    def compute(rows: range) -> dict[str, torch.Tensor]:
+        path = folder / f"{rows.start:06d}.safetensors"
+        images = load_tensors(path)["images"] if path.is_file() else ()
+        if len(images) != len(rows):
+            raise InputError(f"{path} does not hold {len(rows)} samples; delete the job's folder and run it again.")
+        images = through_files(images, settings["saved_images"])
+        return {"rows": metric.rows(images, captions[rows.start : rows.stop] if captioned else None)}
+
+    kept = folder / content_name("rows", settings)
+    return rows_in_batches(f"{name}: {who}", kept, len(captions), cfg.evaluation.batch_size, compute)
 
 
 def real_rows(cfg: DictConfig, name: str, metric: Any, cache: Path) -> torch.Tensor:
@@ -106,18 +105,26 @@ def real_rows(cfg: DictConfig, name: str, metric: Any, cache: Path) -> torch.Ten
     chosen = order[: cfg.evaluation.reference_images]
     settings = metric_settings(cfg)[name]
 
-    def compute() -> dict[str, torch.Tensor]:
-        rows = []
-        with progress_bar(f"{name}: real images", len(chosen)) as bar:
-            for images in subset(data.images, chosen).split(64):
-                rows.append(metric.rows(through_files(images, settings["saved_images"]), None))
-                bar.advance(len(images))
-        return {"rows": torch.cat(rows)}
+    def compute(rows: range) -> dict[str, torch.Tensor]:
+        images = data.images[chosen[rows.start : rows.stop]]
+        return {"rows": metric.rows(through_files(images, settings["saved_images"]), None)}
 
     data_settings = OmegaConf.to_container(cfg.task.data, resolve=True)
     parts = (cfg.evaluation.split, chosen.tolist(), *data_content(data)[:1])
-    found = content_name("real rows", settings, data_settings, *parts)
-    return cached_tensors(cache / f"{found}.safetensors", compute)["rows"]
+    kept = cache / content_name("real rows", settings, data_settings, *parts)
+    return rows_in_batches(f"{name}: real images", kept, len(chosen), REAL_IMAGES_AT_ONCE, compute)
+
+
+def rows_in_batches(
+    what: str, kept: Path, count: int, batch_size: int, compute: Callable[[range], dict[str, torch.Tensor]]
+) -> torch.Tensor:
+    """A metric's rows of `count` images, under a bar; batches are in the folder `kept`, or computed and written there."""
+    rows = []
+    with progress_bar(what, count) as bar:
+        for _, batch in cached_batches(kept, count, batch_size, compute):
+            rows.append(batch["rows"])
+            bar.advance(min(batch_size, count - batch_size * (len(rows) - 1)))
+    return torch.cat(rows)
 
 
 def lacking(cfg: DictConfig, row: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from common.clip_scores import ClipScore
 from common.errors import InputError
 from experiments.caches import load_tensors
 from experiments.evaluate import CAPTIONS_OF_SAMPLES, captions_of, evaluation_prompts, sampled_batches
-from experiments.paper_metrics import batches, real_rows
+from experiments.paper_metrics import real_rows, sample_rows
 from tests.commands import run
 from tests.random_weights import write_clip, write_inception
 from tests.small_jobs import job, the_row
@@ -64,7 +64,7 @@ def test_metrics_are_added_to_a_finished_job_and_what_is_missing_does_not_lose_t
     assert "metrics_missing" not in added and set(added["protocol"]["metrics"]) == {"clip_score", "pickscore"}
     scale = metric.network.logit_scale.exp().item()
     assert added["models"]["pruned"]["pickscore"] == pytest.approx(scale * added["models"]["pruned"]["clip_score"], abs=1e-5)
-    assert samples == {path: path.stat().st_mtime_ns for path in outputs.rglob("*.safetensors")}
+    assert samples == {path: path.stat().st_mtime_ns for path in samples}
 
 
 def test_bk_sdm_s_protocol_as_a_job(tiny_teacher_folder, tmp_path):
@@ -188,12 +188,51 @@ def test_real_rows_follow_the_files(tmp_path):
     assert torch.allclose(real_rows(cfg, "fid", Means(), tmp_path), first + torch.tensor([100.0, 0, 0]))
 
 
-def test_samples_of_other_captions_are_not_scored(tmp_path):
+class Counts:
+    """A metric that keeps what it has seen."""
+
+    def __init__(self):
+        self.seen = []
+
+    def rows(self, images, captions):
+        self.seen.append((len(images), captions))
+        return images.float().mean((1, 2, 3))[:, None]
+
+
+def written_samples(folder):
+    """Three samples in batches of two, and the configuration that they are of."""
     from safetensors.torch import save_file
 
-    save_file({"images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, tmp_path / "000000.safetensors")
-    assert [captions for _, captions in batches(tmp_path, ["a cat", "a dog"])] == [["a cat", "a dog"]]
-    (tmp_path / CAPTIONS_OF_SAMPLES).write_bytes(captions_of(tmp_path, ["a cat", "a dog"]))
-    assert len(list(batches(tmp_path, ["a cat", "a dog"]))) == 1
+    for start, count in ((0, 2), (2, 1)):
+        images = torch.arange(start, start + count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+        save_file({"images": images.contiguous()}, folder / f"{start:06d}.safetensors")
+    return compose_config("config", "metrics=[clip_score]", "evaluation.images=3", "evaluation.batch_size=2")
+
+
+def test_rows_of_samples_are_computed_once_and_an_interrupted_measurement_goes_on(tmp_path):
+    cfg, captions = written_samples(tmp_path), ["a cat", "a dog", "a cow"]
+    metric = Counts()
+    rows = sample_rows(cfg, "clip_score", metric, "teacher", tmp_path, captions)
+    assert rows.flatten().tolist() == [0, 1, 2] and metric.seen == [(2, captions[:2]), (1, captions[2:])]
+    (last,) = tmp_path.glob("*/000002.safetensors")
+    last.unlink()
+    assert torch.equal(sample_rows(cfg, "clip_score", metric, "teacher", tmp_path, captions), rows)
+    assert metric.seen[2:] == [(1, captions[2:])]
+    changed = compose_config("config", "metrics=[clip_score]", "metrics.clip_score.model=other", "evaluation.batch_size=2")
+    assert torch.equal(sample_rows(changed, "clip_score", metric, "teacher", tmp_path, captions), rows)
+    assert len(metric.seen) == 5  # another network: all anew
+
+
+def test_samples_that_are_gone(tmp_path):
+    cfg = written_samples(tmp_path)
+    (tmp_path / "000002.safetensors").unlink()
+    with pytest.raises(InputError, match=r"000002.safetensors does not hold 1 samples; delete"):
+        sample_rows(cfg, "clip_score", Counts(), "teacher", tmp_path, [""] * 3)
+
+
+def test_samples_of_other_captions_are_not_scored(tmp_path):
+    cfg, captions = written_samples(tmp_path), ["a cat", "a dog", "a cow"]
+    (tmp_path / CAPTIONS_OF_SAMPLES).write_bytes(captions_of(tmp_path, captions))
+    assert len(sample_rows(cfg, "clip_score", Counts(), "teacher", tmp_path, captions)) == 3
     with pytest.raises(InputError, match="samples of other captions"):
-        list(batches(tmp_path, ["a cat", "a cow"]))
+        sample_rows(cfg, "clip_score", Counts(), "teacher", tmp_path, ["a cat", "a dog", "a pig"])
