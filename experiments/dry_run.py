@@ -8,7 +8,8 @@ from common.cost import count_parameters
 from common.errors import InputError
 from experiments.distill_student import PRECISIONS
 from experiments.gpus import Gpu, find_gpu
-from experiments.job_cost import JobCost, Stage
+from experiments.job_cost import JobCost
+from experiments.job_stages import Stage, job_stages
 from experiments.memory import smaller
 
 GIB = 2**30
@@ -34,7 +35,7 @@ def dry_run(cfg: DictConfig) -> float:
             raise InputError(f"utilisation.{name}={share}: a share of the GPU's peak above 0, up to 1, is needed.")
     job = JobCost(cfg)
     print_networks(job)
-    stages = job.stages()
+    stages = job_stages(job)
     hours = print_stages(stages, gpu, cfg)
     if cfg.distill.steps:
         print_distillation(job, gpu)

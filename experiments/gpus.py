@@ -3,7 +3,7 @@
 How much of it a diffusion U-Net gets is cfg.utilisation, with these reasons for its defaults:
 
     half    0.15: BK-SDM-Base took about 300 h on one A100-80GB, 50,000 steps of 256 (its model card), which with images and
-            captions encoded on the way, counted as in experiments/job_cost.py, is 15 % of 312 TFLOPS; the 60 h of steps of
+            captions encoded on the way, counted as in experiments/job_stages.py, is 15 % of 312 TFLOPS; the 60 h of steps of
             64 are 19 %
     single  0.5: 50 steps of SD-v1 under guidance took 9.5 s in float32 on a TITAN RTX of 16.3 TFLOPS (diffusers'
             documentation, "Speed up inference"), 52 %. Where TF32 is on, as it is for convolutions, less time is needed

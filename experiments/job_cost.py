@@ -1,12 +1,7 @@
-"""What a job takes, from the meta device: sizes of its networks, memory of its stages, floating-point operations.
-
-Nothing is loaded. Operations are counted as published figures count MACs, twice, with attention products; a backward pass is
-two forward passes, and gradient checkpointing one more.
-"""
+"""The networks of a job on the meta device, and what they take: parameters, MACs and operations, memory. Nothing is loaded."""
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,23 +17,12 @@ from common.errors import InputError
 from common.outlook import CalibrationSize, Outlook
 from common.plans import apply_plan
 from common.sampling import predict
-from common.step_memory import forward_bytes, step_bytes
+from common.step_memory import step_bytes
 from common.teachers import Teacher
 from experiments.distill_student import PRECISIONS, feature_pairs
 from experiments.precision import pick_precision
 
 SINGLE_BYTES = 4
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Part of a job: what is done how often, floating-point operations in half and in single precision, bytes at the peak."""
-
-    name: str
-    what: str
-    operations: float
-    half: bool = False
-    memory: int = 0
 
 
 def operations_of(call: Callable[[], Any]) -> int:
@@ -148,8 +132,6 @@ class JobCost:
         """What the autoencoder encodes to latents of the teacher's shape."""
         return torch.empty(count, self.teacher.autoencoder.config.in_channels, *self.teacher.image_size, device="meta")
 
-    # memory
-
     def resident(self) -> dict[str, int]:
         """Bytes of the networks that a job holds all along, in single precision."""
         others = [network for network in self.teacher.networks if network is not self.teacher.denoiser]
@@ -209,104 +191,6 @@ class JobCost:
         finally:
             for tap in taps:
                 tap.remove()
-
-    # stages
-
-    def stages(self) -> list[Stage]:
-        """All stages of the job, as if nothing of it were there yet."""
-        found = [
-            self.scoring(),
-            self.encoding(),
-            self.autoencoder_training(),
-            self.distilling(),
-            self.sampling(),
-            self.decoding(),
-        ]
-        return [stage for stage in found if stage is not None]
-
-    def scoring(self) -> Stage | None:
-        """The method's passes through the teacher's denoiser."""
-        look, denoiser = self.outlook, self.teacher.denoiser
-        if not look.forward:
-            return None
-        inputs, conditions = self.inputs(look.batch)
-        held = sum(list(self.resident().values())[:2])
-        if look.backward:  # gradients, and either their sums or the copy of the network that has them
-            held += 2 * SINGLE_BYTES * count_parameters(denoiser)
-            held += step_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions).square().mean(), self.half, False)
-        else:
-            held += forward_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions), self.half)
-        what = f"<= {look.forward:,} samples" + (" and back" if look.backward else "")
-        operations = 2 * self.macs["teacher"].total * (look.forward + 2 * look.backward)
-        return Stage("scoring", f"{what}, {look.batch} at once", operations, self.half, held)
-
-    def encoding(self) -> Stage | None:
-        """Latents and embeddings of the training images, once."""
-        if not self.cfg.distill.steps:
-            return None
-        rows, autoencoder = self.cfg.budget.training_images[self.cfg.task.name], self.teacher.autoencoder
-        batch = self.cfg.training_rows.batch_size
-        held = sum(self.resident().values()) + forward_bytes(autoencoder, lambda: autoencoder.encode(self.images(batch)))
-        views = 2 if self.cfg.training_rows.flip else 1
-        operations = rows * (views * self.image_operations["encode"] + self.image_operations["read"])
-        return Stage("encoding", f"{rows:,} images, {batch} at once", operations, memory=held)
-
-    def autoencoder_training(self) -> Stage | None:
-        """Where the method prunes the autoencoder; its memory is not estimated."""
-        settings = self.cfg.distill.autoencoder
-        if not getattr(self.method, "prunes_autoencoder", False) or not settings.steps:
-            return None
-        once = self.image_operations["encode"] + self.image_operations["decode"]
-        half = PRECISIONS[self.cfg.distill.trainer.precision]
-        what = f"{settings.steps:,} steps of {settings.batch_size}"
-        return Stage("autoencoder", what, 3 * once * settings.steps * settings.batch_size, half)
-
-    def distilling(self) -> Stage | None:
-        """Optimiser steps of batch_size x accumulate samples: the teacher forward, the student forward and back."""
-        settings = self.cfg.distill
-        if not settings.steps:
-            return None
-        with_teacher = bool(settings.output_weight or settings.feature_weight)
-        passes = 4 if settings.gradient_checkpointing else 3
-        macs = with_teacher * self.macs["teacher"].total + passes * self.macs["student"].total
-        samples = settings.steps * settings.batch_size * settings.accumulate
-        half = PRECISIONS[settings.trainer.precision]
-        held = sum(self.distillation().values())
-        held += self.activations(settings.batch_size, half, settings.gradient_checkpointing)
-        what = f"{settings.steps:,} steps of {settings.batch_size} x {settings.accumulate}"
-        return Stage("distilling", what, 2 * macs * samples, half, held)
-
-    def sampled(self) -> tuple[int, int]:
-        """Samples through the teacher's denoiser and through the student's, for all that is measured."""
-        settings, trained = self.cfg.evaluation, bool(self.cfg.distill.steps)
-        each = settings.images * self.guided * (settings.steps + sum(settings.more_steps))
-        on_the_way = max(0, self.cfg.distill.steps - 1) // settings.every if trained and settings.every else 0
-        return each, (1 + trained) * each + on_the_way * settings.images * self.guided * settings.steps
-
-    def sampling(self) -> Stage:
-        """Images of the teacher, of the pruned and of the distilled student, from noise to latents."""
-        settings, denoiser = self.cfg.evaluation, self.teacher.denoiser
-        theirs, ours = self.sampled()
-        inputs, conditions = self.inputs(settings.batch_size * self.guided)
-        held = self.measured() + forward_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions), self.half)
-        what = f"{settings.images:,} images a model, {settings.steps} steps, {settings.batch_size} at once"
-        operations = 2 * (theirs * self.macs["teacher"].total + ours * self.macs["student"].total)
-        return Stage("sampling", what, operations, self.half, held)
-
-    def decoding(self) -> Stage:
-        """Those latents to images; what features of them cost is left out."""
-        settings, autoencoder = self.cfg.evaluation, self.teacher.autoencoder
-        latents = torch.empty(settings.batch_size, *self.teacher.latent_shape, device="meta")
-        held = self.measured() + forward_bytes(autoencoder, lambda: autoencoder.decode(latents))
-        rounds = 1 + len(settings.more_steps)
-        on_the_way = max(0, self.cfg.distill.steps - 1) // settings.every if settings.every else 0
-        images = settings.images * ((2 + bool(self.cfg.distill.steps)) * rounds + on_the_way)
-        return Stage(
-            "decoding",
-            f"{images:,} images, {settings.batch_size} at once",
-            images * self.image_operations["decode"],
-            memory=held,
-        )
 
     def measured(self) -> int:
         """Bytes of the networks while models are compared: the distilled one comes to those that were there."""

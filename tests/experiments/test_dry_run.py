@@ -13,6 +13,7 @@ import torch
 from experiments.dry_run import gpu_hours
 from experiments.gpus import GPUS
 from experiments.job_cost import JobCost, optimizer_bytes
+from experiments.job_stages import job_stages
 from tests.commands import ROOT, run
 from tests.test_conf import compose_config
 
@@ -87,7 +88,7 @@ def test_hours_of_single_precision_are_those_of_a_published_sampling_time():
 
 
 def test_stages_of_a_job_on_the_meta_device():
-    found = {stage.name: stage for stage in job("task=uig", "method=l1_diff").stages()}
+    found = {stage.name: stage for stage in job_stages(job("task=uig", "method=l1_diff"))}
     macs = GOLDEN["ldm-celebahq-256 UNet @64"]["macs_total"]
     assert found["scoring"].operations == 2 * macs * 256 * 3  # forward and back
     assert found["distilling"].operations == 2 * macs * 46_900 * 32 * 3  # no teacher, no checkpointing
