@@ -65,7 +65,8 @@ def download(name: str, revision: str | None, setting: str) -> Path:
         return InputError(f"The hub repository {name!r} {what}, or download it elsewhere and give {setting}=<folder>.")
 
     try:
-        found = wanted_files(HfApi().list_repo_files(name, revision=revision))
+        listed = HfApi().model_info(name, revision=revision).siblings  # list_repo_files waits long for a hub out of reach
+        found = wanted_files(file.rfilename for file in listed)
         if "model_index.json" not in found:
             raise InputError(f"The hub repository {name!r} has no model_index.json: it is not a diffusers pipeline.")
         return Path(snapshot_download(name, revision=revision, allow_patterns=found))

@@ -58,7 +58,7 @@ EXPECTED = {
 
 
 class Hub(BaseHTTPRequestHandler):
-    """owner/pipeline holds FILES at one commit; owner/gated and owner/words are there too, and nothing else."""
+    """owner/pipeline holds FILES at one commit; owner/gated lists them too, owner/words a text; nothing else is there."""
 
     def log_message(self, *_):
         pass
@@ -75,13 +75,13 @@ class Hub(BaseHTTPRequestHandler):
         path = unquote(urlparse(self.path).path)
         name = "/".join(path.removeprefix("/api/models").strip("/").split("/")[:2])
         rest = path.partition(name)[2].strip("/").split("/", 2)
-        if name == "owner/gated":
-            return self.answer(403, X_Error_Code="GatedRepo", X_Error_Message="Access is restricted")
-        if name not in ("owner/pipeline", "owner/words"):
+        if name not in ("owner/pipeline", "owner/words", "owner/gated"):
             return self.answer(401, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
-        if rest[1] not in ("main", COMMIT):
+        if rest != [""] and rest[1] not in ("main", COMMIT):
             return self.answer(404, X_Error_Code="RevisionNotFound", X_Error_Message="Invalid rev id")
-        files = FILES if name == "owner/pipeline" else {"README.md": "words"}
+        if name == "owner/gated" and rest[0] == "resolve":
+            return self.answer(403, X_Error_Code="GatedRepo", X_Error_Message="Access is restricted")
+        files = {"README.md": "words"} if name == "owner/words" else FILES
         if rest[0] == "resolve":
             body = files[rest[2]].encode()
             etag = f'"{hashlib.sha1(body).hexdigest()}"'
