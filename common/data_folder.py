@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,6 +93,18 @@ def read_index(folder: str | Path, what: str, builder: str, keys: Sequence[str])
     if absent:
         raise InputError(f"{folder / 'index.json'} is damaged (it lacks {', '.join(absent)}); build it anew.")
     return folder, document
+
+
+@lru_cache(maxsize=4)  # a job asks for its data several times
+def read_picture(path: Path, mode: str, what: str, builder: str) -> np.ndarray:
+    """Pixels (height, width) of mode "L" or (height, width, 3) of "RGB"; `what` and `builder` as in read_index."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert(mode))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}); build the {what} data with {builder}.") from error
 
 
 def files_of_split(folder: str | Path | None, split: str, endings: Collection[str], what: str) -> tuple[list[Path], int]:

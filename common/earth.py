@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from common.data_folder import Images, check_limit, evenly_spaced, read_index
+from common.data_folder import Images, check_limit, evenly_spaced, read_index, read_picture
 from common.errors import InputError
+
+BUILT = "Earth", "experiments/build_earth.py"
 
 
 def load_earth(folder: str | Path, split: str, limit: int | None = None, mirrored: bool = False) -> Images:
@@ -17,15 +18,11 @@ def load_earth(folder: str | Path, split: str, limit: int | None = None, mirrore
     directory or the project.
     """
     check_limit(limit, "tile")
-    folder, document = read_index(folder, "Earth", "experiments/build_earth.py", ("tile", "picture", "splits"))
+    folder, document = read_index(folder, *BUILT, ("tile", "picture", "splits"))
     if not document["splits"].get(split):
         raise InputError(f"{folder} holds no tile of split={split!r}; the splits are 'train' and 'test'.")
-    size, path = document["tile"], folder / document["picture"]
-    try:
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}); build the Earth data with experiments/build_earth.py.") from error
+    size = document["tile"]
+    pixels = read_picture(folder / document["picture"], "RGB", *BUILT)
     places = evenly_spaced(document["splits"][split], limit)
     tiles = np.stack([pixels[top : top + size, left : left + size] for left, top in places])
     images = torch.from_numpy(tiles).permute(0, 3, 1, 2).contiguous()

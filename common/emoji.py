@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from common.data_folder import CaptionedImages, check_limit, evenly_spaced, read_index
+from common.data_folder import CaptionedImages, check_limit, evenly_spaced, read_index, read_picture
 from common.errors import InputError
+
+BUILT = "emoji", "experiments/build_emoji.py"
 
 
 def load_emoji(folder: str | Path, split: str, without: tuple[str, ...] = (), limit: int | None = None) -> CaptionedImages:
@@ -16,7 +17,7 @@ def load_emoji(folder: str | Path, split: str, without: tuple[str, ...] = (), li
     `folder`: absolute, or relative to the working directory or the project.
     """
     check_limit(limit, "name")
-    folder, document = read_index(folder, "emoji", "experiments/build_emoji.py", ("tile", "columns", "styles", "entries"))
+    folder, document = read_index(folder, *BUILT, ("tile", "columns", "styles", "entries"))
     size, columns = document["tile"], document["columns"]
     chosen = [
         (position, entry)
@@ -28,8 +29,7 @@ def load_emoji(folder: str | Path, split: str, without: tuple[str, ...] = (), li
     chosen = evenly_spaced(chosen, limit)
     tiles, captions, names, categories = [], [], [], []
     for style in document["styles"]:
-        with Image.open(folder / f"{style}.webp") as sheet:
-            pixels = np.asarray(sheet.convert("RGB"))
+        pixels = read_picture(folder / f"{style}.webp", "RGB", *BUILT)
         for position, entry in chosen:
             top, left = (size * index for index in divmod(position, columns))
             tiles.append(pixels[top : top + size, left : left + size])

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from common.data_folder import check_limit, evenly_spaced, read_index
+from common.data_folder import check_limit, evenly_spaced, read_index, read_picture
 from common.errors import InputError
 from common.spectrogram import Spectrogram
+
+BUILT = "music", "experiments/build_music.py"
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ def load_music(folder: str | Path, split: str, limit: int | None = None, sound: 
     """
     check_limit(limit, "clip")
     keys = ("columns", "picture", "spectrogram", "entries")
-    folder, document = read_index(folder, "music", "experiments/build_music.py", keys)
-    path, columns = folder / document["picture"], document["columns"]
+    folder, document = read_index(folder, *BUILT, keys)
+    columns = document["columns"]
     made = Spectrogram(**document["spectrogram"])
     if sound is not None and sound != made:
         raise InputError(
@@ -47,11 +48,7 @@ def load_music(folder: str | Path, split: str, limit: int | None = None, sound: 
     places = [(place, entry) for place, entry in enumerate(clips) if entry["split"] == split]
     if not places:
         raise InputError(f"{folder} holds no clip of split={split!r}; the splits are 'train' and 'test'.")
-    try:
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("L"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}); build the music data with experiments/build_music.py.") from error
+    pixels = read_picture(folder / document["picture"], "L", *BUILT)
     chosen = evenly_spaced(places, limit)
     corners = [divmod(place, columns) for place, _ in chosen]
     tiles = [pixels[row * made.mels :, column * made.frames :][: made.mels, : made.frames] for row, column in corners]
