@@ -41,6 +41,7 @@ from common.errors import InputError, check_one_given, check_share
 from common.files import write_atomically
 from common.outlook import CalibrationSize, Outlook
 from common.plans import Plan
+from common.processes import is_first
 from common.progress import progress_bar
 from common.sampling import predict
 
@@ -237,7 +238,7 @@ class DiffPruning:
             name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             for name, parameter in trained.named_parameters()
         }
-        if path is not None:
+        if path is not None and is_first():
             kept = {name: gradient.cpu().contiguous() for name, gradient in gradients.items()}
             write_atomically(path, save(kept | {LOSSES: torch.tensor(losses)}))
         return losses, gradients

@@ -9,6 +9,7 @@ latency        one forward pass of BK-SDM-Base and of a LAPTOP-Diff plan for hal
 """
 
 import argparse
+import copy
 import sys
 import tempfile
 import time
@@ -129,7 +130,7 @@ def main() -> None:
     from common.noisy_batches import noisy_batches
     from common.score_file import ScoreFile
     from experiments.distill_student import feature_pairs
-    from experiments.measure_cost import forward_call
+    from experiments.measure_cost import forward_call, in_dtype
     from laptop_diff import list_layers
     from laptop_diff.criteria import layer_losses
 
@@ -172,10 +173,13 @@ def main() -> None:
 
     base = apply_plan(unet, BKSDM(variant="base").plan(unet, calibration, "random", None))
     half = apply_plan(unet, laptop.plan(unet, calibration, "random", None))
-    one = (batch["latents"][:1], torch.full((1,), 500, device=device))
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        calls = {who: forward_call(network, one, empty) for who, network in (("dense", unet), ("base", base), ("half", half))}
-        latencies = compare_latency(calls, "dense", rounds=arguments.rounds)
+    one, condition = (batch["latents"][:1], torch.full((1,), 500, device=device)), empty
+    timed = {"dense": unet, "base": base, "half": half}
+    if bf16:
+        one, condition = in_dtype(torch.bfloat16, one, empty)
+        timed = {who: copy.deepcopy(network).to(torch.bfloat16) for who, network in timed.items()}
+    calls = {who: forward_call(network, one, condition) for who, network in timed.items()}
+    latencies = compare_latency(calls, "dense", rounds=arguments.rounds)
     labels = {"dense": "dense", "base": "BK-SDM-Base", "half": "LAPTOP-Diff 50 %"}
     for who, network in (("dense", unet), ("base", base), ("half", half)):
         found = latencies[who]
@@ -183,7 +187,7 @@ def main() -> None:
             f"latency {labels[who]:<18} {count_parameters(network):>12,} parameters {found.milliseconds:9.2f} ms "
             f"{found.ratio:.3f}x (spread {found.ratio_spread:.3f})"
         )
-    del half, calls
+    del half, calls, timed
 
     pairs = feature_pairs(["down_blocks.*", "up_blocks.*"], base, unet)
     base.train().requires_grad_(True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import ROOT
+from common.processes import is_first
 
 Entry = TypeVar("Entry")
 TEST_EVERY = 10
@@ -136,6 +137,8 @@ def split_rows(count: int, split: str) -> np.ndarray:
 
 def tell(folder: str | Path, wanted: Sequence[Any], what: str, names: Sequence[str], things: str = "files") -> None:
     """One line on standard error: how many of the wanted files something holds for, and the names of the first five."""
+    if not is_first():
+        return
     more = f", and {len(names) - 5} more" if len(names) > 5 else ""
     print(f"{folder}: {len(names)} of {len(wanted)} {things} {what} ({'; '.join(names[:5])}{more})", file=sys.stderr)
 

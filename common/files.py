@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ def user_cache() -> Path:
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes to a temporary name in the same folder, flushes to disk and renames."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    scratch = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
     try:
         with open(scratch, "wb") as handle:
             handle.write(content)

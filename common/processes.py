@@ -6,6 +6,7 @@ process alone writes files, draws bars and prints; without such a starter there 
 All of them must see the same folder of outputs.
 """
 
+import atexit
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -113,6 +114,9 @@ def pick_device(name: str) -> str:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    if name.startswith("cuda"):
+        torch.cuda.set_device(name if ":" in name else 0)  # what is not told which device waits for this one
+        torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions have by default
     return name
 
 
@@ -136,16 +140,14 @@ class Group:
     joined: "Group | None" = None
 
     def __init__(self, device: str):
-        import torch
         from torch import distributed
 
         backend = "nccl" if device.startswith("cuda") else "gloo"
-        if backend == "nccl":
-            torch.cuda.set_device(device)
         self.store, *_ = next(iter(distributed.rendezvous("env://", rank(), process_count(), timeout=timedelta(minutes=10))))
         settings = {"store": distributed.PrefixStore("job", self.store), "rank": rank(), "world_size": process_count()}
         distributed.init_process_group(backend, **settings, timeout=OF_A_STEP)
         self.objects = distributed.new_group(backend="gloo", timeout=PATIENCE)  # for what is not on a device
+        atexit.register(distributed.destroy_process_group)
 
 
 def join(device: str) -> None:

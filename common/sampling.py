@@ -77,7 +77,7 @@ def denoise(
     latents = noise * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
-        output = predict(denoiser, inputs, timestep, conditions)
+        output = predict(denoiser, inputs, timestep, conditions).to(latents.dtype)  # from autocast's, for the scheduler
         if guided:
             without, conditioned = output.chunk(2)
             output = without + guidance_scale * (conditioned - without)

@@ -16,6 +16,13 @@ from common.sampling import Conditions, describe_scheduler
 from common.text_conditions import encode_text, size_conditions
 from common.weight_files import best_weights
 
+PIXELS_AT_ONCE = 2**22  # through an autoencoder: 16 images of 512 x 512, or 4 of 1024 x 1024
+
+
+def at_once(batch_size: int, height: int, width: int) -> int:
+    """How many images go through an autoencoder together: batch_size, or fewer of large ones."""
+    return max(1, min(batch_size, PIXELS_AT_ONCE // (height * width)))
+
 
 @dataclass
 class Teacher:
@@ -90,7 +97,7 @@ class Teacher:
     def encode_images(self, images: torch.Tensor, batch_size: int = 64, advance: Any = lambda count: None) -> torch.Tensor:
         """Latents (count, *latent_shape) of uint8 images (count, 3, height, width): posterior means, scaled."""
         finished = []
-        for chunk in images.split(batch_size):
+        for chunk in images.split(at_once(batch_size, *images.shape[2:])):
             encoded = self.autoencoder.encode(chunk.to(self.device).float() / 127.5 - 1)
             latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
             finished.append(latents.cpu() * self.autoencoder.config.scaling_factor)
@@ -103,7 +110,7 @@ class Teacher:
         from common.pictures import to_uint8
 
         scale = self.autoencoder.config.scaling_factor
-        chunks = latents.split(batch_size)
+        chunks = latents.split(at_once(batch_size, *self.image_size))
         return torch.cat([to_uint8(self.autoencoder.decode(chunk.to(self.device) / scale).sample).cpu() for chunk in chunks])
 
     def fingerprint(self) -> str:

@@ -1,5 +1,6 @@
 """Runs a LightningModule over a seeded stream of batches, resuming where a killed run stopped."""
 
+import gc
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from common.batches import TensorRows, training_loader
 from common.errors import InputError
-from common.processes import on_first, on_this_machine, process_count
+from common.processes import is_first, on_first, on_this_machine, process_count
 from common.progress import progress_bar
 from common.sharding import shared_like, whole
 
@@ -42,6 +43,10 @@ class WholeCheckpoints(TorchCheckpointIO):
             os.fsync(handle.fileno())
         os.replace(scratch, path)
 
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Mapped, not read: of the processes on a machine each would hold all of it."""
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=bool(weights_only))
+
 
 class ExponentialAverage(L.Callback):
     """Keeps diffusers' EMAModel of one network, saved and restored with every checkpoint.
@@ -62,7 +67,8 @@ class ExponentialAverage(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         state = self.ema.state_dict()
-        return state | {"shadow_params": [whole(average) for average in state["shadow_params"]]}
+        averages = (whole(average).cpu() for average in state["shadow_params"])  # all processes gather each
+        return state | {"shadow_params": [average for average in averages if is_first()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.ema.load_state_dict(state)
@@ -189,6 +195,11 @@ def fit(
             use_distributed_sampler=False,
             **{"log_every_n_steps": 10, **trainer},
         )
+        device = next(module.parameters()).device
         runner.fit(module, loader, ckpt_path=checkpoint)
     if done < steps:
         runner.save_checkpoint(folder / f"step={steps}.ckpt")
+    module.to(device)  # Lightning leaves it on the CPU
+    module.trainer = None
+    del runner
+    gc.collect()  # of cycles, which hold the optimiser's state

@@ -24,10 +24,15 @@ def cached_tensors(path: Path, compute: Callable[[], dict[str, torch.Tensor]]) -
 
     Of several processes that need them at the same time one computes, and the others wait.
     """
+    written(path, compute)
+    return load_tensors(path)
+
+
+def written(path: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> None:
+    """Computes and writes `path` if it is not there, or waits for who does."""
     if not path.is_file():
         with locked(lock_of(path), f"{path} is being computed"):
             fill(path, compute)
-    return load_tensors(path)
 
 
 def lock_of(path: Path) -> Path:
@@ -45,9 +50,11 @@ def fill(path: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> None:
 
 
 def cached_batches(
-    folder: Path, count: int, batch_size: int, compute: Callable[[range], dict[str, torch.Tensor]]
+    folder: Path, count: int, batch_size: int, compute: Callable[[range], dict[str, torch.Tensor]], read: bool = True
 ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """File name in `folder` and tensors of each batch of `count` rows, in order: compute(rows), where it is not there yet.
+
+    read: False leaves the tensors out, for who only helps to compute them.
 
     Processes that need them at the same time, of one job or of several, share the batches out: while another one computes
     what comes next, this one computes those further on that nobody has begun.
@@ -77,7 +84,8 @@ def cached_batches(
                 if path.is_file():
                     break
                 begun_elsewhere(later)
-        yield path.name, cached_tensors(path, partial(compute, batches[path]))
+        written(path, partial(compute, batches[path]))
+        yield path.name, load_tensors(path) if read else {}
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ from common.training import ExponentialAverage
 from experiments.last_word import last_word
 
 PRECISIONS = {"32-true": False, "16-mixed": True, "bf16-mixed": True}  # whether matrix products are in half precision
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record them
 
 
 def feature_pairs(features: list[str], student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
@@ -80,6 +81,12 @@ def trainer_settings(cfg: DictConfig, device: torch.device, whole: bool = False)
             )
     if settings["precision"] not in PRECISIONS:
         raise InputError(f"distill.trainer.precision={settings['precision']!r} is none of {', '.join(PRECISIONS)}.")
+    mode = (cfg.distill.get("compile") or {}).get("mode")
+    if mode in CUDA_GRAPHS and cfg.distill.accumulate > 1:
+        raise InputError(
+            f"distill.compile.mode={mode} replays CUDA graphs, which overwrite the gradients that "
+            f"distill.accumulate={cfg.distill.accumulate} adds up: give max-autotune-no-cudagraphs."
+        )
     devices = [device.index or 0] if device.type == "cuda" else 1
     settings |= {"accelerator": device.type, "devices": devices}
     strategy = "ddp" if whole else settings.get("strategy", "auto")
@@ -127,7 +134,7 @@ def distill(
             "distill.trainer.strategy=fsdp gives each process a part of every weight; evaluation.every, and methods that act "
             "during training (l1_diff), need them whole: take ddp."
         )
-    finished = copy.deepcopy(student) if sharded else student
+    finished = copy.deepcopy(student).cpu() if sharded else student
     module = DenoiserTraining(
         student,
         teacher.scheduler,

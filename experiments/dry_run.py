@@ -102,11 +102,11 @@ def print_stages(stages: list[Stage], gpu: Gpu, cfg: DictConfig) -> float:
 
 def batches(stage: str, cfg: DictConfig) -> list[str]:
     """The settings that make a stage need less memory, with the values they have now."""
-    if stage == "encoding":
-        return [f"training_rows.batch_size={cfg.training_rows.batch_size}"]
     if stage == "scoring":
         return [setting for setting in smaller(cfg, "scoring") if setting.startswith("method.")]
-    return [f"evaluation.batch_size={cfg.evaluation.batch_size}"] if stage in ("sampling", "decoding") else []
+    if stage in ("sampling", "decoding"):
+        return smaller(cfg, "measuring")
+    return smaller(cfg, stage) if stage == "encoding" else []  # what distillation takes has a table of its own
 
 
 def print_distillation(job: JobCost, gpu: Gpu) -> None:

@@ -45,6 +45,9 @@ def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
     for name in ("images", "batch_size", "steps"):
         if cfg.evaluation[name] < (2 if name == "images" else 1):
             raise InputError(f"evaluation.{name}={cfg.evaluation[name]} is too small.")
+    at_once = cfg.evaluation.micro_batch_size
+    if at_once is not None and at_once < 1:
+        raise InputError(f"evaluation.micro_batch_size={at_once}: give at least 1, or null for evaluation.batch_size.")
     if cfg.evaluation.seeds not in SEEDS:
         raise InputError(f"evaluation.seeds={cfg.evaluation.seeds!r}: choose {' or '.join(SEEDS)}.")
     if cfg.evaluation.every < 0 or any(steps < 1 for steps in cfg.evaluation.more_steps):
@@ -125,15 +128,17 @@ class Reference:
 
 
 def sampled_batches(
-    cfg: DictConfig, model: Teacher, captions: list[str], extractor: nn.Module, who: str, folder: Path
+    cfg: DictConfig, model: Teacher, captions: list[str], extractor: nn.Module, who: str, folder: Path, read: bool = True
 ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """File name and `latents`, `images` (uint8) and `features` of each batch, sample i from the seed of (evaluation.seed, i).
 
     Each batch is kept in `folder`: an interrupted evaluation goes on with the next one, and several processes share them out.
+    read: as in cached_batches.
     """
     from common.features import extract_features
 
     settings = cfg.evaluation
+    at_once = settings.get("micro_batch_size") or settings.batch_size
     scheduler = evaluation_scheduler(cfg, model.scheduler)
     shared = settings.seeds == "shared"
     draw = SharedNoise(settings.seed) if shared else seeded_normal
@@ -150,16 +155,16 @@ def sampled_batches(
                 empty,
                 settings.steps,
                 settings.guidance_scale,
-                settings.batch_size,
+                at_once,
                 draw=draw,
             ).float()
-        images = model.decode_latents(latents, settings.batch_size)
+        images = model.decode_latents(latents, at_once)
         return {"latents": latents, "images": images, "features": extract_features(extractor, images)}
 
     with progress_bar(f"sampling: {who}", len(captions)) as bar:
-        for name, samples in cached_batches(folder, len(captions), settings.batch_size, compute):
-            yield name, samples
-            bar.advance(len(samples["latents"]))
+        for place, found in enumerate(cached_batches(folder, len(captions), settings.batch_size, compute, read)):
+            yield found
+            bar.advance(min(settings.batch_size, len(captions) - place * settings.batch_size))
 
 
 def evaluation_scheduler(cfg: DictConfig, own: Any) -> Any:
@@ -228,10 +233,10 @@ def evaluate(
     folders = sample_folders(cfg, models, teacher.fingerprint(), folder, cache)
     first_images: dict[str, torch.Tensor] = {}
     for who, model in models.items():
-        features, originals, squared, similar = [], [], 0.0, 0.0
+        features, originals, squared, similar = [], [], 0.0, float(who == "teacher")
         if any(captions):
             write_atomically(folders[who] / CAPTIONS_OF_SAMPLES, captions_of(folders[who], captions))
-        batches = sampled_batches(cfg, model, captions, reference.extractor, who, folders[who])
+        batches = sampled_batches(cfg, model, captions, reference.extractor, who, folders[who], read=is_first())
         if not is_first():
             deque(batches, maxlen=0)
             continue
@@ -241,9 +246,11 @@ def evaluate(
             first_images.setdefault(who, samples["images"])
             features.append(samples["features"])
             originals.append(original["features"])
-            share = len(samples["latents"]) / len(captions)
-            squared += share * latent_mse(samples["latents"], original["latents"])
-            similar += share * structural_similarity(samples["images"], original["images"])
+            if who != "teacher":
+                share = len(samples["latents"]) / len(captions)
+                squared += share * latent_mse(samples["latents"], original["latents"])
+                pair = (drawn["images"].to(teacher.device) for drawn in (samples, original))
+                similar += share * structural_similarity(*pair)
         found = torch.cat(features)
         rows[who] = {**reference.distances(found), "latent_mse": squared, "ssim": similar}
         if cfg.task.distance_to_teacher:

@@ -20,6 +20,7 @@ from common.sampling import predict
 from common.step_memory import step_bytes
 from common.teachers import Teacher
 from experiments.distill_student import PRECISIONS, feature_pairs
+from experiments.evaluate import evaluation_scheduler
 from experiments.precision import pick_precision
 
 SINGLE_BYTES = 4
@@ -85,6 +86,17 @@ class JobCost:
     def guided(self) -> int:
         """Rows of a forward pass for each sample that is drawn."""
         return 2 if self.captioned and self.cfg.evaluation.guidance_scale > 1 else 1
+
+    @property
+    def samples_at_once(self) -> int:
+        return self.cfg.evaluation.micro_batch_size or self.cfg.evaluation.batch_size
+
+    def passes(self, steps: int) -> int:
+        """Forward passes of the sampler in `steps` steps: one more than those for some."""
+        scheduler = evaluation_scheduler(self.cfg, self.teacher.scheduler)
+        scheduler = type(scheduler).from_config(scheduler.config)
+        scheduler.set_timesteps(steps)
+        return len(scheduler.timesteps)
 
     def calibration_size(self) -> CalibrationSize:
         settings = self.cfg.calibration

@@ -11,6 +11,7 @@ import torch
 from common.cost import count_parameters
 from common.sampling import predict
 from common.step_memory import forward_bytes, step_bytes
+from common.teachers import at_once
 from experiments.distill_student import PRECISIONS
 from experiments.job_cost import SINGLE_BYTES, JobCost
 
@@ -53,8 +54,8 @@ def encoding(job: JobCost) -> Stage | None:
     """Latents and embeddings of the training images, once."""
     if not job.cfg.distill.steps:
         return None
-    rows, autoencoder = job.cfg.budget.training_images[job.cfg.task.name], job.teacher.autoencoder
-    batch = job.cfg.training_rows.batch_size
+    rows = job.cfg.task.data.get("expected") or job.cfg.budget.training_images[job.cfg.task.name]
+    batch, autoencoder = at_once(job.cfg.training_rows.batch_size, *job.teacher.image_size), job.teacher.autoencoder
     held = sum(job.resident().values()) + forward_bytes(autoencoder, lambda: autoencoder.encode(job.images(batch)))
     views = 2 if job.cfg.training_rows.flip else 1
     operations = rows * (views * job.image_operations["encode"] + job.image_operations["read"])
@@ -91,8 +92,9 @@ def distilling(job: JobCost) -> Stage | None:
 def sampled(job: JobCost) -> tuple[int, int]:
     """Samples through the teacher's denoiser and through the student's, for all that is measured."""
     settings, trained = job.cfg.evaluation, bool(job.cfg.distill.steps)
-    each = settings.images * job.guided * (settings.steps + sum(settings.more_steps))
-    return each, (1 + trained) * each + on_the_way(job) * settings.images * job.guided * settings.steps
+    passes = [job.passes(steps) for steps in (settings.steps, *settings.more_steps)]
+    each = settings.images * job.guided * sum(passes)
+    return each, (1 + trained) * each + on_the_way(job) * settings.images * job.guided * passes[0]
 
 
 def on_the_way(job: JobCost) -> int:
@@ -105,9 +107,9 @@ def sampling(job: JobCost) -> Stage:
     """Images of the teacher, of the pruned and of the distilled student, from noise to latents."""
     settings, denoiser = job.cfg.evaluation, job.teacher.denoiser
     theirs, ours = sampled(job)
-    inputs, conditions = job.inputs(settings.batch_size * job.guided)
+    inputs, conditions = job.inputs(job.samples_at_once * job.guided)
     held = job.measured() + forward_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions), job.half)
-    what = f"{settings.images:,} images a model, {settings.steps} steps, {settings.batch_size} at once"
+    what = f"{settings.images:,} images a model, {settings.steps} steps, {job.samples_at_once} at once"
     operations = 2 * (theirs * job.macs["teacher"].total + ours * job.macs["student"].total)
     return Stage("sampling", what, operations, job.half, held)
 
@@ -115,9 +117,10 @@ def sampling(job: JobCost) -> Stage:
 def decoding(job: JobCost) -> Stage:
     """Those latents to images; what features of them cost is left out."""
     settings, autoencoder = job.cfg.evaluation, job.teacher.autoencoder
-    latents = torch.empty(settings.batch_size, *job.teacher.latent_shape, device="meta")
+    batch = at_once(job.samples_at_once, *job.teacher.image_size)
+    latents = torch.empty(batch, *job.teacher.latent_shape, device="meta")
     held = job.measured() + forward_bytes(autoencoder, lambda: autoencoder.decode(latents))
     rounds = 1 + len(settings.more_steps)
     images = settings.images * ((2 + bool(job.cfg.distill.steps)) * rounds + on_the_way(job))
-    what = f"{images:,} images, {settings.batch_size} at once"
+    what = f"{images:,} images, {batch} at once"
     return Stage("decoding", what, images * job.image_operations["decode"], memory=held)

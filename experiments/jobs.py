@@ -32,6 +32,7 @@ NOT_PART_OF_A_JOB = (
     "training_rows.batch_size",
     "training_rows.workers",
     "training_rows.verify",
+    "evaluation.micro_batch_size",
 )
 AS_BEFORE = {
     "training_rows.dtype": "float32",

@@ -10,10 +10,11 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.plans import Plan
 from common.sampling import Conditions, predict
 from common.teachers import Teacher
+from experiments.precision import pick_precision
 
 HELD_OUT = 512  # images on which an autoencoder's reconstructions are measured
 
@@ -50,6 +51,14 @@ def forward_call(denoiser: nn.Module, inputs: tuple[torch.Tensor, ...], conditio
     return run
 
 
+def in_dtype(
+    dtype: torch.dtype, inputs: tuple[torch.Tensor, ...], conditions: Conditions
+) -> tuple[tuple[torch.Tensor, ...], Conditions]:
+    """The arguments of a forward pass with their real numbers in `dtype`."""
+    changed = tuple(value.to(dtype) if value.is_floating_point() else value for value in inputs)
+    return changed, {name: value.to(dtype) for name, value in conditions.items()}
+
+
 def semi_structured_latency(
     denoiser: nn.Module, plan: Plan, inputs: tuple[torch.Tensor, ...], conditions: Conditions, rounds: int
 ) -> dict[str, Any]:
@@ -65,14 +74,15 @@ def semi_structured_latency(
         return {}
     dense = copy.deepcopy(denoiser).half()
     sparse = copy.deepcopy(dense)
+    halves, half_conditions = in_dtype(torch.float16, inputs, conditions)
+    calls = {name: forward_call(each, halves, half_conditions) for name, each in (("dense", dense), ("sparse", sparse))}
     try:
         converted = to_semi_structured(sparse)
-    except InputError as error:
-        return {"semi_structured": {"converted": 0, "reason": str(error)}}
-    halves = tuple(value.half() if value.is_floating_point() else value for value in inputs)
-    half_conditions = {name: value.half() for name, value in conditions.items()}
-    calls = {name: forward_call(each, halves, half_conditions) for name, each in (("dense", dense), ("sparse", sparse))}
-    latency = compare_latency(calls, "dense", rounds=rounds)["sparse"]
+        latency = compare_latency(calls, "dense", rounds=rounds)["sparse"]
+    except torch.OutOfMemoryError:
+        raise
+    except (InputError, RuntimeError, ValueError) as error:  # a GPU, or its kernels, that cannot multiply such weights
+        return {"semi_structured": {"converted": 0, "reason": first_line(error)}}
     return {"semi_structured": {"converted": len(converted), **asdict(latency)}}
 
 
@@ -92,8 +102,12 @@ def measure_cost(cfg: DictConfig, models: Mapping[str, Teacher], plans: Mapping[
         conditions = {name: value.expand(batch, *value.shape[1:]) for name, value in teacher.empty_condition().items()}
         return (latents, timesteps), conditions
 
-    timed = arguments(cfg.evaluation.latency_batch)
-    latencies = compare_latency({who: forward_call(m.denoiser, *timed) for who, m in models.items()}, "teacher", rounds=rounds)
+    timed, networks = arguments(cfg.evaluation.latency_batch), {who: model.denoiser for who, model in models.items()}
+    if pick_precision(cfg) == "bf16":  # autocast would cast all weights in each pass
+        timed = in_dtype(torch.bfloat16, *timed)
+        networks = {who: copy.deepcopy(network).to(torch.bfloat16) for who, network in networks.items()}
+    latencies = compare_latency({who: forward_call(each, *timed) for who, each in networks.items()}, "teacher", rounds=rounds)
+    del networks
     rows = {}
     for who, model in models.items():
         denoiser = model.denoiser

@@ -21,9 +21,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def smaller(cfg: DictConfig, stage: str) -> list[str]:
     """The settings that make a stage need less memory, with the values they have now."""
+    at_once = cfg.evaluation.micro_batch_size or cfg.evaluation.batch_size
     if stage == "scoring":
         per_pass = [f"method.{name}={cfg.method[name]}" for name in PER_PASS if cfg.method.get(name)]
         return [*per_pass, f"evaluation.batch_size={cfg.evaluation.batch_size}"]
+    if stage == "encoding":
+        return [f"training_rows.batch_size={cfg.training_rows.batch_size}"]
     if stage == "distilling" and "optimizer" in cfg.distill:
         recipe = cfg.distill
         return [
@@ -32,17 +35,22 @@ def smaller(cfg: DictConfig, stage: str) -> list[str]:
             f"distill.trainer.precision={recipe.trainer.precision}",
         ]
     if stage == "measuring":
-        return [
-            f"evaluation.batch_size={cfg.evaluation.batch_size}",
-            f"evaluation.latency_batch={cfg.evaluation.latency_batch}",
-        ]
+        return [f"evaluation.micro_batch_size={at_once}"]
+    if stage == "metrics":
+        return [f"metrics.{name}.batch_size={each.batch_size}" for name, each in cfg.metrics.items() if "batch_size" in each]
     return []
 
 
+DOING = {"metrics": "measuring metrics"}
+GOES_ON = "the job then goes on from what is done"  # by settings that are no part of its id
+ANOTHER = "with other settings it is another job, from its start"
 ADVICE = {
-    "scoring": "lower one of {}, or score with inference_precision=bf16",
-    "distilling": "lower the first of {}, checkpoint gradients (true), train with bf16-mixed, or on more devices",
-    "measuring": "lower one of {}",
+    "scoring": f"lower one of {{}}, or score with inference_precision=bf16; {ANOTHER}",
+    "encoding": f"lower {{}}; {GOES_ON}",
+    "distilling": f"lower the first of {{}}, checkpoint gradients (true), or train with bf16-mixed; {ANOTHER}. On more devices "
+    "the same one goes on",
+    "measuring": f"lower {{}}; {GOES_ON}",
+    "metrics": f"lower {{}}; {GOES_ON}",
 }
 
 
@@ -55,5 +63,6 @@ def memory_advice(stage: str, cfg: DictConfig) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         settings = smaller(cfg, stage)
-        advice = ADVICE[stage].format(", ".join(settings)) if settings else "free some, or take a device with more"
-        raise InputError(f"out of memory while {stage}: {advice}. The same command goes on from what is done.") from error
+        without = f"free some, or take a device with more; {GOES_ON}"
+        advice = ADVICE[stage].format(", ".join(settings)) if settings else without
+        raise InputError(f"out of memory while {DOING.get(stage, stage)}: {advice}.") from error

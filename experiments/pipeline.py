@@ -116,6 +116,7 @@ def add_to_row(cfg: DictConfig, row: dict[str, Any], folder: Path) -> bool:
     from common.saved_images import check_saved
     from common.teachers import load_teacher
     from experiments.evaluate import evaluation_prompts
+    from experiments.memory import memory_advice
     from experiments.paper_metrics import lacking, measure_into
 
     if not cfg.metrics or not lacking(cfg, row):
@@ -124,7 +125,9 @@ def add_to_row(cfg: DictConfig, row: dict[str, Any], folder: Path) -> bool:
     before = copy.deepcopy(row)
     teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision)
     models = [who for who in row["models"] if who != "real"]
-    measure_into(cfg, row, models, teacher.fingerprint(), evaluation_prompts(cfg)[0], folder, pick_device(cfg.device))
+    prompts = evaluation_prompts(cfg)[0]
+    with memory_advice("metrics", cfg):
+        measure_into(cfg, row, models, teacher.fingerprint(), prompts, folder, pick_device(cfg.device))
     return before != row
 
 

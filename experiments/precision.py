@@ -24,7 +24,7 @@ def computing(cfg: DictConfig, device: Any) -> AbstractContextManager[Any]:
 
     if pick_precision(cfg) == "32":
         return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)  # copies would be kept until the end of it
 
 
 def precision_suffix(cfg: DictConfig) -> str:

@@ -11,9 +11,11 @@ from common.batches import MirroredRows, TensorRows
 from common.data_folder import data_content
 from common.errors import InputError
 from common.lazy_images import subset
+from common.processes import on_first
 from common.shards import Shard, fill_shards, list_shards, open_columns, unsound
 from common.teachers import Teacher
 from experiments.caches import content_name
+from experiments.memory import memory_advice
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -83,10 +85,11 @@ def training_rows(cfg: DictConfig, teacher: Teacher, cache: Path) -> TensorRows:
     data = hydra.utils.instantiate(cfg.task.data, split="train")
     check_captions(cfg, teacher, data)
     shards = row_shards(cfg, teacher, data, cache)
-    waiting = unsound(shards, cfg.training_rows.verify)
+    waiting = on_first(lambda: unsound(shards, cfg.training_rows.verify))
     if waiting:
         left = sum(len(shard.rows) for shard in waiting)
-        with progress_bar("encoding images", len(data), done=len(data) - left) as bar:
+        bar_of_all = progress_bar("encoding images", len(data), done=len(data) - left)
+        with memory_advice("encoding", cfg), bar_of_all as bar:
             fill_shards(waiting, lambda rows: encode_rows(cfg, teacher, data, rows, bar.advance), bar.advance)
     columns = open_columns(shards)
     if cfg.training_rows.flip:

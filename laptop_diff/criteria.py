@@ -88,7 +88,7 @@ def layer_losses(
 def batch_loss(batch: NoisyBatch, intact: torch.Tensor, changed: torch.Tensor, task: bool, guidance_scale: float) -> float:
     """This batch's share of the output loss, or of the change of the task loss, between two outputs (batch, ...)."""
     rows = len(batch.target)
-    intact, changed = guide(intact, rows, guidance_scale), guide(changed, rows, guidance_scale)
+    intact, changed = (guide(output.float(), rows, guidance_scale) for output in (intact, changed))
     if task:
         loss = (changed - batch.target).square().mean() - (intact - batch.target).square().mean()
     else:

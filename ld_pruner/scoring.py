@@ -88,7 +88,7 @@ class LatentScorer:
         edits = [operator.edit for operator in operators]
 
         def distance(intact: torch.Tensor, output: torch.Tensor) -> float:
-            return (output - intact).flatten(1).norm(dim=1).mean().item()
+            return (output.float() - intact.float()).flatten(1).norm(dim=1).mean().item()
 
         return edited_outputs(self.unet, edits, self.tensors, (latents, timesteps), conditions, copies, distance)
 

@@ -13,7 +13,7 @@ import torch
 from experiments.dry_run import gpu_hours
 from experiments.gpus import GPUS
 from experiments.job_cost import JobCost, optimizer_bytes
-from experiments.job_stages import job_stages
+from experiments.job_stages import distilling, encoding, job_stages
 from tests.commands import ROOT, run
 from tests.test_conf import compose_config
 
@@ -63,7 +63,7 @@ def test_optimisers_keep_what_they_keep():
 
 
 def test_operations_of_distillation_are_steps_times_passes(bk_sdm):
-    stage = bk_sdm.distilling()
+    stage = distilling(bk_sdm)
     each = TEACHER["macs_total"] + 4 * STUDENT["macs_total"]  # forward; forward, back (twice), and again for checkpointing
     assert stage.operations == 2 * each * 50_000 * 256
     assert stage.half
@@ -73,7 +73,7 @@ def test_operations_of_distillation_are_steps_times_passes(bk_sdm):
 def test_utilisation_is_that_of_bk_sdm_s_300_hours(bk_sdm):
     """Its script encodes images and captions in every step, which jobs here do once."""
     on_the_way = bk_sdm.image_operations["encode"] + bk_sdm.image_operations["read"]
-    stage = bk_sdm.distilling()
+    stage = distilling(bk_sdm)
     given = compose_config("config").utilisation
     for batch, published, error in ((256, 300, 0.05), (64, 60, 0.3)):
         operations = stage.operations * batch / 256 + 50_000 * batch * on_the_way
@@ -96,6 +96,15 @@ def test_stages_of_a_job_on_the_meta_device():
     rates = compose_config("config").utilisation
     expected = found["distilling"].operations / (312e12 * rates.half) / 3600
     assert gpu_hours(found["distilling"], GPUS["A100-80GB"], rates) == pytest.approx(expected)
+
+
+def test_what_is_published_of_a_data_set_is_what_is_encoded():
+    """The larger of two data sets is encoded as often; PNDM takes one pass more than steps."""
+    stages = [
+        encoding(job("scale=paper", "teacher=sd15", "method=bk_sdm", f"task/data=laion_{name}")) for name in ("212k", "2m")
+    ]
+    assert stages[1].operations / stages[0].operations == pytest.approx(2_256_472 / 212_776)
+    assert job("scale=paper", "method=bk_sdm").passes(25) == 26
 
 
 def dry(*arguments, outputs):

@@ -7,12 +7,13 @@ from omegaconf import OmegaConf
 from common.plans import Edit, Plan
 from experiments.measure_cost import measure_cost, semi_structured_latency
 
-CFG = OmegaConf.create({"evaluation": {"latency_batch": 2, "latency_rounds": 2}})
 
-
-def test_figures_of_a_teacher_against_itself(tiny_teacher):
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_figures_of_a_teacher_against_itself(tiny_teacher, precision):
     models = {"teacher": tiny_teacher, "pruned": tiny_teacher}
-    rows = measure_cost(CFG, models, {"denoiser": Plan("dense", ())})
+    cfg = OmegaConf.create({"evaluation": {"latency_batch": 2, "latency_rounds": 2}, "inference_precision": precision})
+    rows = measure_cost(cfg, models, {"denoiser": Plan("dense", ())})
+    assert tiny_teacher.denoiser.dtype == torch.float32  # timed is a copy
     assert rows["teacher"]["parameters"] == rows["pruned"]["parameters"] > rows["teacher"]["nonzero_parameters"] > 0
     assert rows["teacher"]["latency"]["ratio"] == 1 and rows["pruned"]["latency"]["time_reduction"] < 1
     assert "autoencoder" not in rows["teacher"] and "semi_structured" not in rows["pruned"]

@@ -6,8 +6,8 @@ from hydra import compose, initialize_config_dir
 
 from common.errors import InputError
 from common.files import ROOT
-from experiments.jobs import register_job_folder
-from experiments.memory import memory_advice
+from experiments.jobs import job_folder, register_job_folder
+from experiments.memory import ADVICE, DOING, GOES_ON, memory_advice, smaller
 from experiments.pipeline import stage
 
 
@@ -33,15 +33,25 @@ def exhaust():
             "distill.batch_size=32 (with distill.accumulate=1 as much larger), distill.gradient_checkpointing=false",
         ),
         ("distilling", ["distill=none"], "take a device with more"),
-        ("measuring", [], "lower one of evaluation.batch_size=64, evaluation.latency_batch=4"),
+        ("measuring", [], "lower evaluation.micro_batch_size=64; the job then goes on from what is done."),
+        ("measuring", ["evaluation.micro_batch_size=8"], "lower evaluation.micro_batch_size=8; the job then goes on"),
+        ("encoding", [], "lower training_rows.batch_size=64; the job then goes on"),
+        ("metrics", ["metrics=[fid,clip_score]"], "lower metrics.clip_score.batch_size=32; the job then goes on"),
         ("loading", [], "take a device with more"),
     ],
 )
 def test_each_stage_names_its_settings(name, overrides, expected):
     with pytest.raises(InputError) as told, stage(name, {}, settings(*overrides)):
         exhaust()
-    assert f"out of memory while {name}" in str(told.value)
+    assert str(told.value).startswith(f"out of memory while {DOING.get(name, name)}: ")
     assert expected in str(told.value)
+
+
+@pytest.mark.parametrize("name", [name for name, advice in ADVICE.items() if advice.endswith(GOES_ON)])
+def test_a_job_that_goes_on_keeps_its_name(name):
+    given = settings("metrics=[clip_score]")
+    for each in smaller(given, name):
+        assert job_folder(given) == job_folder(settings("metrics=[clip_score]", f"{each.partition('=')[0]}=1"))
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])

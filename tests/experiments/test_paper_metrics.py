@@ -120,6 +120,7 @@ def test_one_shared_generator_is_a_loop_over_diffusers_pipeline(tiny_teacher_fol
 
     assert torch.allclose(drawn(), expected, atol=1e-4)
     (tmp_path / "000002.safetensors").unlink()
+    cfg.evaluation.micro_batch_size = 1  # and a part of it in less memory
     assert torch.allclose(drawn(), expected, atol=1e-4)
     assert not torch.allclose(expected[0], expected[1], atol=0.1)
 
