@@ -2,8 +2,8 @@
 
 They are started by torchrun, by Slurm's srun, or by submitit (Hydra's launcher), and each runs the same code on the same
 settings. Work is shared out in pieces that do not depend on how many processes there are, so that results are equal. The first
-process alone writes files, draws bars and prints; without such a starter there is one process, and nothing here costs anything.
-All of them must see the same folder of outputs.
+process alone draws bars, prints and writes the job's result; a piece of a cache is written by the one that computed it. Without
+such a starter there is one process, and nothing here costs anything. All of them must see the same folder of outputs.
 """
 
 import atexit
@@ -84,7 +84,7 @@ def rank() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Whether this process is the one that prints, and writes what is not shared out."""
     return rank() == 0
 
 

@@ -13,7 +13,7 @@ import hydra
 from omegaconf import DictConfig
 
 from common.errors import InputError
-from experiments.command_line import one_line_errors
+from experiments.command_line import one_line_composition_errors, one_line_errors
 from experiments.jobs import job_settings, teacher_content
 
 COLUMNS = ("summed by", "own: linear", "rank", "one size", "slope", "output: linear", "rank", "one size")
@@ -186,4 +186,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_composition_errors():
+        main()

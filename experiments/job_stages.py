@@ -1,7 +1,7 @@
 """The stages of a job, each with the floating-point operations and the peak memory that it takes, by experiments/job_cost.py.
 
-Operations are counted as published figures count MACs, twice, with attention products; a backward pass is two forward passes,
-and gradient checkpointing one more.
+Operations are twice the MACs, attention products among them, which published MACs usually omit; a backward pass is two forward
+passes, and gradient checkpointing one more.
 """
 
 from dataclasses import dataclass

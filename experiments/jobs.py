@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.files import SHIPPED
 
-# how rows are computed and kept and a network is run does not change a result, and neither do later settings at these
-# values: there they are left out, so that a job keeps the name that it had before they came
+# what is measured afterwards, and how rows are computed and kept and a network is run, does not change what a job makes; later
+# settings at these values do not either: there they are left out, so that a job keeps the name that it had before they came
 NOT_PART_OF_A_JOB = (
     "hydra",
     "outputs",
@@ -59,7 +59,10 @@ def teacher_content(path: str) -> str:
 
 
 def job_settings(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration without what does not change the result."""
+    """The resolved configuration without NOT_PART_OF_A_JOB, and without the settings of AS_BEFORE at their values there.
+
+    Batch sizes of scoring and sampling stay in, though they change no more than rounding.
+    """
     kept = OmegaConf.to_container(cfg, resolve=False)
     for path in NOT_PART_OF_A_JOB:
         group, name = inner_group(kept, path)

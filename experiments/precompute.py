@@ -10,7 +10,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from experiments.command_line import one_line_errors
+from experiments.command_line import one_line_composition_errors, one_line_errors
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="precompute")
@@ -29,4 +29,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_composition_errors():
+        main()

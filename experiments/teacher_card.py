@@ -12,7 +12,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from experiments.command_line import one_line_errors
+from experiments.command_line import one_line_composition_errors, one_line_errors
 from experiments.jobs import register_job_folder
 
 register_job_folder()
@@ -231,4 +231,5 @@ def card_text(
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_composition_errors():
+        main()

@@ -15,7 +15,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.command_line import one_line_errors
+from experiments.command_line import one_line_composition_errors, one_line_errors
 
 
 def check_work(cfg: DictConfig, work: Path) -> None:
@@ -87,4 +87,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_composition_errors():
+        main()

@@ -41,6 +41,15 @@ def test_bad_input_is_told_in_one_line(tiny_teacher_folder, tmp_path, override, 
     assert not list(tmp_path.rglob("result.json"))
 
 
+@pytest.mark.parametrize("command", ["additivity", "precompute", "teacher_card", "train_teacher"])
+def test_every_command_tells_a_wrong_override_in_one_line(command, tmp_path):
+    for override in ("task=t2v", "nothing_of_this_name=1"):
+        done = run("-m", f"experiments.{command}", f"hydra.run.dir={tmp_path}", override)
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 1
+        assert line.startswith("error: ") and override.split("=")[0] in line
+
+
 def test_a_recipe_without_losses_does_not_train(tiny_teacher_folder, tmp_path):
     own = [f"teacher.path={tiny_teacher_folder}", f"outputs={tmp_path}", "logging=none"]
     done = run("run.py", "method=bk_sdm", "distill=none", "distill.steps=5", *own)

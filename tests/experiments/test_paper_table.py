@@ -53,3 +53,23 @@ def test_the_published_metrics_take_the_place_of_ours(tmp_path):
         figures.pop("fid", None), figures.pop("inception_score", None), figures.pop("clip_score", None)
         figures["fad_vggish"] = 2.3
     assert paper_table(rows, TABLE)[0][5] == "FAD"
+
+
+def test_the_note_tells_captions_and_statistics_of_one_s_own(tmp_path):
+    """An FID over other captions, or to other images, than the published one is no such figure."""
+    job(tmp_path / "a")
+    rows = read_rows([tmp_path])
+    assert "But" not in note(TABLE, rows)  # nothing published was measured
+    for figures in rows[0]["models"].values():
+        figures["fid"] = 20.0
+    own = "captions are task.data's (no evaluation.prompts)", "FID is to images of task.data (no metrics.fid.reference)"
+    assert f"But {own[0]} and {own[1]}: compare the order, no number." in note(TABLE, rows)
+    assert "But" not in note({**TABLE, "columns": ["PickScore"]}, rows)
+    rows[0]["protocol"] |= {"prompts": "metadata.csv", "metrics": {"fid": {"reference": None}}}
+    assert f"But {own[1]}:" in note(TABLE, rows)
+    rows[0]["protocol"] |= {"prompts": None, "metrics": {"fid": {"reference": "real_im256.npz"}}}
+    assert f"But {own[0]}:" in note(TABLE, rows)
+    rows[0]["protocol"]["prompts"] = "metadata.csv"
+    assert "But" not in note(TABLE, rows) and "by the published metrics" in note(TABLE, rows)
+    rows[0]["protocol"]["prompts"], rows[0]["settings"]["task"] = None, {"name": "uig"}
+    assert "But" not in note(TABLE, rows)  # no captions, and no published statistics
