@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -112,7 +112,7 @@ def pick_device(name: str) -> str:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise InputError(f"device={name!r} cannot be used here: {first_line(error)}") from error
     return name
 
 

@@ -65,7 +65,7 @@ class JobCost:
 
     @property
     def text_encoders(self) -> list[nn.Module]:
-        return [each for each in (self.teacher.text_encoder, self.teacher.text_encoder_2) if each is not None]
+        return self.teacher.text_encoders
 
     @property
     def captioned(self) -> bool:
