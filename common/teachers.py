@@ -91,14 +91,13 @@ class Teacher:
         return conditions
 
     @torch.no_grad()
-    def encode_images(self, images: torch.Tensor, batch_size: int = 64, advance: Any = lambda count: None) -> torch.Tensor:
+    def encode_images(self, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
         """Latents (count, *latent_shape) of uint8 images (count, 3, height, width): posterior means, scaled."""
         finished = []
         for chunk in images.split(batch_size):
             encoded = self.autoencoder.encode(chunk.to(self.device).float() / 127.5 - 1)
             latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
             finished.append(latents.cpu() * self.autoencoder.config.scaling_factor)
-            advance(len(chunk))
         return torch.cat(finished)
 
     @torch.no_grad()
