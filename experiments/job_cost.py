@@ -19,7 +19,7 @@ from common.plans import apply_plan
 from common.sampling import predict
 from common.step_memory import step_bytes
 from common.teachers import Teacher
-from experiments.distill_student import PRECISIONS, feature_pairs
+from experiments.distill_student import TRAINING_PRECISIONS, feature_pairs
 from experiments.precision import pick_precision
 
 SINGLE_BYTES = 4
@@ -60,8 +60,10 @@ class JobCost:
         self.outlook: Outlook = look(self.teacher.denoiser, self.calibration_size()) if look else unknown
         plan = self.outlook.plan
         self.student = copy.deepcopy(self.teacher.denoiser) if plan is None else apply_plan(self.teacher.denoiser, plan)
-        if cfg.distill.steps and cfg.distill.trainer.precision not in PRECISIONS:
-            raise InputError(f"distill.trainer.precision={cfg.distill.trainer.precision!r} is none of {', '.join(PRECISIONS)}.")
+        if cfg.distill.steps and cfg.distill.trainer.precision not in TRAINING_PRECISIONS:
+            raise InputError(
+                f"distill.trainer.precision={cfg.distill.trainer.precision!r} is none of {', '.join(TRAINING_PRECISIONS)}."
+            )
 
     @property
     def text_encoders(self) -> list[nn.Module]:
