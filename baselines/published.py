@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from baselines.bk_sdm import VARIANTS, plan_for
+from baselines.bk_sdm_table import VARIANTS, plan_for
 from common.errors import InputError
 from common.hub import find_folder
 from common.outlook import CalibrationSize, Outlook

@@ -13,7 +13,7 @@ from torch import nn
 
 from common.errors import InputError
 from common.files import SHIPPED, whole_folder
-from common.teachers import NETWORKS, Teacher
+from common.teachers import NETWORKS, Teacher, read_index, read_json
 
 Part = tuple[str, str, dict[str, Any]]
 CONFIG_FILES = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json", "mel": "mel_config.json"}
@@ -47,14 +47,14 @@ def parts_of(name_or_path: str) -> dict[str, Part]:
     folder = next((f for f in (SHIPPED / name_or_path, Path(name_or_path)) if (f / "model_index.json").is_file()), None)
     if folder is None:
         return {name: tuple(part) for name, part in architecture(name_or_path)["parts"].items()}
-    named = json.loads((folder / "model_index.json").read_text())
+    named = read_index(folder)
     parts: dict[str, Part] = {}
     for name, value in named.items():
         if isinstance(value, list) and value[0]:
             path = folder / name / CONFIG_FILES.get(name.removesuffix("_2"), "config.json")
             if not path.is_file():
                 raise InputError(f"{folder} lacks {name}/{path.name}, and model_index.json names its part {name!r}.")
-            parts[name] = (*value, json.loads(path.read_text()))
+            parts[name] = (*value, read_json(path))
     return parts
 
 

@@ -91,7 +91,7 @@ class SeededBatches(Sampler[list[tuple[int, int]]]):
 class TensorRows(Dataset):
     """Columns of equal length; a batch is a dictionary of their rows and of the stream's `position`.
 
-    columns: tensors, or what gives a tensor for column[rows]: common.shards.ShardedColumn, common.lazy_images.LazyImages.
+    columns: tensors, or what gives a tensor for column[rows]: common.row_files.ShardedColumn, common.lazy_images.LazyImages.
     """
 
     def __init__(self, **columns: Any):

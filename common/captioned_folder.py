@@ -1,7 +1,6 @@
 """A folder of images with captions in metadata.csv or metadata.jsonl: BK-SDM's layout, and Hugging Face's imagefolder."""
 
-from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 from common.caption_files import read_metadata
@@ -9,15 +8,14 @@ from common.data_folder import (
     CaptionedImages,
     Files,
     check_count,
-    check_folder,
     check_limit,
     evenly_spaced,
+    folder_of_split,
     split_rows,
     tell,
 )
-from common.errors import InputError
-from common.lazy_images import LazyImages, Source, check_size, in_threads, resized_and_cropped
-from common.readable import readable
+from common.lazy_images import check_size, in_threads
+from common.source_images import captioned_images
 
 
 @lru_cache(maxsize=4)  # a job asks more than once
@@ -39,12 +37,9 @@ def load_captioned_folder(
     """
     check_limit(limit, "image")
     check_size(size, interpolation)
-    apart = test_folder is not None and split == "test"
-    where = test_folder if apart else folder
-    check_folder(where, split, "captioned image", "test_folder" if apart else "folder")
-    where = Path(where)
+    where, own = folder_of_split(folder, test_folder, split, "captioned image")
     names, captions = read_metadata(where, caption_column)
-    if where == Path(folder or ""):
+    if own:
         check_count(where, len(names), expected, "captioned image")
     rows = range(len(names)) if test_folder is not None else split_rows(len(names), split)
     wanted = [int(row) for row in evenly_spaced(rows, limit)]
@@ -63,21 +58,3 @@ def size_or_none(path: Path) -> int | None:
         return path.stat().st_size if path.is_file() else None
     except OSError:
         return None
-
-
-def captioned_images(source: Source, captions: Sequence[str], split: str, size: int, interpolation: str) -> CaptionedImages:
-    """The readable images of `source` with their captions, of which empty ones are told on standard error."""
-    images = readable_images(source, split, size, interpolation)
-    chosen = [captions[row] for row in images.rows]
-    empty = [source.name(row) for row, caption in zip(images.rows, chosen, strict=True) if not caption]
-    if empty:
-        tell(source.place, chosen, "are empty", empty, things="captions")
-    return CaptionedImages(images, chosen)
-
-
-def readable_images(source: Source, split: str, size: int, interpolation: str) -> LazyImages:
-    """The readable images of `source`, shorter side resized and middle cropped; InputError when there is none."""
-    rows = readable(source, range(len(source)), f"checking {split} images")
-    if not len(rows):
-        raise InputError(f"{source.place} holds no readable image of split={split!r}.")
-    return LazyImages(source, rows, partial(resized_and_cropped, size=size, interpolation=interpolation), size)

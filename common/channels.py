@@ -26,7 +26,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from common.cost import probe_inputs
-from common.errors import InputError, check_share
+from common.errors import InputError, check_share, first_line
 from common.plans import Edit
 from common.sampling import denoiser_arguments, predict
 
@@ -180,8 +180,7 @@ def _tell_samplers(unet: nn.Module) -> None:
     try:
         predict(unet, *arguments, conditions)
     except (RuntimeError, ValueError) as error:  # ValueError: norm groups of a single value
-        reason = str(error).splitlines()[0]
-        raise InputError(f"The channels of this {type(unet).__name__} cannot be pruned: {reason}") from error
+        raise InputError(f"The channels of this {type(unet).__name__} cannot be pruned: {first_line(error)}") from error
     finally:
         for handle in handles:
             handle.remove()

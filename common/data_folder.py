@@ -129,6 +129,17 @@ def check_folder(folder: str | Path | None, split: str, what: str, setting: str 
         raise InputError(f"{folder} holds no {what} of split={split!r}; the splits are 'train' and 'test'.")
 
 
+def folder_of_split(folder: str | Path | None, test_folder: str | Path | None, split: str, what: str) -> tuple[Path, bool]:
+    """Where a split is, and whether that is `folder`: for "test" it is `test_folder`, where one is given.
+
+    InputError as check_folder tells it.
+    """
+    apart = test_folder is not None and split == "test"
+    where = test_folder if apart else folder
+    check_folder(where, split, what, "test_folder" if apart else "folder")
+    return Path(where), not apart
+
+
 def split_rows(count: int, split: str) -> np.ndarray:
     """The row numbers of a split: "test" is every tenth of `count`, "train" the others."""
     rows = np.arange(count)

@@ -160,7 +160,9 @@ def text_encoder_part(name: str, encoder: nn.Module, hidden_states: bool) -> Exp
 
 def exported_parts(teacher: Teacher) -> list[ExportedPart]:
     """Denoiser, decoder and text encoders, as many as there are; two of them (Stable Diffusion XL) give all hidden states."""
-    encoders = {name: getattr(teacher, name, None) for name in ("text_encoder", "text_encoder_2")}
-    there = {name: encoder for name, encoder in encoders.items() if encoder is not None}
-    texts = [text_encoder_part(name, encoder, len(there) > 1) for name, encoder in there.items()]
+    encoders = teacher.text_encoders
+    texts = [
+        text_encoder_part(name, encoder, len(encoders) > 1)
+        for name, encoder in zip(("text_encoder", "text_encoder_2"), encoders, strict=False)
+    ]
     return [denoiser_part(teacher), decoder_part(teacher), *texts]

@@ -1,7 +1,6 @@
 """The offline image feature extractor: EfficientNet-lite0, trained on ImageNet (Apache-2.0)."""
 
 import contextlib
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -36,16 +35,7 @@ class ImageFeatures(nn.Module):
 
 
 @torch.no_grad()
-def extract_features(
-    extractor: nn.Module,
-    images: torch.Tensor,
-    batch_size: int = 64,
-    advance: Callable[[int], None] = lambda count: None,
-) -> torch.Tensor:
+def extract_features(extractor: nn.Module, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
     """Features (count, num_features) of uint8 images, on the CPU, in batches."""
-    finished = []
     device = next(extractor.parameters()).device
-    for chunk in images.split(batch_size):
-        finished.append(extractor(chunk.to(device)).cpu())
-        advance(len(chunk))
-    return torch.cat(finished)
+    return torch.cat([extractor(chunk.to(device)).cpu() for chunk in images.split(batch_size)])

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from common.caption_files import caption_of
-from common.captioned_folder import captioned_images, readable_images
 from common.data_folder import CaptionedImages, Images, check_count, check_limit, evenly_spaced, split_rows
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.lazy_images import check_size
+from common.source_images import captioned_images, readable_images
 
 
 class HubImages:
@@ -107,8 +107,8 @@ def open_dataset(path: str | None, name: str | None, revision: str | None, split
             return datasets.load_dataset("parquet", data_files=path, split="train")
         return datasets.load_dataset(path, name, revision=revision, split=split)
     except Exception as error:  # the library and the hub's client raise many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"task.data.path={path!r}, split {split!r}, cannot be loaded as a data set: {reason}") from error
+        told = f"task.data.path={path!r}, split {split!r}, cannot be loaded as a data set"
+        raise InputError(f"{told}: {first_line(error)}") from error
 
 
 def with_bytes(dataset: Any, column: str, path: Any) -> Any:
@@ -118,4 +118,4 @@ def with_bytes(dataset: Any, column: str, path: Any) -> Any:
     try:
         return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except Exception as error:  # pyarrow's kinds
-        raise InputError(f"{path}: the column {column!r} holds no images ({str(error).splitlines()[0]}).") from error
+        raise InputError(f"{path}: the column {column!r} holds no images ({first_line(error)}).") from error

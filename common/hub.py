@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.files import SHIPPED
 from common.weight_files import best_weights, kind_of
 
@@ -93,8 +92,3 @@ def cached(name: str, revision: str | None) -> Path | None:
         return Path(snapshot_download(name, revision=revision, allow_patterns=["model_index.json"], local_files_only=True))
     except Exception:  # no snapshot of this revision: whatever the kind, there is none to use
         return None
-
-
-def first_line(error: Any) -> str:
-    """The first line of an error's message; its kind where it has none."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -11,7 +11,7 @@ import torch
 
 from common.distances import check_pair, frechet_to_statistics, kernel_distance
 from common.errors import InputError, first_line
-from common.weights import weights_file
+from common.metric_weights import weights_file
 
 PYTORCH = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 TORCHSCRIPT = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.exported_parts import ExportedPart, Tensors
 
 FORMATS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
@@ -78,7 +78,7 @@ def write_onnx(part: ExportedPart, path: Path, dtype: torch.dtype) -> None:
                 program, input_names=list(part.inputs), output_names=list(part.outputs), dynamo=True, verbose=False
             )
     except Exception as error:  # torch.export, the decompositions and the translation each raise their own
-        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise InputError(f"{part.name} cannot be exported to ONNX: {reason}") from error
     graph = exported.model.graph
     for values, axes in ((graph.inputs, part.inputs), (graph.outputs, part.outputs)):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -113,7 +113,7 @@ def pick_device(name: str) -> str:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise InputError(f"device={name!r} cannot be used here: {first_line(error)}") from error
     if name.startswith("cuda"):
         torch.cuda.set_device(name if ":" in name else 0)  # what is not told which device waits for this one
         torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions have by default

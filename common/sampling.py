@@ -95,7 +95,6 @@ def sample_latents(
     steps: int,
     guidance_scale: float,
     batch_size: int,
-    advance: Callable[[int], None] = lambda count: None,
     draw: Callable[[list[int], tuple[int, ...]], torch.Tensor] = seeded_normal,
 ) -> torch.Tensor:
     """Final latents (len(seeds), *latent_shape) on the CPU; sample i depends on seeds[i] and its condition alone.
@@ -110,5 +109,4 @@ def sample_latents(
         chosen = {name: value.to(device) for name, value in select_conditions(conditions, rows).items()}
         bare = {name: value.to(device) for name, value in empty.items()}
         finished.append(denoise(denoiser, scheduler, noise, chosen, bare, steps, guidance_scale).cpu())
-        advance(len(finished[-1]))
     return torch.cat(finished)

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from common.caption_files import caption_of
-from common.captioned_folder import captioned_images
 from common.data_folder import (
     CaptionedImages,
     check_count,
-    check_folder,
     check_limit,
     evenly_spaced,
+    folder_of_split,
     split_rows,
     tell,
 )
@@ -30,6 +29,7 @@ from common.files import user_cache, write_json
 from common.image_folder import ENDINGS
 from common.lazy_images import check_size
 from common.progress import progress_bar
+from common.source_images import captioned_images
 
 Sample = tuple[str, int, int, str]  # name, place of the image in the tar file, its bytes, caption
 
@@ -76,12 +76,9 @@ def load_tar_folder(
     """
     check_limit(limit, "image")
     check_size(size, interpolation)
-    apart = test_folder is not None and split == "test"
-    where = test_folder if apart else folder
-    check_folder(where, split, ".tar file", "test_folder" if apart else "folder")
-    where = Path(where)
+    where, own = folder_of_split(folder, test_folder, split, ".tar file")
     samples = list_samples(where, caption_key)
-    if not apart:
+    if own:
         check_count(where, len(samples), expected, "sample")
     rows = range(len(samples)) if test_folder is not None else split_rows(len(samples), split)
     source = TarMembers(where, [samples[row] for row in evenly_spaced(rows, limit)])

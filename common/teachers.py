@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.errors import InputError
-from common.hub import NETWORKS, PARTS, find_folder, first_line
+from common.errors import InputError, first_line
+from common.hub import NETWORKS, PARTS, find_folder
 from common.pipeline_checks import check_named_parts, check_parts_fit
 from common.sampling import Conditions, describe_scheduler
 from common.text_conditions import encode_text, size_conditions
@@ -59,8 +59,12 @@ class Teacher:
     @property
     def networks(self) -> list[nn.Module]:
         """Denoiser, autoencoder and text encoders, as many as there are."""
-        known = (self.denoiser, self.autoencoder, self.text_encoder, self.text_encoder_2)
-        return [network for network in known if network is not None]
+        return [self.denoiser, self.autoencoder, *self.text_encoders]
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        """None, one, or the two of Stable Diffusion XL."""
+        return [encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None]
 
     def with_parts(self, **parts: nn.Module) -> "Teacher":
         """The same pipeline with other networks: with_parts(denoiser=student)."""
@@ -80,8 +84,8 @@ class Teacher:
         """The denoiser's conditions for the captions, a row each (common/text_conditions.py); {} without text."""
         if self.text_encoder is None:
             return {}
-        encoders = [(self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)]
-        conditions = encode_text(encoders if self.text_encoder_2 is not None else encoders[:1], captions)
+        encoders = list(zip((self.tokenizer, self.tokenizer_2), self.text_encoders, strict=False))
+        conditions = encode_text(encoders, captions)
         if "text_embeds" in conditions:
             conditions["time_ids"] = size_conditions(*self.image_size, len(captions)).to(self.device)
         return conditions
@@ -94,14 +98,13 @@ class Teacher:
         return conditions
 
     @torch.no_grad()
-    def encode_images(self, images: torch.Tensor, batch_size: int = 64, advance: Any = lambda count: None) -> torch.Tensor:
+    def encode_images(self, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
         """Latents (count, *latent_shape) of uint8 images (count, 3, height, width): posterior means, scaled."""
         finished = []
         for chunk in images.split(at_once(batch_size, *images.shape[2:])):
             encoded = self.autoencoder.encode(chunk.to(self.device).float() / 127.5 - 1)
             latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
             finished.append(latents.cpu() * self.autoencoder.config.scaling_factor)
-            advance(len(chunk))
         return torch.cat(finished)
 
     @torch.no_grad()
@@ -205,17 +208,21 @@ def load_teacher(name_or_path: str, revision: str | None = None) -> Teacher:
         text_encoder_2=parts.get("text_encoder_2"),
         zeros_for_empty="text_encoder_2" in parts and bool(index.get("force_zeros_for_empty_prompt", True)),
     )
-    encoders = [encoder for encoder in (teacher.text_encoder, teacher.text_encoder_2) if encoder is not None]
-    check_parts_fit(folder, teacher.denoiser, teacher.autoencoder, encoders)
+    check_parts_fit(folder, teacher.denoiser, teacher.autoencoder, teacher.text_encoders)
     return teacher
 
 
 def read_index(folder: Path) -> dict[str, Any]:
     """model_index.json of a pipeline folder; InputError when it is not JSON."""
+    return read_json(folder / "model_index.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of a pipeline folder; InputError when it is not JSON."""
     try:
-        return json.loads((folder / "model_index.json").read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{folder / 'model_index.json'} is not JSON: {error}.") from error
+        return json.loads(path.read_text())
+    except ValueError as error:  # not JSON, or not text
+        raise InputError(f"{path} is not JSON: {error}.") from error
 
 
 def autoencoder_part(folder: Path) -> str:

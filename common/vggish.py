@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from common.errors import InputError, first_line
+from common.metric_weights import weights_file
 from common.spectrogram import Spectrogram
-from common.weights import weights_file
 
 URL = "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth"
 SAMPLE_RATE, WINDOW, HOP, FFT_SIZE = 16000, 400, 160, 512  # 25 ms every 10 ms

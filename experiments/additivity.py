@@ -40,12 +40,13 @@ def measure(cfg: DictConfig, settings: dict[str, Any]) -> dict[str, Any]:
     from common.progress import progress_bar
     from common.score_file import ScoreFile
     from common.teachers import load_teacher
+    from experiments.caches import cache_folder
     from experiments.planning import calibrate
     from laptop_diff.additivity import JOINT, joint_losses, random_subsets
     from laptop_diff.method import LaptopDiff
 
     refuse_others("experiments.additivity")
-    cache = Path(cfg.outputs) / "cache"
+    cache = cache_folder(cfg)
     wanted = cfg.additivity
     method = hydra.utils.instantiate(cfg.method, _convert_="all")
     if not isinstance(method, LaptopDiff):

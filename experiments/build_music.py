@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy.signal import resample_poly
 
+from common.errors import first_line
 from common.files import ROOT
 from common.spectrogram import Spectrogram
 
@@ -90,7 +91,7 @@ def read_pieces() -> tuple[list[tuple[str, Notes]], dict[str, str]]:
         try:
             notes = read_notes(path)
         except Exception as error:  # music21 raises many kinds for a score that it cannot read
-            left_out[path.name] = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            left_out[path.name] = first_line(error)
             continue
         digest = hashlib.sha256(repr(notes).encode()).hexdigest()
         if digest in known:

@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from common.errors import InputError
 from common.files import write_atomically
 from common.locks import attempted, locked
+
+
+def cache_folder(cfg: DictConfig) -> Path:
+    """Where what the jobs of cfg.outputs share is kept."""
+    return Path(cfg.outputs) / "cache"
 
 
 def content_name(*parts: Any) -> str:

@@ -18,9 +18,10 @@ from common.errors import InputError
 from common.files import write_atomically
 from experiments.command_line import one_line_errors
 from experiments.lookup import find
+from experiments.metric_table import higher_is_better
 from experiments.paper_table import markdown
 from experiments.publish import write_index
-from experiments.rows import HIGHER_IS_BETTER, ROWS_FILE, Row, comparable, group_name, read_rows
+from experiments.rows import ROWS_FILE, Row, comparable, group_name, read_rows
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
 SEEDS = "t2i/seeds"  # the rows that show the noise
@@ -128,7 +129,7 @@ def verdict(check: Mapping[str, Any], values: Sequence[float], metric: str, marg
     margin: the relative difference up to which nothing can be told.
     """
     if "order" in check:
-        sign = -1 if metric in HIGHER_IS_BETTER else 1
+        sign = -1 if higher_is_better(metric) else 1
         gains = [sign * relative(better, worse) for better, worse in pairwise(values)]
         if any(gain < -margin for gain in gains):
             return FAILS

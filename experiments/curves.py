@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.metric_table import higher_is_better
 from experiments.rows import (
-    HIGHER_IS_BETTER,
     KNOBS,
     Row,
     distance_name,
@@ -174,7 +174,7 @@ def plot_data(rows: Sequence[Row]) -> dict[str, Any]:
     return without_nan(
         {
             "metrics": metrics,
-            "higher": [metric for metric in metrics if metric in HIGHER_IS_BETTER],
+            "higher": [metric for metric in metrics if higher_is_better(metric)],
             "costs": {name: COSTS[name][0] for name in names},
             "jobs": jobs,
             "teacher": {metric: teacher_level(rows, metric) for metric in metrics},

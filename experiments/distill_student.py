@@ -20,7 +20,7 @@ from common.teachers import Teacher
 from common.training import ExponentialAverage
 from experiments.last_word import last_word
 
-PRECISIONS = {"32-true": False, "16-mixed": True, "bf16-mixed": True}  # whether matrix products are in half precision
+TRAINING_PRECISIONS = {"32-true": False, "16-mixed": True, "bf16-mixed": True}  # whether matrix products are in half precision
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record them
 
 
@@ -79,8 +79,8 @@ def trainer_settings(cfg: DictConfig, device: torch.device, whole: bool = False)
                 f"distill.trainer.{name}={settings[name]}: a job trains with the processes that were started for it: "
                 "torchrun --nproc_per_node=<devices> --nnodes=<nodes> run.py ..."
             )
-    if settings["precision"] not in PRECISIONS:
-        raise InputError(f"distill.trainer.precision={settings['precision']!r} is none of {', '.join(PRECISIONS)}.")
+    if settings["precision"] not in TRAINING_PRECISIONS:
+        raise InputError(f"distill.trainer.precision={settings['precision']!r} is none of {', '.join(TRAINING_PRECISIONS)}.")
     mode = (cfg.distill.get("compile") or {}).get("mode")
     if mode in CUDA_GRAPHS and cfg.distill.accumulate > 1:
         raise InputError(
@@ -114,9 +114,9 @@ def distill(
     student on the way, from the average of its weights or None. loggers: Lightning's, besides the CSV file in `folder`.
     """
     from common.distillation import DenoiserTraining
+    from common.fsdp import gather_into
     from common.processes import process_count
     from common.schedules import scheduler
-    from common.sharding import gather_into
     from common.training import fit
 
     settings = cfg.distill

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from common.cost import count_parameters
 from common.errors import InputError
-from experiments.distill_student import PRECISIONS
+from experiments.distill_student import TRAINING_PRECISIONS
 from experiments.gpus import Gpu, find_gpu
 from experiments.job_cost import JobCost
 from experiments.job_stages import Stage, job_stages
@@ -113,7 +113,7 @@ def print_distillation(job: JobCost, gpu: Gpu) -> None:
     """What a distillation step holds in memory, and what would make it fit."""
     settings = job.cfg.distill
     fixed = job.distillation()
-    mixed = PRECISIONS[settings.trainer.precision]
+    mixed = TRAINING_PRECISIONS[settings.trainer.precision]
     held = {again: job.activations(settings.batch_size, mixed, again) for again in (True, False)}
     told = "with" if settings.gradient_checkpointing else "without"
     print(f"\n{f'a distillation step of {settings.batch_size}, {settings.trainer.precision}':<61}{'GiB':>16}")
@@ -135,7 +135,7 @@ def print_distillation(job: JobCost, gpu: Gpu) -> None:
 def suggestion(job: JobCost, gpu: Gpu, fixed: int) -> str:
     """The settings nearest to those of the job whose step fits, or what is the matter when none does."""
     settings = job.cfg.distill
-    mixed = PRECISIONS[settings.trainer.precision]
+    mixed = TRAINING_PRECISIONS[settings.trainer.precision]
     free = (gpu.memory - RESERVE) * GIB - fixed
     half = "bf16-mixed" if gpu.bfloat16 else "16-mixed"
     first = job.activations(1, True, True)

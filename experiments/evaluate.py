@@ -23,7 +23,7 @@ from common.sampling import sample_latents
 from common.teachers import Teacher
 from experiments.caches import cached_batches, content_name, load_tensors
 from experiments.jobs import AS_BEFORE, prompts_content
-from experiments.precision import computing, precision_suffix
+from experiments.precision import inference_autocast, precision_suffix
 
 FEATURES_AT_ONCE = 512  # of real images, in one file
 SAMPLING = ("images", "steps", "guidance_scale", "batch_size", "split", "seed")  # what the samples of a model depend on
@@ -145,7 +145,7 @@ def sampled_batches(
 
     def compute(rows: range) -> dict[str, torch.Tensor]:
         conditions, empty = model.encode_captions(captions[rows.start : rows.stop]), model.empty_condition()
-        with computing(cfg, model.device):
+        with inference_autocast(cfg, model.device):
             latents = sample_latents(
                 model.denoiser,
                 scheduler,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 
 
 def check_pushable(repository: str) -> None:
@@ -29,6 +29,5 @@ def push(folder: Path, repository: str, private: bool, message: str) -> str:
         api.create_repo(repository, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
     except Exception as error:  # the hub's client raises many kinds: offline, refused, too large
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"--push {repository} failed ({reason}); the exported folder is whole: {folder}") from error
+        raise InputError(f"--push {repository} failed ({first_line(error)}); the exported folder is whole: {folder}") from error
     return str(commit.commit_url)

@@ -19,7 +19,7 @@ from common.plans import apply_plan
 from common.sampling import predict
 from common.step_memory import step_bytes
 from common.teachers import Teacher
-from experiments.distill_student import PRECISIONS, feature_pairs
+from experiments.distill_student import TRAINING_PRECISIONS, feature_pairs
 from experiments.evaluate import evaluation_scheduler
 from experiments.precision import pick_precision
 
@@ -61,12 +61,14 @@ class JobCost:
         self.outlook: Outlook = look(self.teacher.denoiser, self.calibration_size()) if look else unknown
         plan = self.outlook.plan
         self.student = copy.deepcopy(self.teacher.denoiser) if plan is None else apply_plan(self.teacher.denoiser, plan)
-        if cfg.distill.steps and cfg.distill.trainer.precision not in PRECISIONS:
-            raise InputError(f"distill.trainer.precision={cfg.distill.trainer.precision!r} is none of {', '.join(PRECISIONS)}.")
+        if cfg.distill.steps and cfg.distill.trainer.precision not in TRAINING_PRECISIONS:
+            raise InputError(
+                f"distill.trainer.precision={cfg.distill.trainer.precision!r} is none of {', '.join(TRAINING_PRECISIONS)}."
+            )
 
     @property
     def text_encoders(self) -> list[nn.Module]:
-        return [each for each in (self.teacher.text_encoder, self.teacher.text_encoder_2) if each is not None]
+        return self.teacher.text_encoders
 
     @property
     def captioned(self) -> bool:

@@ -8,32 +8,27 @@ from torch import nn
 
 from common.pictures import save_figure, short_path
 from common.plans import Plan
+from experiments.metric_table import METRICS
 from experiments.rows import distance_name
 
-# title, how to read it from a model's figures, format, whether less is better (None: neither)
-COLUMNS = (
+
+def column(name: str) -> tuple[str, Any, str]:
+    """The column of one of METRICS: title, how to read it from a model's figures, format."""
+    return METRICS[name].title, lambda figures: figures[name], METRICS[name].form
+
+
+COLUMNS = (  # of title, how to read it from a model's figures, format
     ("params", lambda m: m["parameters"] / 1e6, "{:.2f}M"),
     ("MACs", lambda m: m["macs"] / 1e6, "{:.0f}M"),
     ("time", lambda m: m["latency"]["ratio"], "{:.2f}x"),
     ("FD", lambda m: next(v for k, v in m.items() if k.startswith(("fd_", "fad_"))), "{:.1f}"),
     ("KD", lambda m: next(v for k, v in m.items() if k.startswith("kd_")), "{:.2f}"),
-    ("retrieval", lambda m: 100 * m["caption_retrieval"], "{:.1f}%"),
+    column("caption_retrieval"),
     ("FD to t.", lambda m: next(v for k, v in m.items() if k.endswith("_to_teacher")), "{:.1f}"),
-    ("MSE to t.", lambda m: m["latent_mse"], "{:.3f}"),
-    ("SSIM to t.", lambda m: m["ssim"], "{:.3f}"),
+    column("latent_mse"),
+    column("ssim"),
 )
-# the same of the papers' metrics (experiments/paper_metrics.py), in a table of their own
-METRIC_COLUMNS = (
-    ("FID", lambda m: m["fid"], "{:.2f}"),
-    ("FID clean", lambda m: m["fid_clean"], "{:.2f}"),
-    ("KID clean", lambda m: m["kid_clean"], "{:.3f}"),
-    ("IS", lambda m: m["inception_score"], "{:.2f}"),
-    ("CLIP", lambda m: m["clip_score"], "{:.4f}"),
-    ("CLIP L14", lambda m: m["clip_score_l14"], "{:.4f}"),
-    ("PickScore", lambda m: m["pickscore"], "{:.2f}"),
-    ("HPSv2", lambda m: m["hpsv2"], "{:.4f}"),
-    ("FAD VGGish", lambda m: m["fad_vggish"], "{:.2f}"),
-)
+METRIC_COLUMNS = tuple(column(name) for name, metric in METRICS.items() if metric.published)  # in a table of their own
 
 
 def cell(figures: dict[str, Any], read: Any, form: str) -> str:

@@ -12,7 +12,7 @@ from common.cost import count_parameters
 from common.sampling import predict
 from common.step_memory import forward_bytes, step_bytes
 from common.teachers import at_once
-from experiments.distill_student import PRECISIONS
+from experiments.distill_student import TRAINING_PRECISIONS
 from experiments.job_cost import SINGLE_BYTES, JobCost
 
 
@@ -68,7 +68,7 @@ def autoencoder_training(job: JobCost) -> Stage | None:
     if not getattr(job.method, "prunes_autoencoder", False) or not settings.steps:
         return None
     once = job.image_operations["encode"] + job.image_operations["decode"]
-    half = PRECISIONS[job.cfg.distill.trainer.precision]
+    half = TRAINING_PRECISIONS[job.cfg.distill.trainer.precision]
     what = f"{settings.steps:,} steps of {settings.batch_size}"
     return Stage("autoencoder", what, 3 * once * settings.steps * settings.batch_size, half)
 
@@ -82,7 +82,7 @@ def distilling(job: JobCost) -> Stage | None:
     passes = 4 if settings.gradient_checkpointing else 3
     macs = with_teacher * job.macs["teacher"].total + passes * job.macs["student"].total
     samples = settings.steps * settings.batch_size * settings.accumulate
-    half = PRECISIONS[settings.trainer.precision]
+    half = TRAINING_PRECISIONS[settings.trainer.precision]
     held = sum(job.distillation().values())
     held += job.activations(settings.batch_size, half, settings.gradient_checkpointing)
     what = f"{settings.steps:,} steps of {settings.batch_size} x {settings.accumulate}"

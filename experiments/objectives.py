@@ -6,13 +6,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from common.errors import InputError
+from experiments.metric_table import METRICS
 from experiments.rows import distance_name, flat, student
 
 SPARSITY = "sparsity_(nominal|actual|zeros|weights)"
 SIZES = f"parameters|nonzero_parameters|checkpoint_bytes_fp16|{SPARSITY}"
 LATENCY = "milliseconds|interquartile_range|ratio|ratio_spread|time_reduction"
 FIGURES = re.compile(  # of a student, in any row; those of features are called after their extractor
-    rf"distance|(fd|fad|kd)_\w+|latent_mse|ssim|caption_retrieval|images|reference_images|{SIZES}|macs"
+    rf"distance|(fd|fad|kd)_\w+|({'|'.join(METRICS)})(_spread)?|images|reference_images|{SIZES}|macs"
     rf"|macs_without_attention_products|latency_({LATENCY})|semi_structured_(converted|{LATENCY})"
     rf"|autoencoder_({SIZES}|psnr)|sparse_file_(denoiser|autoencoder)_bytes"
 )

@@ -25,7 +25,7 @@ from common.data_folder import data_content
 from common.errors import InputError
 from common.progress import progress_bar
 from common.saved_images import through_files
-from experiments.caches import cached_batches, content_name, load_tensors
+from experiments.caches import cache_folder, cached_batches, content_name, load_tensors
 from experiments.evaluate import captions_of, sample_folders
 
 Figures = dict[str, dict[str, float]]
@@ -147,7 +147,7 @@ def measure_into(
     fingerprint: the teacher's. What could not be had stands in row["metrics_missing"]; a row without either is as it was.
     """
     wanted, names, missing = metric_settings(cfg), lacking(cfg, row), {}
-    samples, cache = folder / "samples", Path(cfg.outputs) / "cache"
+    samples, cache = folder / "samples", cache_folder(cfg)
     for steps, figures in {None: row["models"], **row["by_steps"]}.items():
         changed = cfg if steps is None else OmegaConf.merge(cfg, {"evaluation": {"steps": int(steps)}})
         where = samples if steps is None else samples / f"steps={steps}"

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.lookup import find
+from experiments.metric_table import METRICS
 from experiments.rows import Row, distance_name, metric_names, value_of
 
 PUBLISHED = (
@@ -20,27 +21,8 @@ PUBLISHED = (
 OURS = "left: parameters that are not zero; time: a forward pass; both against the teacher."
 SAME_METRICS = "Left of |: as published. Right: measured here, by the published metrics where the names agree. "
 AFTER = " after: that share of the training."
-FORMS = {
-    "left": "{:.0%}",
-    "zeros": "{:.1%}",
-    "time": "{:.2f}x",
-    "after": "{:.0%}",
-    "retrieval": "{:.1%}",
-    "MSE to t.": "{:.3f}",
-    "FID": "{:.2f}",
-    "FAD": "{:.2f}",
-    "IS": "{:.2f}",
-    "CLIP": "{:.4f}",
-    "PickScore": "{:.2f}",
-}
-METRICS = {  # and the names of the others as they are
-    "caption_retrieval": "retrieval",
-    "latent_mse": "MSE to t.",
-    "fid": "FID",
-    "inception_score": "IS",
-    "clip_score": "CLIP",
-    "pickscore": "PickScore",
-}
+FORMS = {"left": "{:.0%}", "zeros": "{:.1%}", "time": "{:.2f}x", "after": "{:.0%}", "FD": "{:.1f}", "FAD": "{:.2f}"}
+FORMS |= {metric.title: metric.form for metric in METRICS.values()}
 AS_PUBLISHED = ("fid", "fad_vggish", "inception_score", "clip_score", "pickscore")  # where measured, instead of ours
 PREFERRED = ("pickscore", "clip_score", "caption_retrieval", "latent_mse")
 
@@ -52,14 +34,19 @@ def our_columns(rows: Sequence[Row], count: int) -> dict[str, str]:
     others = [] if same else [distance_name(rows[0])]
     metrics = list(dict.fromkeys([*same, *others, *(name for name in PREFERRED if name in names)]))[:count]
     sizes = {"left": "left", "zeros": "sparsity_actual", "time": "time", "after": "after"}
-    return sizes | {METRICS.get(name, name.partition("_")[0].upper() if "_" in name else name): name for name in metrics}
+    return sizes | {title_of(name): name for name in metrics}
+
+
+def title_of(name: str) -> str:
+    """A metric's title; that of a distance over features without their extractor, "FD" or "FAD"."""
+    return name.partition("_")[0].upper() if name.startswith(("fd_", "fad_")) else METRICS[name].title
 
 
 def cell(title: str, value: float | None) -> str:
     """One of our figures as text; empty where it was not measured, and for the few zeros that dense networks have by chance."""
     if value is None or (title == "zeros" and value < 0.0005):
         return ""
-    return FORMS.get(title, "{:.1f}").format(value)
+    return FORMS[title].format(value)
 
 
 def paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

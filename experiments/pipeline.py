@@ -143,6 +143,7 @@ def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, A
     from common.saved_images import check_saved
     from common.student_folders import load_student, save_student
     from common.teachers import load_teacher
+    from experiments.caches import cache_folder
     from experiments.distill_student import trainer_settings
     from experiments.evaluate import evaluate, evaluation_prompts
     from experiments.planning import check_steps, make_plans, prune
@@ -163,7 +164,7 @@ def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, A
         hydra.utils.instantiate(settings)
     check_saved(cfg.saved_images)
     seconds: dict[str, float] = {}
-    cache = Path(cfg.outputs) / "cache"
+    cache = cache_folder(cfg)
     method = hydra.utils.instantiate(cfg.method, _convert_="all")
     with stage("loading", seconds, cfg):
         teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))

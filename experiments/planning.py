@@ -78,7 +78,7 @@ def make_plans(cfg: DictConfig, teacher: Any, method: Any, folder: Path, cache: 
     from common.locks import locked
     from common.processes import first_enters
     from experiments.caches import content_name
-    from experiments.precision import computing, precision_suffix
+    from experiments.precision import inference_autocast, precision_suffix
 
     calibration = calibrate(cfg, teacher, cache).to(teacher.device)
     known = teacher.fingerprint()
@@ -87,7 +87,7 @@ def make_plans(cfg: DictConfig, teacher: Any, method: Any, folder: Path, cache: 
     def denoiser_plan() -> Any:
         shared = scores / f".{content_name(cfg.method._target_, known)}.lock"  # by the jobs whose scores may be the same
         lock = functools.partial(locked, shared, f"scores are being computed in {scores}")
-        with first_enters(lock), computing(cfg, teacher.device):
+        with first_enters(lock), inference_autocast(cfg, teacher.device):
             return method.plan(teacher.denoiser, calibration, known, scores)
 
     plans = {"denoiser": kept_plan(folder / "plan", teacher, denoiser_plan)}

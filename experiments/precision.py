@@ -18,7 +18,7 @@ def pick_precision(cfg: DictConfig) -> str:
     return precision
 
 
-def computing(cfg: DictConfig, device: Any) -> AbstractContextManager[Any]:
+def inference_autocast(cfg: DictConfig, device: Any) -> AbstractContextManager[Any]:
     """Matrix products and convolutions inside run in cfg.inference_precision, from weights in float32 (torch.autocast)."""
     import torch
 

@@ -5,8 +5,6 @@
 Started several times on the same `outputs`, on one machine or on many, the processes share the work.
 """
 
-from pathlib import Path
-
 import hydra
 from omegaconf import DictConfig
 
@@ -18,13 +16,14 @@ from experiments.command_line import one_line_composition_errors, one_line_error
 def main(cfg: DictConfig) -> None:
     from common.processes import pick_device
     from common.teachers import load_teacher
+    from experiments.caches import cache_folder
     from experiments.training_rows import training_rows
 
     teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))
-    rows = training_rows(cfg, teacher, Path(cfg.outputs) / "cache")
+    folder = cache_folder(cfg)
+    rows = training_rows(cfg, teacher, folder)
     for name, column in rows.columns.items():
         print(f"{name}: {' x '.join(map(str, column.shape))}")
-    folder = Path(cfg.outputs) / "cache"
     print(f"rows below {folder}: a job with the same settings finds them")
 
 

@@ -9,7 +9,6 @@ import argparse
 import base64
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ from common.errors import InputError
 from common.files import write_atomically
 from experiments.command_line import one_line_errors
 from experiments.curves import COSTS, cost, draw_curves, plot_data
+from experiments.metric_table import is_drawn
 from experiments.paper_table import note, paper_table
 from experiments.rows import Row, groups_of, labels, metric_names, read_rows, recipe, student
 
 TEMPLATE = Path(__file__).with_name("report.html")
 PICTURES = {"samples.png": "samples from equal seeds", "plan.png": "plan", "scores.png": "scores", "sparsity.png": "sparsity"}
-PNG_METRICS = re.compile("fd_|fad_|fid|pickscore|clip|inception_score|hpsv2|caption_retrieval")  # the page shows all
 PICTURE_WIDTH = 900
 SOUNDS = 6  # audio players of one job
 
@@ -78,7 +77,7 @@ def write_report(
 
     groups = []
     for number, (name, members) in enumerate(groups_of(rows).items(), 1):
-        for metric in filter(PNG_METRICS.match, metric_names(members)):
+        for metric in filter(is_drawn, metric_names(members)):
             draw_curves(members, folder / f"{number}-{metric}.png", metric)
         jobs = [
             {"label": label, "command": row.get("command", ""), **job_files(row)}

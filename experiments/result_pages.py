@@ -13,6 +13,7 @@ from typing import Any
 
 from common.errors import InputError
 from common.files import write_atomically
+from experiments.metric_table import is_drawn
 from experiments.paper_table import markdown, note, paper_table
 from experiments.rows import ROWS_FILE, Row, distance_name, groups_of, labels, metric_names, student
 
@@ -82,9 +83,8 @@ def draw_sheet(rows: Sequence[Row], path: Path) -> None:
 def write_group(rows: Sequence[Row], folder: Path, prefix: str) -> list[Path]:
     """The pictures of rows that compare: metrics over costs, and samples where they are there."""
     from experiments.curves import draw_curves
-    from experiments.report import PNG_METRICS
 
-    paths = [folder / f"{prefix}{metric}.png" for metric in metric_names(rows) if PNG_METRICS.match(metric)]
+    paths = [folder / f"{prefix}{metric}.png" for metric in metric_names(rows) if is_drawn(metric)]
     for path in paths:
         draw_curves(rows, path, path.stem.removeprefix(prefix))
     sheet = folder / f"{prefix}samples.webp"

@@ -11,16 +11,6 @@ from typing import Any
 from common.errors import InputError
 
 SAMPLED_BY = ("images", "reference_images", "steps", "guidance_scale", "split", "seed", "seeds", "scheduler")  # of a protocol
-HIGHER_IS_BETTER = (
-    "caption_retrieval",
-    "ssim",
-    "psnr",
-    "pickscore",
-    "clip_score",
-    "clip_score_l14",
-    "hpsv2",
-    "inception_score",
-)
 KNOBS = ("variant", "k", "ratio", "parameters", "sparsity")  # what a sweep of a method is usually over
 COUNTS = (  # whole numbers beside the metrics of a model
     "parameters",

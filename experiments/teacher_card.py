@@ -6,7 +6,6 @@ python -m experiments.teacher_card task=uag evaluation.images=512
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -49,12 +48,12 @@ def measure(cfg: DictConfig, teacher: Any, split: str, subset: dict[str, Any]) -
 
     from common.distances import caption_retrieval, frechet_distance, kernel_distance
     from common.features import extract_features
-    from experiments.caches import content_name
+    from experiments.caches import cache_folder, content_name
     from experiments.evaluate import Reference, evaluation_prompts, sampled_batches
 
     cfg = OmegaConf.merge(cfg, {"evaluation": {"split": split}, "task": {"data": subset}})
     captions, names = evaluation_prompts(cfg)
-    cache = Path(cfg.outputs) / "cache"
+    cache = cache_folder(cfg)
     reference = Reference(cfg, cfg.evaluation.split, cache, teacher.device)
     data = hydra.utils.instantiate(cfg.task.data, split=split)
     settings = OmegaConf.to_container(cfg.evaluation) | {"split": None}  # the captions say which; without them, one set

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.plans import Plan
 from common.processes import is_first
 from experiments.jobs import job_settings
@@ -75,8 +75,10 @@ def start_run(cfg: DictConfig, folder: Path) -> Any:
         if mode != "online":
             raise
         os.environ["WANDB_MODE"] = "offline"
-        reason = str(error).splitlines()[0]
-        print(f"W&B does not answer ({reason}); going on offline, to send later: wandb sync {folder}/wandb/*", file=sys.stderr)
+        print(
+            f"W&B does not answer ({first_line(error)}); going on offline, to send later: wandb sync {folder}/wandb/*",
+            file=sys.stderr,
+        )
         about |= {"id": None, "resume": None}  # the id stays taken by the run that could not begin
         run = wandb.init(**about, mode="offline", settings=wandb.Settings(**settings))
     run.define_metric(STEP)

@@ -12,7 +12,7 @@ from common.data_folder import data_content
 from common.errors import InputError
 from common.lazy_images import subset
 from common.processes import on_first
-from common.shards import Shard, fill_shards, list_shards, open_columns, unsound
+from common.row_files import Shard, fill_shards, list_shards, open_columns, unsound
 from common.teachers import Teacher
 from experiments.caches import content_name
 from experiments.memory import memory_advice
@@ -75,7 +75,7 @@ def check_latents(latents: torch.Tensor, teacher: Teacher) -> None:
 
 
 def training_rows(cfg: DictConfig, teacher: Teacher, cache: Path) -> TensorRows:
-    """Latents and conditions of the training images, by cfg.training_rows in shards below `cache` (common/shards.py).
+    """Latents and conditions of the training images, by cfg.training_rows in shards below `cache` (common/row_files.py).
 
     What an earlier or another running process has computed is kept. With flip, a batch holds the latents of the mirrored image
     in half of the cases (BK-SDM's random horizontal flip), and the captions' conditions are stored once.

@@ -243,11 +243,13 @@ def publish_variant(teacher_folder, folder, variant):
 
     Its index names a safety checker, which a download leaves out.
     """
-    from baselines.bk_sdm import build_student
+    from baselines.bk_sdm_table import plan_for
+    from common.plans import apply_plan
     from common.teachers import load_denoiser
 
     shutil.copytree(teacher_folder, folder, ignore=shutil.ignore_patterns("unet"))
-    student = build_student(load_denoiser(teacher_folder), variant)
+    unet = load_denoiser(teacher_folder)
+    student = apply_plan(unet, plan_for(unet, variant))
     torch.manual_seed(5)
     type(student).from_config(student.config).half().save_pretrained(folder / "unet")
     index = json.loads((folder / "model_index.json").read_text())

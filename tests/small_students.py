@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 
-from baselines.bk_sdm import plan_for
+from baselines.bk_sdm_table import plan_for
 from baselines.diff_pruning import DiffPruning
 from common.plans import Edit, Plan
 from common.teachers import Teacher

@@ -1,6 +1,8 @@
-"""Names that modules take from each other are there, those taken inside functions included."""
+"""Names that modules take from each other are there, those taken inside functions included; methods build on common alone."""
 
 import ast
+
+import yaml
 
 import common
 from common.files import ROOT
@@ -40,3 +42,20 @@ def test_every_name_imported_from_the_project_exists():
                 if not inside and alias.name not in names:
                     missing.append(f"{path.relative_to(ROOT)}: from {node.module} import {alias.name}")
     assert seen > 500 and not missing, missing
+
+
+def test_methods_build_on_common_and_never_on_each_other():
+    targets = [yaml.safe_load(path.read_text())["_target_"] for path in (ROOT / "conf" / "method").glob("*.yaml")]
+    methods = {target.rpartition(".")[0] for target in targets}
+    packages = {module.partition(".")[0] for module in methods}
+    seen, wrong = 0, []
+    for package in ("common", *packages):
+        for path in (ROOT / package).rglob("*.py"):
+            imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+            names = [node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
+            for name in names:
+                top = name.partition(".")[0]
+                seen += top in PACKAGES
+                if top in PACKAGES and (top not in ("common", package) or name in methods):
+                    wrong.append(f"{path.relative_to(ROOT)}: {name}")
+    assert len(packages) == 4 and seen > 100 and not wrong, wrong

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from baselines.bk_sdm import plan_for
+from baselines.bk_sdm_table import plan_for
 from baselines.published import Published
 from common.errors import InputError
 from common.plans import Plan, apply_plan

@@ -57,6 +57,11 @@ def test_unknown_names_and_missing_parts(tiny_teacher_folder, tmp_path):
     (tmp_path / "model_index.json").write_text((tiny_teacher_folder / "model_index.json").read_text())
     with pytest.raises(InputError, match=r"lacks scheduler/scheduler_config\.json"):
         parts_of(str(tmp_path))
+    (tmp_path / "scheduler").mkdir()
+    for damaged, content in (("scheduler/scheduler_config.json", b'{"a": '), ("model_index.json", b"\xff\xfe")):
+        (tmp_path / damaged).write_bytes(content)
+        with pytest.raises(InputError, match=f"{damaged} is not JSON"):
+            parts_of(str(tmp_path))
 
 
 @pytest.mark.parametrize("binary", [False, True])

@@ -9,7 +9,7 @@ import openvino
 import pytest
 import torch
 
-from baselines.bk_sdm import plan_for
+from baselines.bk_sdm_table import plan_for
 from common.errors import InputError
 from common.exported_parts import decoder_part, denoiser_part, exported_parts
 from common.files import ROOT

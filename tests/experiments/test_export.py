@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
-from baselines.bk_sdm import plan_for
+from baselines.bk_sdm_table import plan_for
 from common.plans import apply_plan
 from common.sampling import denoise
 from common.student_folders import save_student

@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from PIL import Image
 
-from baselines.bk_sdm import plan_for
+from baselines.bk_sdm_table import plan_for
 from common.layers import list_layers
 from common.plans import Edit, Plan
 from experiments.plan_picture import draw_plan, lay_out, removed_inside, skip_connections, stage_sites

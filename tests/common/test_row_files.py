@@ -12,7 +12,7 @@ import torch
 
 from common.batches import MirroredRows, TensorRows
 from common.errors import InputError
-from common.shards import ShardedColumn, fill_shards, list_shards, open_columns, unsound
+from common.row_files import ShardedColumn, fill_shards, list_shards, open_columns, unsound
 
 FORK = multiprocessing.get_context("fork")
 
