@@ -18,8 +18,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
+from common.collectives import shared_out
 from common.plans import Edit, load_replacement
-from common.processes import shared_out
 from common.pruned_unet import set_module
 from common.sampling import Conditions, predict
 

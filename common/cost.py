@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.collectives import on_first
 from common.files import write_json
-from common.processes import on_first
 from common.sampling import Conditions, predict
 
 

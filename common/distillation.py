@@ -18,10 +18,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.batches import generator_for
+from common.collectives import mean_over_processes
 from common.errors import InputError
 from common.finite import check_loss, check_weights
 from common.fsdp import shard
-from common.processes import mean_over_processes
 from common.sampling import Conditions, predict
 
 Features = Sequence[torch.Tensor]

@@ -4,9 +4,10 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.collectives import on_first
 from common.errors import InputError
 from common.files import write_json
-from common.processes import is_first, on_first
+from common.processes import is_first
 
 
 @dataclass

@@ -17,9 +17,10 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from common.batches import TensorRows, training_loader
+from common.collectives import on_first
 from common.errors import InputError
 from common.fsdp import shared_like, whole
-from common.processes import is_first, on_first, on_this_machine, process_count
+from common.processes import is_first, on_this_machine, process_count
 from common.progress import progress_bar
 
 # batches come from memory and are numbered (common/batches.py): no workers are needed, and resuming mid-epoch is exact

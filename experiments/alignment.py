@@ -23,7 +23,7 @@ class CaptionAlignment:
     def __call__(self, latents: torch.Tensor, chosen: slice) -> float:
         """The alignment of final latents (conditions, samples, channels, height, width) under the chosen conditions."""
         from common.features import extract_features
-        from experiments.evaluate import Reference
+        from experiments.reference import Reference
 
         if self.reference is None:
             self.reference = Reference(self.cfg, "train", self.cache, self.teacher.device)

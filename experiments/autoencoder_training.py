@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.batches import TensorRows
+from common.collectives import mean_over_processes
 from common.finite import check_loss, check_weights
-from common.processes import mean_over_processes
 from common.schedules import scheduler as learning_rate
 from common.student_folders import save_whole
 from common.training import fit

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from common.collectives import speaks
 from common.errors import InputError
-from common.processes import is_first, speaks
+from common.processes import is_first
 
 
 def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -10,13 +10,14 @@ import lightning as L
 import torch
 from omegaconf import DictConfig
 
+from common.collectives import barrier, on_first
 from common.files import write_json
-from common.processes import barrier, on_first
 from common.teachers import Teacher
 from common.training import ExponentialAverage
-from experiments.evaluate import Reference, sampled_batches
 from experiments.last_word import last_word
 from experiments.paper_metrics import measure
+from experiments.reference import Reference
+from experiments.samples import sampled_batches
 
 
 class DistanceCurve(L.Callback):

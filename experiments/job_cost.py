@@ -20,8 +20,8 @@ from common.sampling import predict
 from common.step_memory import step_bytes
 from common.teachers import Teacher
 from experiments.distill_student import TRAINING_PRECISIONS, feature_pairs
-from experiments.evaluate import evaluation_scheduler
 from experiments.precision import pick_precision
+from experiments.samples import evaluation_scheduler
 
 SINGLE_BYTES = 4
 

@@ -25,6 +25,10 @@ def check_objectives(cfg: DictConfig) -> None:
     if unknown or not cfg.objectives:
         told = f"{', '.join(unknown)} is no figure of a student" if unknown else "one at least is needed"
         raise InputError(f"objectives={list(cfg.objectives)}: {told}; there are distance, latency_ratio, parameters, macs, …")
+    measured = {each.get(column) for each in cfg.metrics.values() for column in ("name", "fid", "kid")}
+    for name in (each.removesuffix("_spread") for each in cfg.objectives):
+        if name in METRICS and METRICS[name].published and name not in measured:
+            raise InputError(f"objectives={list(cfg.objectives)}: {name} is measured where metrics=[...] asks for it.")
 
 
 def objectives(cfg: DictConfig, row: dict[str, Any]) -> float | tuple[float, ...]:

@@ -26,7 +26,7 @@ from common.errors import InputError
 from common.progress import progress_bar
 from common.saved_images import through_files
 from experiments.caches import cache_folder, cached_batches, content_name, load_tensors
-from experiments.evaluate import captions_of, sample_folders
+from experiments.samples import captions_of, sample_folders
 
 Figures = dict[str, dict[str, float]]
 REAL_IMAGES_AT_ONCE = 64  # in one file
@@ -44,7 +44,7 @@ def measure(
 ) -> tuple[Figures, dict[str, str]]:
     """Figures by model of the metrics `names`, and why others of them are missing, which is told on standard error as well.
 
-    folders: of each model, the batches that experiments.evaluate.sampled_batches keeps. captions: of all samples, in order.
+    folders: of each model, the batches that experiments.samples.sampled_batches keeps. captions: of all samples, in order.
     """
     figures: Figures = {who: {} for who in folders}
     missing: dict[str, str] = {}
@@ -97,7 +97,7 @@ def sample_rows(cfg: DictConfig, name: str, metric: Any, who: str, folder: Path,
 def real_rows(cfg: DictConfig, name: str, metric: Any, cache: Path) -> torch.Tensor:
     """A metric's rows of the real images to compare with, evaluation.reference_images at most; computed once.
 
-    None of the data is held back, as experiments.evaluate.Reference does for its floor: published figures are against all.
+    None of the data is held back, as experiments.reference.Reference does for its floor: published figures are against all.
     As samples they go through the files that cfg.saved_images describes.
     """
     data = hydra.utils.instantiate(cfg.task.data, split=cfg.evaluation.split)

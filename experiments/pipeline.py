@@ -2,9 +2,7 @@
 
 import copy
 import shlex
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +11,15 @@ from omegaconf import DictConfig, OmegaConf
 from common.errors import InputError
 from experiments.jobs import job_settings
 from experiments.rows import CHOICES
-
-
-@contextmanager
-def stage(name: str, seconds: dict[str, float], cfg: DictConfig) -> Iterator[None]:
-    """Adds the time spent inside to seconds[name]; InputError with advice where memory does not suffice."""
-    from experiments.memory import memory_advice
-
-    started = time.perf_counter()
-    with memory_advice(name, cfg):
-        yield
-    seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 1)
+from experiments.stages import stage
 
 
 def run_job(cfg: DictConfig) -> dict[str, Any]:
     """Runs or finds the job of `cfg` and returns its result row, as written to result.json."""
     from hydra.core.hydra_config import HydraConfig
 
-    from common.processes import join, pick_device
+    from common.collectives import join
+    from common.processes import pick_device
 
     join(pick_device(cfg.device))
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -45,8 +34,8 @@ def found_or_made(
     InputError when another one does already; a job of a sweep waits for its row instead. The processes of one job find it, or
     make it, together.
     """
+    from common.collectives import first_enters, on_first
     from common.locks import claimed
-    from common.processes import first_enters, on_first
     from experiments.sweeps import sweep_folder
 
     row = on_first(lambda: find(folder))
@@ -84,7 +73,7 @@ def new_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """Runs the job and writes its row; the first of several processes does, with what all have computed."""
     from hydra.core.hydra_config import HydraConfig
 
-    from common.processes import on_first
+    from common.collectives import on_first
     from experiments.tracking import tracking
 
     hydra_config = HydraConfig.get()
@@ -115,9 +104,9 @@ def add_to_row(cfg: DictConfig, row: dict[str, Any], folder: Path) -> bool:
     from common.processes import pick_device
     from common.saved_images import check_saved
     from common.teachers import load_teacher
-    from experiments.evaluate import evaluation_prompts
     from experiments.memory import memory_advice
     from experiments.paper_metrics import lacking, measure_into
+    from experiments.prompts import evaluation_prompts
 
     if not cfg.metrics or not lacking(cfg, row):
         return False
@@ -131,24 +120,15 @@ def add_to_row(cfg: DictConfig, row: dict[str, Any], folder: Path) -> bool:
     return before != row
 
 
-def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, Any]]:
-    """The stages of a job that its processes share; each finds what an interrupted run has left in `folder` and goes on there.
-
-    run: the job's W&B run, or None. Returns what is left for one process to do: measure speeds, draw, put the row together.
-    """
+def check_settings(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
+    """InputError for what would be found wrong only after long work; the prompts of the evaluation, and their names."""
     import hydra
     import torch
 
-    from common.processes import barrier, check_shares, on_first, pick_device
+    from common.processes import check_shares, pick_device
     from common.saved_images import check_saved
-    from common.student_folders import load_student, save_student
-    from common.teachers import load_teacher
-    from experiments.caches import cache_folder
     from experiments.distill_student import trainer_settings
-    from experiments.evaluate import evaluate, evaluation_prompts
-    from experiments.planning import check_steps, make_plans, prune
-    from experiments.tracking import loggers
-    from experiments.train_student import train_student
+    from experiments.prompts import evaluation_prompts
 
     if cfg.init not in ("preserved", "scratch"):
         raise InputError(f"init={cfg.init!r} is neither 'preserved' nor 'scratch'.")
@@ -156,13 +136,35 @@ def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, A
         raise InputError(
             f"distill.steps={cfg.distill.steps}: distill=none has no losses to train with; choose a recipe, or no steps."
         )
-    if cfg.distill.steps:  # before the long work as well
+    if cfg.distill.steps:
         check_shares(cfg.distill.batch_size, "distill.batch_size")
         trainer_settings(cfg, torch.device(pick_device(cfg.device)))
-    prompts = evaluation_prompts(cfg)  # before the long work: its settings may be wrong
+    prompts = evaluation_prompts(cfg)
     for settings in cfg.metrics.values():
         hydra.utils.instantiate(settings)
     check_saved(cfg.saved_images)
+    return prompts
+
+
+def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, Any]]:
+    """The stages of a job that its processes share; each finds what an interrupted run has left in `folder` and goes on there.
+
+    run: the job's W&B run, or None. Returns what is left for one process to do: measure speeds, draw, put the row together.
+    """
+    import hydra
+
+    from common.collectives import barrier, on_first
+    from common.processes import pick_device
+    from common.student_folders import load_student, save_student
+    from common.teachers import load_teacher
+    from experiments.caches import cache_folder
+    from experiments.evaluate import evaluate
+    from experiments.planning import check_steps, make_plans, prune
+    from experiments.result_row import result_row
+    from experiments.tracking import loggers
+    from experiments.train_student import train_student
+
+    prompts = check_settings(cfg)
     seconds: dict[str, float] = {}
     cache = cache_folder(cfg)
     method = hydra.utils.instantiate(cfg.method, _convert_="all")
@@ -190,79 +192,4 @@ def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, A
             by_steps[str(steps)], _ = evaluate(changed, models, prompts, folder / "samples" / f"steps={steps}", cache)
     barrier()  # no other process computes while speeds are measured
     found = {"models": metrics, "by_steps": by_steps, "seconds": seconds}
-    return lambda: finished_row(cfg, folder, run, models, plans, prompts, images, found)
-
-
-def finished_row(
-    cfg: DictConfig,
-    folder: Path,
-    run: Any,
-    models: dict[str, Any],
-    plans: dict[str, Any],
-    prompts: tuple[list[str], list[str] | None],
-    images: dict[str, Any],
-    found: dict[str, Any],
-) -> dict[str, Any]:
-    """The row of a job, with costs measured and pictures drawn. found: metrics by model, by_steps, and seconds by stage."""
-    import json
-
-    import hydra
-
-    from common.pictures import upright
-    from common.sound_files import write_sounds
-    from experiments.distance_curve import read_curve
-    from experiments.environment import environment
-    from experiments.evaluate import SEEDS
-    from experiments.job_report import draw_samples, draw_scores
-    from experiments.measure_cost import measure_cost
-    from experiments.paper_metrics import measure_into
-    from experiments.plan_picture import draw_plan
-    from experiments.sparse_student import draw_sparsity, export_sparse, masked_parts
-    from experiments.tracking import log_result, log_student
-    from experiments.train_student import REPORT
-
-    teacher, last, seconds, metrics = models["teacher"], list(models)[-1], found["seconds"], found["models"]
-    with stage("measuring", seconds, cfg):
-        costs = measure_cost(cfg, models, plans)
-        masked = masked_parts(models[last], plans)
-        sparse_files = export_sparse(masked, folder / "sparse")
-    plan = plans["denoiser"]
-    with stage("drawing", seconds, cfg):
-        if cfg.task.sound is not None:
-            write_sounds(folder / "sounds", images, hydra.utils.instantiate(cfg.task.sound))
-        images = {who: upright(drawn, cfg.task.sound) for who, drawn in images.items()}
-        draw_samples(folder / "samples.png", images, prompts[0])
-        draw_plan(teacher.denoiser, plan, folder / "plan.png")
-        if masked:
-            draw_sparsity(masked, plans, folder / "sparsity.png")
-        else:
-            draw_scores(teacher.denoiser, plan, folder / "scores.png")
-    row = {
-        "models": {who: {**metrics.get(who, {}), **costs.get(who, {})} for who in ("real", *models)},
-        "plan": [edit.to_dict() for edit in plan.edits],
-        "reached": {name: value for name, value in plan.settings.items() if name.endswith("_reached")},
-        "by_steps": found["by_steps"],
-        "curve": read_curve(folder / "distill" / "curve"),
-        "protocol": {
-            "extractor": hydra.utils.get_class(cfg.task.features._target_).description,
-            **OmegaConf.to_container(cfg.evaluation, resolve=True),
-            **({} if any(prompts[0]) else {"guidance_scale": None}),  # nothing to guide by without captions
-            "seeds": SEEDS[cfg.evaluation.seeds],
-        },
-        "seconds": seconds,
-        "environment": environment(teacher.device),
-    }
-    if cfg.metrics:
-        with stage("metrics", seconds, cfg):
-            measure_into(cfg, row, list(models), teacher.fingerprint(), prompts[0], folder, teacher.device)
-    if sparse_files:
-        row["models"][last]["sparse_file"] = sparse_files
-    if (folder / "distill" / REPORT).is_file():
-        row["training"] = json.loads((folder / "distill" / REPORT).read_text())
-        trained = row["training"].get("denoiser", {})
-        row["reached"] |= {name: value for name, value in trained.items() if name.endswith("_reached")}
-    if run is not None:
-        log_result(run, row, plan, images, prompts[0])
-        if cfg.wandb.log_student:
-            log_student(run, folder / "student")
-    return row
+    return lambda: result_row(cfg, folder, run, models, plans, prompts, images, found)

@@ -59,8 +59,8 @@ def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
 
 def kept_plan(folder: Path, teacher: Any, make: Callable[[], Any]) -> Any:
     """The plan in `folder`, made when it is not there; InputError when it is of another teacher."""
+    from common.collectives import on_first
     from common.plans import PLAN_FILE, Plan
-    from common.processes import on_first
 
     if not on_first(lambda: (folder / PLAN_FILE).is_file()):
         made = make()
@@ -75,8 +75,8 @@ def make_plans(cfg: DictConfig, teacher: Any, method: Any, folder: Path, cache: 
     """The plan of each part that is pruned: the denoiser's, and the autoencoder's where the method prunes it."""
     import hydra
 
+    from common.collectives import first_enters
     from common.locks import locked
-    from common.processes import first_enters
     from experiments.caches import content_name
     from experiments.precision import inference_autocast, precision_suffix
 

@@ -50,8 +50,8 @@ def first_samples(row: Row) -> dict[str, Any]:
     from common.pictures import upright
     from common.plans import PLAN_FILE, Plan
     from experiments.caches import load_tensors
-    from experiments.evaluate import shared_samples
     from experiments.jobs import configuration_of
+    from experiments.samples import shared_samples
 
     job = Path(row["path"]).parent
     cfg = configuration_of(row["settings"])
@@ -65,9 +65,9 @@ def first_samples(row: Row) -> dict[str, Any]:
 
 def draw_sheet(rows: Sequence[Row], path: Path) -> None:
     """One line of samples a student, under the teacher's; no file where no samples are left."""
-    from experiments.evaluate import evaluation_prompts
     from experiments.job_report import draw_samples
     from experiments.jobs import configuration_of
+    from experiments.prompts import evaluation_prompts
 
     found = [first_samples(row) for row in rows]
     lines = next(({"teacher": images["teacher"]} for images in found if "teacher" in images), {})

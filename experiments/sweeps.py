@@ -23,10 +23,11 @@ from hydra.core.utils import JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from common.collectives import all_failed, speaks
 from common.errors import InputError
 from common.files import write_atomically, write_json
 from common.locks import held
-from common.processes import all_failed, is_first, speaks
+from common.processes import is_first
 from experiments.command_line import explain
 from experiments.jobs import register_job_folder
 

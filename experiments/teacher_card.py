@@ -49,7 +49,9 @@ def measure(cfg: DictConfig, teacher: Any, split: str, subset: dict[str, Any]) -
     from common.distances import caption_retrieval, frechet_distance, kernel_distance
     from common.features import extract_features
     from experiments.caches import cache_folder, content_name
-    from experiments.evaluate import Reference, evaluation_prompts, sampled_batches
+    from experiments.prompts import evaluation_prompts
+    from experiments.reference import Reference
+    from experiments.samples import sampled_batches
 
     cfg = OmegaConf.merge(cfg, {"evaluation": {"split": split}, "task": {"data": subset}})
     captions, names = evaluation_prompts(cfg)

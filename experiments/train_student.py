@@ -9,9 +9,9 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from common.collectives import on_first
 from common.files import write_json
 from common.plans import Plan
-from common.processes import on_first
 from common.teachers import Teacher
 from experiments.distance_curve import DistanceCurve
 from experiments.distill_student import distill

@@ -8,10 +8,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from common.batches import MirroredRows, TensorRows
+from common.collectives import on_first
 from common.data_folder import data_content
 from common.errors import InputError
 from common.lazy_images import subset
-from common.processes import on_first
 from common.row_files import Shard, fill_shards, list_shards, open_columns, unsound
 from common.teachers import Teacher
 from experiments.caches import content_name

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from common.batches import generator_for
-from common.processes import whole_batch
+from common.collectives import whole_batch
 from experiments.autoencoder_training import AutoencoderTraining
 
 USED_WITHIN = 100  # steps after which an entry counts as unused in the log, where none is moved

@@ -18,11 +18,11 @@ from torch import nn
 
 from common.branches import edited_outputs
 from common.calibration import Calibration
+from common.collectives import shared_out
 from common.errors import InputError
 from common.layers import Layer, mean_magnitude, random_scores
 from common.noisy_batches import NoisyBatch, noisy_batches
 from common.plans import Edit
-from common.processes import shared_out
 from common.roll_out import roll_out
 from common.score_file import ScoreFile
 

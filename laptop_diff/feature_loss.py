@@ -13,9 +13,9 @@ the L2 norm of one sample's feature, averaged over the batch:
 import torch
 from torch import nn
 
+from common.collectives import mean_over_processes
 from common.distillation import Features, squared_feature_losses
 from common.errors import InputError
-from common.processes import mean_over_processes
 
 VARIANTS = ("inv_l2", "inv_l2_sq", "rel_to_max", "rel_to_mean")
 

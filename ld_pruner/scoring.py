@@ -21,8 +21,9 @@ from torch import nn
 
 from common.branches import edited_outputs
 from common.calibration import Calibration
+from common.collectives import shared_out
 from common.errors import InputError
-from common.processes import process_count, shared_out
+from common.processes import process_count
 from common.roll_out import noisy_latents, roll_out
 from common.score_file import ScoreFile
 from ld_pruner.latent_score import latent_score

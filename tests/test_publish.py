@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from common.files import write_json
-from experiments import evaluate, job_report, result_pages
+from experiments import job_report, prompts, result_pages
 from experiments.objectives import FIGURES
 from experiments.publish import publish
 from experiments.rows import flat, read_rows
@@ -126,7 +126,7 @@ def test_jobs_of_the_same_name_have_each_a_line_of_samples(outputs, monkeypatch,
     drawn = {}
     monkeypatch.setattr(result_pages, "labels", lambda rows: ["same"] * len(rows))
     monkeypatch.setattr(result_pages, "first_samples", lambda row: images)
-    monkeypatch.setattr(evaluate, "evaluation_prompts", lambda cfg: ([""] * 8, None))
+    monkeypatch.setattr(prompts, "evaluation_prompts", lambda cfg: ([""] * 8, None))
     monkeypatch.setattr(job_report, "draw_samples", lambda path, lines, captions: drawn.update(lines))
     result_pages.draw_sheet(rows, tmp_path / "samples.webp")
     assert list(drawn) == ["teacher", "same", "same b"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common import processes
+from common import collectives, processes
 from common.errors import InputError
 
 SLURM = {
@@ -27,11 +27,11 @@ def environment(monkeypatch):
 
 def test_alone_without_a_starter(environment):
     assert (processes.process_count(), processes.rank(), processes.on_this_machine()) == (1, 0, (0, 1))
-    assert processes.is_first() and processes.speaks() and processes.all_failed(0)
-    assert processes.shared_out([1, 2, 3], lambda item: item * item) == [1, 4, 9]
-    assert processes.on_first(lambda: "found") == "found"
+    assert processes.is_first() and collectives.speaks() and collectives.all_failed(0)
+    assert collectives.shared_out([1, 2, 3], lambda item: item * item) == [1, 4, 9]
+    assert collectives.on_first(lambda: "found") == "found"
     processes.refuse_others("a command")
-    processes.barrier()
+    collectives.barrier()
 
 
 def test_a_step_of_slurm_speaks_as_torchrun(environment):
@@ -54,6 +54,16 @@ def test_nodes_with_unequal_numbers_of_processes_are_told(environment):
         processes.process_count()
 
 
+@pytest.fixture(autouse=True)
+def matmul_precision():
+    """What pick_device sets for CUDA is put back."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
 def test_each_process_takes_a_device_of_its_own(environment, monkeypatch):
     import torch
 
@@ -62,7 +72,8 @@ def test_each_process_takes_a_device_of_its_own(environment, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "zeros", lambda *_, device: asked.append(device))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    assert processes.pick_device("auto") == "cuda:3" and asked == ["cuda:3"]
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    assert processes.pick_device("auto") == "cuda:3" and asked == ["cuda:3", "cuda:3"]
     assert processes.pick_device("cpu") == "cpu"
     with pytest.raises(InputError, match="takes a device of its own; give device=cuda"):
         processes.pick_device("cuda:1")
@@ -79,6 +90,7 @@ def test_alone_on_its_machine_a_process_still_names_its_device(environment, monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "zeros", lambda *_, device: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     assert processes.pick_device("auto") == "cuda:0"
     with pytest.raises(InputError, match="each of the 4 processes takes a device of its own"):
         processes.pick_device("cuda:0")

@@ -6,8 +6,9 @@ import hydra
 import pytest
 
 from common.errors import InputError
-from experiments.evaluate import evaluation_prompts, shared_samples
 from experiments.jobs import configuration_of, job_folder, job_settings, register_job_folder
+from experiments.prompts import evaluation_prompts
+from experiments.samples import shared_samples
 
 CONF = str(Path(__file__).resolve().parents[2] / "conf")
 

@@ -8,7 +8,7 @@ from common.errors import InputError
 from common.files import ROOT
 from experiments.jobs import job_folder, register_job_folder
 from experiments.memory import ADVICE, DOING, GOES_ON, memory_advice, smaller
-from experiments.pipeline import stage
+from experiments.stages import stage
 
 
 def settings(*overrides):

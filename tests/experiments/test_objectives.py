@@ -1,10 +1,10 @@
 """What an optimising sweeper may ask for."""
 
 import pytest
-from omegaconf import OmegaConf
 
 from common.errors import InputError
 from experiments.objectives import check_objectives, objectives
+from tests.test_conf import compose_config
 
 PAPERS = (
     "fid",
@@ -18,13 +18,13 @@ PAPERS = (
 )
 
 
-def asked(*names):
-    return OmegaConf.create({"objectives": list(names)})
+def asked(*names, metrics=("fid", "fid_clean", "inception_score", "clip_score", "pickscore", "hpsv2", "fad_vggish")):
+    return compose_config("config", f"objectives=[{','.join(names)}]", f"metrics=[{','.join(metrics)}]")
 
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_the_papers_metrics_can_be_asked_for(name):
-    """They are columns of a row wherever cfg.metrics names them; where it does not, the job's figures are named."""
+    """They are columns of a row wherever cfg.metrics names them; where it does not, that is told before the job."""
     check_objectives(asked(name, "distance"))
     figures = {"fd_effnet": 12.0, name: 3.5}
     row = {"models": {"teacher": figures, "pruned": figures}}
@@ -32,6 +32,8 @@ def test_the_papers_metrics_can_be_asked_for(name):
     del figures[name]
     with pytest.raises(InputError, match="name some of fd_effnet, distance"):
         objectives(asked(name), row)
+    with pytest.raises(InputError, match=f"{name.removesuffix('_spread')} is measured where metrics="):
+        check_objectives(asked(name, metrics=()))
 
 
 @pytest.mark.parametrize("name", ["fids", "clip", "spread", "fid_"])

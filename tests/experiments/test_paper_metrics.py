@@ -8,8 +8,9 @@ from common.batches import SharedNoise
 from common.clip_scores import ClipScore
 from common.errors import InputError
 from experiments.caches import load_tensors
-from experiments.evaluate import CAPTIONS_OF_SAMPLES, captions_of, evaluation_prompts, sampled_batches
 from experiments.paper_metrics import real_rows, sample_rows
+from experiments.prompts import evaluation_prompts
+from experiments.samples import CAPTIONS_OF_SAMPLES, captions_of, sampled_batches
 from tests.commands import run
 from tests.random_weights import write_clip, write_inception
 from tests.small_jobs import job, the_row

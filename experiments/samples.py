@@ -1,0 +1,108 @@
+"""Samples of a model from seeds, kept on the disk by batches."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from common.batches import SharedNoise, mix_seed, seeded_normal
+from common.errors import InputError
+from common.progress import progress_bar
+from common.sampling import sample_latents
+from common.teachers import Teacher
+from experiments.caches import cached_batches, content_name
+from experiments.jobs import AS_BEFORE, prompts_content
+from experiments.precision import inference_autocast, precision_suffix
+
+SAMPLING = ("images", "steps", "guidance_scale", "batch_size", "split", "seed")  # what the samples of a model depend on
+CAPTIONS_OF_SAMPLES = "captions.sha256"  # beside the samples of a model: what they were drawn of
+SEEDS = {
+    "per_sample": "one per sample, from (seed, index)",
+    "shared": "one generator for all, which draws for one sample after the other",
+}
+
+
+def sampled_batches(
+    cfg: DictConfig, model: Teacher, captions: list[str], extractor: nn.Module, who: str, folder: Path, read: bool = True
+) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """File name and `latents`, `images` (uint8) and `features` of each batch, sample i from the seed of (evaluation.seed, i).
+
+    Each batch is kept in `folder`: an interrupted evaluation goes on with the next one, and several processes share them out.
+    read: as in cached_batches.
+    """
+    from common.features import extract_features
+
+    settings = cfg.evaluation
+    at_once = settings.get("micro_batch_size") or settings.batch_size
+    scheduler = evaluation_scheduler(cfg, model.scheduler)
+    shared = settings.seeds == "shared"
+    draw = SharedNoise(settings.seed) if shared else seeded_normal
+
+    def compute(rows: range) -> dict[str, torch.Tensor]:
+        conditions, empty = model.encode_captions(captions[rows.start : rows.stop]), model.empty_condition()
+        with inference_autocast(cfg, model.device):
+            latents = sample_latents(
+                model.denoiser,
+                scheduler,
+                model.latent_shape,
+                list(rows) if shared else [mix_seed(settings.seed, 3, index) for index in rows],
+                conditions,
+                empty,
+                settings.steps,
+                settings.guidance_scale,
+                at_once,
+                draw=draw,
+            ).float()
+        images = model.decode_latents(latents, at_once)
+        return {"latents": latents, "images": images, "features": extract_features(extractor, images)}
+
+    with progress_bar(f"sampling: {who}", len(captions)) as bar:
+        for place, found in enumerate(cached_batches(folder, len(captions), settings.batch_size, compute, read)):
+            yield found
+            bar.advance(min(settings.batch_size, len(captions) - place * settings.batch_size))
+
+
+def evaluation_scheduler(cfg: DictConfig, own: Any) -> Any:
+    """The scheduler of evaluation.scheduler, with what it does not set from the teacher's `own`; without one, the teacher's.
+
+    InputError for a name that diffusers does not have.
+    """
+    if cfg.evaluation.scheduler is None:
+        return own
+    import diffusers
+
+    settings = OmegaConf.to_container(cfg.evaluation.scheduler, resolve=True)
+    name = settings.pop("name", None)
+    kind = getattr(diffusers, f"{name}Scheduler", None)
+    if kind is None:
+        raise InputError(f"evaluation.scheduler.name={name}: diffusers has no {name}Scheduler; it has PNDM and DDIM, say.")
+    return kind.from_config(own.config, **settings)
+
+
+def sample_folders(cfg: DictConfig, who: Iterable[str], fingerprint: str, folder: Path, cache: Path) -> dict[str, Path]:
+    """Where the samples of each model are kept; fingerprint is the teacher's."""
+    return {name: shared_samples(cfg, fingerprint, cache) if name == "teacher" else folder / name for name in who}
+
+
+def shared_samples(cfg: DictConfig, fingerprint: str, cache: Path) -> Path:
+    """The folder of the samples of the teacher with this fingerprint, for all jobs of the same data and protocol."""
+    parts = (OmegaConf.to_container(cfg.task[part], resolve=True) for part in ("features", "data"))
+    protocol = {name: cfg.evaluation[name] for name in SAMPLING}
+    later = {name: cfg.evaluation[name] for name in ("scheduler", "seeds")}
+    protocol |= {name: value for name, value in later.items() if value != AS_BEFORE[f"evaluation.{name}"]}
+    name = content_name("samples", fingerprint, *parts, protocol, *prompts_content(cfg.evaluation.prompts))
+    return cache / f"samples-{name}{precision_suffix(cfg)}"
+
+
+def captions_of(samples: Path, captions: list[str]) -> bytes:
+    """A hash of the captions; InputError when those that the kept samples in the folder were drawn of were others."""
+    digest = hashlib.sha256(json.dumps(captions).encode()).hexdigest().encode()
+    kept = samples / CAPTIONS_OF_SAMPLES
+    if kept.is_file() and kept.read_bytes() != digest:
+        raise InputError(f"{samples} holds samples of other captions than the data has now: put those back, or delete it.")
+    return digest
