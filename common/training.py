@@ -149,7 +149,8 @@ def parallel_settings(strategy: str) -> dict[str, Any]:
             data_parallel_size=process_count(), tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     else:
-        way = DDPStrategy(broadcast_buffers=False)  # by its name in every version since 2.9
+        # broadcast_buffers: by its name in every version since 2.9; the view: gradients are held once, in what is averaged
+        way = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     way.cluster_environment = TorchElasticEnvironment()
     return {"strategy": way, "devices": beside, "num_nodes": process_count() // beside}
 
