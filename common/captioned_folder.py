@@ -14,8 +14,9 @@ from common.data_folder import (
     split_rows,
     tell,
 )
-from common.lazy_images import check_size, in_threads
+from common.lazy_images import check_size
 from common.source_images import captioned_images
+from common.threads import in_threads
 
 
 @lru_cache(maxsize=4)  # a job asks more than once

@@ -1,11 +1,17 @@
 """How well images fit their captions, by CLIP: CLIP score, PickScore, HPSv2. Networks are transformers' CLIPModel."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from common.errors import InputError, first_line
+from common.hub import snapshot, wanted_model_files
+from common.text_conditions import check_vocabulary
+from common.weight_files import kind_of
+
+ELSEWHERE = "download it elsewhere and give the folder"
 
 
 class ClipScore:
@@ -27,17 +33,18 @@ class ClipScore:
         from transformers import CLIPImageProcessorPil, CLIPTokenizer
 
         revision = self.revision if self.processor == self.model else None
-        self.tokenizer = pretrained(CLIPTokenizer, self.processor, revision=revision)
-        self.preprocessing = pretrained(CLIPImageProcessorPil, self.processor, revision=revision)
+        folder = folder_of(self.processor, revision, settings_files, "preprocessor_config.json")
+        self.tokenizer = pretrained(CLIPTokenizer, folder)
+        check_vocabulary(self.tokenizer, folder)
+        self.preprocessing = pretrained(CLIPImageProcessorPil, folder)
         self.network, self.device = self.load_network().to(device).eval().requires_grad_(False), device
 
     def load_network(self) -> torch.nn.Module:
         """A CLIPModel in float32, on the CPU."""
         from transformers import CLIPModel
 
-        network, report = pretrained(
-            CLIPModel, self.model, revision=self.revision, dtype=torch.float32, output_loading_info=True
-        )
+        folder = folder_of(self.model, self.revision, wanted_model_files, "config.json")
+        network, report = pretrained(CLIPModel, folder, dtype=torch.float32, output_loading_info=True)
         if report["missing_keys"]:
             raise InputError(f"{self.model} lacks weights of CLIPModel, {min(report['missing_keys'])} among them.")
         return network
@@ -74,7 +81,7 @@ class HumanPreferenceScore(ClipScore):
         from transformers import CLIPConfig, CLIPModel
 
         path = self.checkpoint()
-        config = pretrained(CLIPConfig, self.processor)
+        config = pretrained(CLIPConfig, folder_of(self.processor, None, settings_files, "config.json"))
         try:
             weights = torch.load(path, map_location="cpu", weights_only=True)
             network = CLIPModel(config)
@@ -91,24 +98,33 @@ class HumanPreferenceScore(ClipScore):
         name, _, file = rest.partition("/")
         if not file or Path(self.model).is_absolute() or owner in (".", "..", "~"):
             raise InputError(f"{self.model} is missing: give the file HPS_v2_compressed.pt, or owner/name/file of a hub.")
-        from huggingface_hub import hf_hub_download
+        return snapshot(f"{owner}/{name}", self.revision, lambda names: [file], file, f"the file {file}") / file
 
-        try:
-            return Path(hf_hub_download(f"{owner}/{name}", file, revision=self.revision))
-        except Exception as error:  # the hub's client raises many kinds: offline, gated, absent, refused
-            raise InputError(f"{self.model} cannot be read ({first_line(error)}); download it and give the file.") from error
+
+def settings_files(names: Sequence[str]) -> list[str]:
+    """Of a transformers repository's files: what tokenizer and preprocessing are made of, and the architecture."""
+    return [name for name in names if "/" not in name and name.endswith((".json", ".txt")) and kind_of(name) is None]
+
+
+def folder_of(path: str, revision: str | None, wanted: Callable[[list[str]], list[str]], marker: str) -> str:
+    """`path` itself, or the folder of what a hub's repository "owner/name" holds (common.hub.snapshot)."""
+    if Path(path).is_dir():
+        return path
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise InputError(f"{path} is missing: give a folder, or owner/name of a hub.")
+    return str(snapshot(path, revision, wanted, marker, "the folder"))
 
 
 def pretrained(kind: Any, path: str, **options: Any) -> Any:
-    """kind.from_pretrained(path); InputError where that is neither on the disk nor on the hub."""
+    """kind.from_pretrained(path); InputError where that folder does not hold it."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     try:
-        return kind.from_pretrained(path, **options)
+        return kind.from_pretrained(path, local_files_only=True, **options)
     except Exception as error:  # transformers, safetensors, pickle and the hub's client each raise their own kinds
         told = f"{path} has no {kind.__name__} ({first_line(error)})"
-        raise InputError(f"{told}; download it elsewhere and give the folder.") from error
+        raise InputError(f"{told}; {ELSEWHERE}.") from error
 
 
 def embedding(output: Any) -> torch.Tensor:

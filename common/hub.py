@@ -1,6 +1,6 @@
 """Where a teacher's folder is: shipped with the project, given by its path, or downloaded once from the Hugging Face hub."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from common.errors import InputError, first_line
@@ -51,23 +51,40 @@ def wanted_files(names: Iterable[str], parts: Sequence[str] = (*PARTS, "mel")) -
     return wanted
 
 
+def wanted_model_files(names: Iterable[str]) -> list[str]:
+    """Of a transformers model's repository: what lies at its top, its settings and one set of weights."""
+    inside = [name for name in sorted(names) if "/" not in name]
+    best = best_weights(inside)
+    return [name for name in inside if (kind_of(name) or best) == best and (kind_of(name) or name.endswith((".json", ".txt")))]
+
+
 def download(name: str, revision: str | None, setting: str) -> Path:
+    """The folder of a pipeline's hub repository, as `snapshot`; `setting`: what a person gives a path by."""
+
+    def wanted(names: list[str]) -> list[str]:
+        if "model_index.json" not in names:
+            raise InputError(f"The hub repository {name!r} has no model_index.json: it is not a diffusers pipeline.")
+        return wanted_files(names)
+
+    return snapshot(name, revision, wanted, "model_index.json", f"{setting}=<folder>")
+
+
+def snapshot(name: str, revision: str | None, wanted: Callable[[list[str]], list[str]], marker: str, instead: str) -> Path:
     """The folder of a hub repository's snapshot in the hub's own cache; what is there already is not loaded again.
 
-    Without a connection a snapshot in the cache is taken. InputError in one line for a repository that is gated, absent or
-    no pipeline, for an absent revision, and for a hub out of reach.
+    wanted: which of its files are loaded. Without a connection, which is noticed at once, a snapshot in the cache is taken that
+    has the file `marker`; what it may lack, loading the parts will tell. InputError in one line, with what to give `instead`,
+    for a repository that is gated or absent, for an absent revision, and for a hub out of reach.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     def told(what: str) -> InputError:
-        return InputError(f"The hub repository {name!r} {what}, or download it elsewhere and give {setting}=<folder>.")
+        return InputError(f"The hub repository {name!r} {what}, or download it elsewhere and give {instead}.")
 
     try:
         listed = HfApi().model_info(name, revision=revision).siblings  # list_repo_files waits long for a hub out of reach
-        found = wanted_files(file.rfilename for file in listed)
-        if "model_index.json" not in found:
-            raise InputError(f"The hub repository {name!r} has no model_index.json: it is not a diffusers pipeline.")
+        found = wanted([file.rfilename for file in listed])
         return Path(snapshot_download(name, revision=revision, allow_patterns=found))
     except InputError:
         raise
@@ -78,17 +95,18 @@ def download(name: str, revision: str | None, setting: str) -> Path:
     except RevisionNotFoundError as error:
         raise told(f"has no revision {revision!r}: give a commit, branch or tag of it") from error
     except Exception as error:  # the hub's client raises many kinds where it is offline, refused or interrupted
-        kept = cached(name, revision)
+        kept = cached(name, revision, marker)
         if kept is not None:
             return kept
         raise told(f"cannot be read ({first_line(error)}): check the connection") from error
 
 
-def cached(name: str, revision: str | None) -> Path | None:
-    """The snapshot that an earlier download has left in the hub's cache; what it may lack, loading the parts will tell."""
+def cached(name: str, revision: str | None, marker: str) -> Path | None:
+    """The snapshot that an earlier download has left in the hub's cache, if it has the file `marker`."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["model_index.json"], local_files_only=True))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[marker], local_files_only=True))
     except Exception:  # no snapshot of this revision: whatever the kind, there is none to use
         return None
+    return folder if (folder / marker).is_file() else None

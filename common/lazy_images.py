@@ -1,20 +1,18 @@
 """Images that are read when they are asked for: what memory cannot hold stands in for a uint8 tensor."""
 
 import io
-import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
 from common.errors import InputError
+from common.threads import cores, in_threads
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
 Square = Callable[[Image.Image], Image.Image]
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # Pillow's kinds of it
 INTERPOLATIONS = {
@@ -37,22 +35,6 @@ class Source(Protocol):
 
     def read(self, row: int) -> bytes:
         """Its file's bytes."""
-
-
-def cores() -> int:
-    """How many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item], workers: int | None) -> Iterator[Result]:
-    """function(item) of each item in order; Pillow, zlib and hashlib let other threads run while they work.
-
-    workers: threads; None for one a core.
-    """
-    workers, items = workers or cores(), iter(items)
-    with ThreadPoolExecutor(workers) as pool:
-        while window := list(islice(items, 64 * workers)):  # not millions of waiting calls at once
-            yield from pool.map(function, window)
 
 
 def open_picture(content: bytes) -> Image.Image:

@@ -12,8 +12,9 @@ from PIL import Image
 
 from common.data_folder import tell
 from common.files import user_cache, write_json
-from common.lazy_images import DAMAGE, Source, in_threads, open_picture
+from common.lazy_images import DAMAGE, Source, open_picture
 from common.progress import progress_bar
+from common.threads import in_threads
 
 UNREAD = "not to be had"  # a lost connection or a missing permission: not damage, and perhaps gone next time
 

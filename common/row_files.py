@@ -16,9 +16,9 @@ import torch
 
 from common.errors import InputError
 from common.files import write_atomically
-from common.lazy_images import in_threads
 from common.locks import attempted, locked
 from common.progress import progress_bar
+from common.threads import in_threads
 
 LONG = 2**30  # bytes: checking more than this shows a progress bar
 

@@ -13,7 +13,7 @@ from common.errors import InputError, first_line
 from common.hub import NETWORKS, PARTS, find_folder
 from common.pipeline_checks import check_named_parts, check_parts_fit
 from common.sampling import Conditions, describe_scheduler
-from common.text_conditions import encode_text, size_conditions
+from common.text_conditions import check_vocabulary, encode_text, size_conditions
 from common.weight_files import best_weights
 
 PIXELS_AT_ONCE = 2**22  # through an autoencoder: 16 images of 512 x 512, or 4 of 1024 x 1024
@@ -167,6 +167,8 @@ def load_part(folder: Path, name: str, library: str, class_name: str, network: b
             parameter.data = parameter.data.clone()
         if class_name == "VQModel":
             state_scaling_factor(part, folder / name)
+    if name.startswith("tokenizer"):
+        check_vocabulary(part, folder / name)
     return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
 
 

@@ -6,14 +6,23 @@ beside each other, the second one's pooled projection, and the sizes of section 
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from common.errors import InputError
 from common.sampling import Conditions
 
 CAPTIONS = {1: 512, 2: 64}  # encoded at once, by the number of encoders: two give all their hidden states
+
+
+def check_vocabulary(tokenizer: Any, folder: str | Path) -> None:
+    """InputError where a tokenizer tells no words apart: transformers makes such a one, in silence, where files are missing."""
+    one, other = tokenizer(["a", "b"], add_special_tokens=False).input_ids
+    if one == other:
+        raise InputError(f"{folder} has no vocabulary: vocab.json and merges.txt, or tokenizer.json, are missing.")
 
 
 def token_ids(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:

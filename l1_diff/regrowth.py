@@ -5,11 +5,13 @@ Decisions depend on (seed, step, site) alone, so that a resumed run and every de
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from zlib import crc32
 
 import torch
 
 from common.batches import generator_for
+from common.threads import in_threads
 from l1_diff.masks import Masks, lowest, lowest_everywhere
 
 CHOICES = ("chance", "gradient")
@@ -42,17 +44,22 @@ def regrow(masks: Masks, regrowth: Regrowth, step: int, gradients: Mapping[str, 
 
     gradients: dL/dw by site, of pruned weights too; read for by="gradient" alone.
     """
+    if regrowth.by == "chance":
+        return dict(in_threads(partial(drawn_by_chance, regrowth, step), masks.items(), None))
     grown = {}
     for site, mask in masks.items():
-        if regrowth.by == "chance":
-            generator = generator_for(regrowth.seed, step, crc32(site.encode()))
-            drawn = torch.rand(mask.shape, generator=generator) < regrowth.probability
-            grown[site] = drawn.to(mask.device) & ~mask
-        else:
-            wanted = round(regrowth.probability * int((~mask).sum()))
-            size = gradients[site].abs().masked_fill(mask, -torch.inf)
-            grown[site] = lowest(-size, wanted)
+        wanted = round(regrowth.probability * int((~mask).sum()))
+        size = gradients[site].abs().masked_fill(mask, -torch.inf)
+        grown[site] = lowest(-size, wanted)
     return grown
+
+
+def drawn_by_chance(regrowth: Regrowth, step: int, entry: tuple[str, torch.Tensor]) -> tuple[str, torch.Tensor]:
+    """Site, and where its pruned weights come back, of (site, mask); from a generator of its own."""
+    site, mask = entry
+    generator = generator_for(regrowth.seed, step, crc32(site.encode()))
+    drawn = torch.rand(mask.shape, generator=generator) < regrowth.probability
+    return site, drawn.to(mask.device) & ~mask
 
 
 def exchange(scores: Mapping[str, torch.Tensor], masks: Masks, grown: Masks, scope: str) -> Masks:

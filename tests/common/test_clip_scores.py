@@ -146,8 +146,10 @@ def test_hpsv2_s_file_is_in_open_clip_s_layout(folder, images, tmp_path):
 
 
 def test_what_is_missing_is_told_in_one_line(folder, images, tmp_path):
-    for path in ("owner/absent", str(tmp_path / "absent")):
-        with pytest.raises(InputError, match="has no CLIP") as told:
+    (tmp_path / "empty").mkdir()
+    absent = {"owner/absent": "cannot be read", str(tmp_path / "absent"): "is missing", str(tmp_path / "empty"): "has no "}
+    for path, expected in absent.items():
+        with pytest.raises(InputError, match=expected) as told:
             ClipScore("score", path, None, path, False, 2).load(CPU)
         assert "\n" not in str(told.value)
     for model in ("xswu/HPSv2/absent.pt", str(tmp_path / "absent.pt")):
@@ -157,6 +159,11 @@ def test_what_is_missing_is_told_in_one_line(folder, images, tmp_path):
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(InputError, match="has no CLIPModel"):
         metric(folder, False, model=str(cut))
+    mute = shutil.copytree(
+        folder, tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer.json", "vocab.json", "merges.txt")
+    )
+    with pytest.raises(InputError, match="has no vocabulary: vocab.json and merges.txt, or tokenizer.json, are missing"):
+        metric(str(mute), False)
     (tmp_path / "damaged.pt").write_bytes(b"cut off")
     with pytest.raises(InputError, match="cannot be loaded"):
         metric(folder, False, HumanPreferenceScore, str(tmp_path / "damaged.pt"))

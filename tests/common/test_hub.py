@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
@@ -56,6 +57,19 @@ EXPECTED = {
     "scheduler/scheduler_config.json",
 }
 
+CLIP_FILES = {
+    "config.json": "{}",
+    "preprocessor_config.json": "{}",
+    "vocab.json": "{}",
+    "merges.txt": "",
+    "model.safetensors": "weights",
+    "pytorch_model.bin": "pickle",
+    "open_clip_pytorch_model.bin": "pickle of another layout",
+    "flax_model.msgpack": "weights",
+    "1_Pooling/config.json": "{}",
+}
+CLIP_SETTINGS = {"config.json", "preprocessor_config.json", "vocab.json", "merges.txt"}
+
 
 class Hub(BaseHTTPRequestHandler):
     """owner/pipeline holds FILES at one commit; owner/gated lists them too, owner/words a text; nothing else is there."""
@@ -75,13 +89,13 @@ class Hub(BaseHTTPRequestHandler):
         path = unquote(urlparse(self.path).path)
         name = "/".join(path.removeprefix("/api/models").strip("/").split("/")[:2])
         rest = path.partition(name)[2].strip("/").split("/", 2)
-        if name not in ("owner/pipeline", "owner/words", "owner/gated"):
+        if name not in ("owner/pipeline", "owner/words", "owner/gated", "owner/clip"):
             return self.answer(401, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
         if rest != [""] and rest[1] not in ("main", COMMIT):
             return self.answer(404, X_Error_Code="RevisionNotFound", X_Error_Message="Invalid rev id")
         if name == "owner/gated" and rest[0] == "resolve":
             return self.answer(403, X_Error_Code="GatedRepo", X_Error_Message="Access is restricted")
-        files = {"README.md": "words"} if name == "owner/words" else FILES
+        files = {"owner/words": {"README.md": "words"}, "owner/clip": CLIP_FILES}.get(name, FILES)
         if rest[0] == "resolve":
             body = files[rest[2]].encode()
             etag = f'"{hashlib.sha1(body).hexdigest()}"'
@@ -118,11 +132,23 @@ for name, revision in json.loads(sys.argv[1]):
 
 def look_up(endpoint, cache, *wanted):
     """What find_folder says to each name and revision, in a process of its own, which reads the hub's address at its start."""
+    return in_process(LOOK_UP, endpoint, cache, json.dumps(wanted))
+
+
+def in_process(code, endpoint, cache, *arguments):
+    """What Python prints that finds the hub at `endpoint`."""
     own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    arguments = [sys.executable, "-c", LOOK_UP, json.dumps(wanted)]
-    done = subprocess.run(arguments, cwd=ROOT, env=os.environ | own, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, env=os.environ | own, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+def folder_in_process(endpoint, cache, wanted, marker):
+    """As look_up, the folder of owner/clip by common.clip_scores."""
+    code = f"from common import clip_scores as c; print(c.folder_of('owner/clip', None, c.{wanted}, '{marker}'))"
+    return Path(in_process(code, endpoint, cache)[0])
 
 
 def test_one_sort_of_weights_of_each_part_is_wanted():
@@ -137,6 +163,15 @@ def test_a_pipeline_is_downloaded_once_and_without_what_jobs_do_not_read(endpoin
     assert look_up(nowhere, tmp_path, ("owner/pipeline", COMMIT)) == [folder]
     (line,) = look_up(nowhere, tmp_path / "empty", ("owner/pipeline", COMMIT))
     assert line.startswith("error: The hub repository 'owner/pipeline' cannot be read (") and line.endswith("=<folder>.")
+
+
+def test_of_a_model_its_settings_and_one_set_of_weights_are_downloaded(endpoint, tmp_path):
+    """The settings alone first, for another model's processor; without a connection what is there is found."""
+    folder = folder_in_process(endpoint, tmp_path, "settings_files", "preprocessor_config.json")
+    assert {path.name for path in folder.iterdir()} == CLIP_SETTINGS
+    assert folder_in_process(endpoint, tmp_path, "wanted_model_files", "config.json") == folder
+    assert {path.name for path in folder.iterdir()} == CLIP_SETTINGS | {"model.safetensors"}
+    assert folder_in_process("http://127.0.0.1:9", tmp_path, "wanted_model_files", "config.json") == folder
 
 
 def test_what_cannot_be_downloaded_is_told_in_one_line(endpoint, tmp_path):

@@ -124,6 +124,14 @@ def test_folder_without_unet(broken):
         load_teacher(str(broken))
 
 
+def test_a_tokenizer_without_its_vocabulary_is_told(broken):
+    for path in (broken / "tokenizer").iterdir():
+        if path.name != "tokenizer_config.json":
+            path.unlink()
+    with pytest.raises(InputError, match="tokenizer has no vocabulary: vocab.json"):
+        load_teacher(str(broken))
+
+
 def test_missing_part_is_named(broken):
     shutil.rmtree(broken / "text_encoder")
     with pytest.raises(ValueError, match="lacks its part 'text_encoder'"):

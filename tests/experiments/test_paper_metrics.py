@@ -47,7 +47,7 @@ def test_metrics_are_added_to_a_finished_job_and_what_is_missing_does_not_lose_t
     scores += [f"metrics.pickscore.model={later}", f"metrics.pickscore.processor={clip}"]
     done, _, row = metrics_job(tiny_teacher_folder, outputs, *scores)
     told = [line for line in done.stderr.splitlines() if line.startswith("pickscore is left out: ")]
-    assert len(told) == 1 and f"{later} has no CLIPModel" in told[0]
+    assert len(told) == 1 and f"{later} is missing: give a folder" in told[0]
     assert list(row["metrics_missing"]) == ["pickscore"] and "no pickscore: " in done.stdout
     assert set(row["protocol"]["metrics"]) == {"clip_score"} and "pickscore" not in row["models"]["teacher"]
     assert "CLIP" in done.stdout and "images as they were drawn" in " ".join(done.stdout.split())
