@@ -46,7 +46,7 @@ def save_student(teacher: Teacher, student: Teacher, folder: Path) -> None:
                 index[name] = [None, None]
         write_scaling_factor(scratch / autoencoder, student.autoencoder)
         (scratch / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-        forget_origins(scratch)
+        tidy_configs(scratch)
 
 
 def variant_alone(folder: Path) -> bool:
@@ -69,16 +69,22 @@ def other_weights(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if kind_of(name) not in (None, best)]
 
 
-def forget_origins(folder: Path) -> None:
-    """Takes the path that a part was once loaded from, which diffusers records, out of every config.json in `folder`."""
+def tidy_configs(folder: Path) -> None:
+    """Takes out of every config.json in `folder` the path that a part was once loaded from, which diffusers records.
+
+    And states float32 where transformers has recorded float16: what is on the disk in fp16, diffusers loads in float32 without
+    being asked, and transformers as recorded, so that a pipeline of both could not draw.
+    """
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text())
-        if config.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(config, indent=2) + "\n")
+        tidy = {name: value for name, value in config.items() if name != "_name_or_path"}
+        tidy |= {name: "float32" for name in ("dtype", "torch_dtype") if tidy.get(name) == "float16"}
+        if tidy != config:
+            path.write_text(json.dumps(tidy, indent=2) + "\n")
 
 
 def save_whole(part: Any, folder: Path) -> None:
-    """part.save_pretrained(folder), whole or not at all, without the path that the part was once loaded from."""
+    """part.save_pretrained(folder), whole or not at all, with tidy_configs."""
     with whole_folder(folder) as scratch:
         part.save_pretrained(scratch)
-        forget_origins(scratch)
+        tidy_configs(scratch)

@@ -4,6 +4,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import hydra
 import torch
 from omegaconf import DictConfig
 
@@ -50,7 +51,6 @@ def evaluate(
             continue
         for name, samples in batches:
             original = samples if who == "teacher" else load_tensors(folders["teacher"] / name)
-            check_size(samples["images"], reference.image_size)
             first_images.setdefault(who, samples["images"])
             features.append(samples["features"])
             originals.append(original["features"])
@@ -71,8 +71,9 @@ def evaluate(
     return rows, first_images
 
 
-def check_size(images: torch.Tensor, size: tuple[int, int]) -> None:
-    """InputError when samples and real images differ in height or width: their features would not be comparable."""
-    if tuple(images.shape[2:]) != size:
-        drawn, real = ("x".join(map(str, shape)) for shape in (images.shape[2:], size))
-        raise InputError(f"The teacher draws {drawn} images, the data set has {real}: give task.data of the teacher's size.")
+def check_image_size(cfg: DictConfig, teacher: Teacher) -> None:
+    """InputError when the teacher's images and real ones differ in height or width: their features would not be comparable."""
+    size = tuple(hydra.utils.instantiate(cfg.task.data, split=cfg.evaluation.split).images.shape[2:])
+    if size != teacher.image_size:
+        drawn, real = (" x ".join(map(str, shape)) for shape in (teacher.image_size, size))
+        raise InputError(f"The teacher's images are {drawn}, those of the data {real}: give task.data of the teacher's size.")

@@ -122,6 +122,7 @@ def export(arguments: argparse.Namespace) -> None:
     if arguments.push:
         check_pushable(arguments.push)
 
+    from common.student_folders import tidy_configs
     from common.teachers import load_teacher
     from experiments.exported_formats import Wanted, export_formats, loads_alone
 
@@ -131,6 +132,7 @@ def export(arguments: argparse.Namespace) -> None:
     wanted = Wanted(formats, arguments.dtype, tolerance, arguments.batch, arguments.rounds, arguments.seed)
     with whole_folder(out) as scratch:
         shutil.copytree(job / "student", scratch, dirs_exist_ok=True)
+        tidy_configs(scratch)
         copy_beside(job, row, scratch)
         found = {"denoiser": type(teacher.denoiser).__name__} | loads_alone(scratch, teacher, guidance, arguments.seed)
         exported = export_formats(teacher, scratch, guidance, wanted) if formats else {}

@@ -158,7 +158,7 @@ def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, A
     from common.student_folders import load_student, save_student
     from common.teachers import load_teacher
     from experiments.caches import cache_folder
-    from experiments.evaluate import evaluate
+    from experiments.evaluate import check_image_size, evaluate
     from experiments.planning import check_steps, make_plans, prune
     from experiments.result_row import result_row
     from experiments.tracking import loggers
@@ -170,6 +170,7 @@ def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, A
     method = hydra.utils.instantiate(cfg.method, _convert_="all")
     with stage("loading", seconds, cfg):
         teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))
+        check_image_size(cfg, teacher)
     with stage("scoring", seconds, cfg):
         plans = make_plans(cfg, teacher, method, folder, cache)
     models = {"teacher": teacher, "pruned": prune(cfg, teacher, plans)}

@@ -105,6 +105,17 @@ def short_count(parameters: float) -> str:
     return f"{parameters / 1e6:.2f}M" if parameters < 1e8 else f"{parameters / 1e6:.0f}M"
 
 
+def short_score(score: float) -> str:
+    """Two digits, without an exponent where it can be read so."""
+    return f"{score:.0f}" if 10 <= abs(score) < 1e4 else f"{score:.2g}"
+
+
+def score_range(scores: list[float]) -> str:
+    """The least and the largest of some scores, or the one there is."""
+    ends = dict.fromkeys(short_score(score) for score in (min(scores), max(scores)))
+    return "…".join(ends)
+
+
 def draw_plan(unet: nn.Module, plan: Plan, path: Path) -> None:
     """The picture of `plan` on the unpruned `unet`: removed blocks hatched, with size and score; works on the meta device."""
     import matplotlib
@@ -130,12 +141,12 @@ def draw_plan(unet: nn.Module, plan: Plan, path: Path) -> None:
         lines = [box.kind, short_count(box.parameters)]
         score = plan.scores.get(box.site)
         if score is not None:
-            lines.append(f"{score:.2g}")
+            lines.append(short_score(score))
         if whole is not None and whole.operation == "shortcut":
             lines.append("(shortcut)")
         if inside:
             scores = [edit.score for edit in inside if edit.score is not None]
-            lines.append(f"{len(inside)} inside" + (f"\n{min(scores):.1g}…{max(scores):.1g}" if scores else ""))
+            lines.append(f"{len(inside)} inside" + (f"\n{score_range(scores)}" if scores else ""))
         background = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85} if share else None
         axis.text(left + 0.46, bottom + 0.48, "\n".join(lines), ha="center", va="center", fontsize=6.5, bbox=background)
     for row in range(rows):

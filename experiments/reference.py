@@ -47,7 +47,6 @@ class Reference:
         self.held_back = order[:held_back]
         self.floor_features, self.features = features[:held_back], features[held_back:wanted]
         self.all_features = None if self.all_names is None else features[order.argsort()]
-        self.image_size = tuple(data.images.shape[2:])
         self.seed = cfg.evaluation.seed
 
     def distances(self, features: torch.Tensor) -> dict[str, float]:

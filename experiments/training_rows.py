@@ -71,7 +71,8 @@ def check_latents(latents: torch.Tensor, teacher: Teacher) -> None:
     """InputError when images become latents of another size than the teacher's."""
     if tuple(latents.shape[1:]) != teacher.latent_shape:
         made, wanted = (" x ".join(map(str, shape)) for shape in (latents.shape[1:], teacher.latent_shape))
-        raise InputError(f"The data set's images become {made} latents, the teacher's are {wanted}: give larger images.")
+        size = " x ".join(map(str, teacher.image_size))
+        raise InputError(f"The data set's images become {made} latents, the teacher's are {wanted}: give images of {size}.")
 
 
 def training_rows(cfg: DictConfig, teacher: Teacher, cache: Path) -> TensorRows:

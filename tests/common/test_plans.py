@@ -126,7 +126,7 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained({str(tmp_path / "student")!r}, trust_remote_code=True, torch_dtype=torch.float32)
+pipe = DiffusionPipeline.from_pretrained({str(tmp_path / "student")!r}, trust_remote_code=True)
 g = torch.Generator().manual_seed(0)
 noisy, states = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 12, 16, generator=g)
 with torch.no_grad():

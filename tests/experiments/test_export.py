@@ -96,7 +96,7 @@ import sys, torch
 for name in ("common", "experiments", "ld_pruner", "torchvision"):  # PyPI's cannot be imported beside a PyTorch for CPUs
     sys.modules[name] = None
 from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained({str(folder)!r}, trust_remote_code=True, torch_dtype=torch.float32)
+pipe = DiffusionPipeline.from_pretrained({str(folder)!r}, trust_remote_code=True)
 noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
 torch.save(pipe("a red apple", latents=noise, num_inference_steps=3, guidance_scale=2.0, output_type="latent",
                 height=32, width=32).images, {str(tmp_path / "out.pt")!r})

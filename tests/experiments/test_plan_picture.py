@@ -11,7 +11,7 @@ from PIL import Image
 from baselines.bk_sdm_table import plan_for
 from common.layers import list_layers
 from common.plans import Edit, Plan
-from experiments.plan_picture import draw_plan, lay_out, removed_inside, skip_connections, stage_sites
+from experiments.plan_picture import draw_plan, lay_out, removed_inside, score_range, skip_connections, stage_sites
 
 GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden_counts.json").read_text())
 
@@ -41,6 +41,11 @@ def test_boxes_stand_in_the_order_of_computation(tiny_teacher):
     for stage in ("down_blocks.1", "mid_block", "up_blocks.2"):
         sites = [site for site, _ in stage_sites(stage, unet.get_submodule(stage))]
         assert sites == [site for site in ran if site.startswith(f"{stage}.")]
+
+
+def test_scores_are_short():
+    assert score_range([61.2, 58.9]) == "59…61" and score_range([61.2, 61.3]) == "61" and score_range([0.01234]) == "0.012"
+    assert score_range([132.0, 12345.0]) == "132…1.2e+04"
 
 
 def test_shares_removed(tiny_teacher):

@@ -118,7 +118,7 @@ def test_bad_settings_are_told(tiny_teacher, folder, tmp_path):
         "training_rows.batch_size=0": "batch_size=0",
         "training_rows.workers=0": "workers=0",
         "training_rows.rows_per_shard=0": "rows_per_shard=0",
-        "task.data.size=32": "become 4 x 4 x 4 latents, the teacher's are 4 x 8 x 8",
+        "task.data.size=32": "become 4 x 4 x 4 latents, the teacher's are 4 x 8 x 8: give images of 64 x 64",
     }.items():
         with pytest.raises(InputError, match=expected):
             training_rows(captioned(folder, tmp_path, override), tiny_teacher, tmp_path)

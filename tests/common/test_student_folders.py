@@ -1,0 +1,25 @@
+"""Saved students are ordinary pipelines: what a person loads draws."""
+
+import json
+import shutil
+
+from diffusers import DiffusionPipeline
+from transformers import CLIPTextModel
+
+from common.plans import Edit, Plan, apply_plan
+from common.student_folders import save_student
+from common.teachers import load_teacher
+
+
+def test_a_student_draws_as_it_is_loaded_without_a_word_on_precision(tiny_teacher_folder, tmp_path):
+    """Its teacher's text encoder lies in fp16, as the shipped ones do, which transformers would load as such."""
+    folder = shutil.copytree(tiny_teacher_folder, tmp_path / "teacher")
+    CLIPTextModel.from_pretrained(folder / "text_encoder").half().save_pretrained(folder / "text_encoder")
+    assert json.loads((folder / "text_encoder" / "config.json").read_text())["dtype"] == "float16"
+    teacher = load_teacher(str(folder))
+    student = teacher.with_parts(denoiser=apply_plan(teacher.denoiser, Plan("test", (Edit("mid_block", "zero"),))))
+    save_student(teacher, student, tmp_path / "student")
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    (picture,) = pipeline("a red apple", num_inference_steps=1).images
+    assert picture.size == (64, 64)
