@@ -1,6 +1,8 @@
 """Names that modules take from each other are there, those taken inside functions included; methods build on common alone."""
 
 import ast
+import subprocess
+import sys
 
 import yaml
 
@@ -59,3 +61,9 @@ def test_methods_build_on_common_and_never_on_each_other():
                 if top in PACKAGES and (top not in ("common", package) or name in methods):
                     wrong.append(f"{path.relative_to(ROOT)}: {name}")
     assert len(packages) == 4 and seen > 100 and not wrong, wrong
+
+
+def test_a_method_can_be_imported_first():
+    """Of a package that imports diffusers before common, where PyPI's torchvision cannot be imported."""
+    done = subprocess.run([sys.executable, "-c", "import baselines.bk_sdm"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
