@@ -1,6 +1,7 @@
 """Sizes, speeds and sparsity of the models of a job."""
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -108,10 +109,13 @@ def measure_cost(cfg: DictConfig, models: Mapping[str, Teacher], plans: Mapping[
         networks = {who: copy.deepcopy(network).to(torch.bfloat16) for who, network in networks.items()}
     latencies = compare_latency({who: forward_call(each, *timed) for who, each in networks.items()}, "teacher", rounds=rounds)
     del networks
-    rows = {}
+    rows, counted = {}, {}
     for who, model in models.items():
         denoiser = model.denoiser
-        macs = count_macs(denoiser, *arguments(1))
+        architecture = (type(denoiser), json.dumps(denoiser.config, sort_keys=True, default=str))
+        if architecture not in counted:  # training changes no shape
+            counted[architecture] = count_macs(denoiser, *arguments(1))
+        macs = counted[architecture]
         rows[who] = {
             "parameters": count_parameters(denoiser),
             "nonzero_parameters": count_nonzero(denoiser),
