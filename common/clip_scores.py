@@ -1,15 +1,14 @@
 """How well images fit their captions, by CLIP: CLIP score, PickScore, HPSv2. Networks are transformers' CLIPModel."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from common.errors import InputError, first_line
-from common.hub import snapshot, wanted_model_files
+from common.hub import settings_files, snapshot, wanted_model_files
 from common.text_conditions import check_vocabulary
-from common.weight_files import kind_of
 
 ELSEWHERE = "download it elsewhere and give the folder"
 
@@ -99,11 +98,6 @@ class HumanPreferenceScore(ClipScore):
         if not file or Path(self.model).is_absolute() or owner in (".", "..", "~"):
             raise InputError(f"{self.model} is missing: give the file HPS_v2_compressed.pt, or owner/name/file of a hub.")
         return snapshot(f"{owner}/{name}", self.revision, lambda names: [file], file, f"the file {file}") / file
-
-
-def settings_files(names: Sequence[str]) -> list[str]:
-    """Of a transformers repository's files: what tokenizer and preprocessing are made of, and the architecture."""
-    return [name for name in names if "/" not in name and name.endswith((".json", ".txt")) and kind_of(name) is None]
 
 
 def folder_of(path: str, revision: str | None, wanted: Callable[[list[str]], list[str]], marker: str) -> str:

@@ -51,11 +51,15 @@ def wanted_files(names: Iterable[str], parts: Sequence[str] = (*PARTS, "mel")) -
     return wanted
 
 
-def wanted_model_files(names: Iterable[str]) -> list[str]:
-    """Of a transformers model's repository: what lies at its top, its settings and one set of weights."""
-    inside = [name for name in sorted(names) if "/" not in name]
-    best = best_weights(inside)
-    return [name for name in inside if (kind_of(name) or best) == best and (kind_of(name) or name.endswith((".json", ".txt")))]
+def settings_files(names: Iterable[str]) -> list[str]:
+    """Of a transformers repository's files: what tokenizer and preprocessing are made of, and the architecture."""
+    return [name for name in names if "/" not in name and name.endswith((".json", ".txt")) and kind_of(name) is None]
+
+
+def wanted_model_files(names: Sequence[str]) -> list[str]:
+    """Of a transformers model's repository: its settings, and one set of the weights at its top."""
+    weights = [name for name in names if "/" not in name and kind_of(name) is not None]
+    return [*settings_files(names), *(name for name in weights if kind_of(name) == best_weights(weights))]
 
 
 def download(name: str, revision: str | None, setting: str) -> Path:
