@@ -14,6 +14,9 @@ register_job_folder()
 @one_line_errors
 @sweep_job
 def main(cfg: DictConfig) -> float | tuple[float, ...]:
+    from experiments.settings import checked
+
+    cfg = checked(cfg)
     if cfg.dry_run:
         from experiments.dry_run import dry_run
 

@@ -6,16 +6,20 @@ from typing import Any
 
 from torch import nn
 
-from baselines.bk_sdm_table import plan_for
+from baselines.bk_sdm_table import Variant, plan_for
 from common.outlook import CalibrationSize, Outlook
 from common.plans import Plan
+from common.settings import check_fields
 
 
 @dataclass
 class BKSDM:
     """A method (see README) that needs no scores: the plan is BK-SDM's table for `variant`."""
 
-    variant: str
+    variant: Variant
+
+    def __post_init__(self) -> None:
+        check_fields(self, "method")
 
     def plan(self, unet: nn.Module, calibration: Any, teacher: str, scores: Path | None) -> Plan:
         """The plan of `variant` for `unet`; neither calibration nor scores are used."""

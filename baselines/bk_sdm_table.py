@@ -10,7 +10,7 @@ Every kept weight is copied from the teacher; nothing is new. The same table is 
 (UNet2DModel), which the paper does not treat; there the innermost stage that tiny removes may have attention.
 """
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
@@ -18,7 +18,8 @@ from torch import nn
 from common.errors import InputError
 from common.plans import Edit, Plan
 
-VARIANTS = ("base", "small", "tiny")
+Variant = Literal["base", "small", "tiny"]
+VARIANTS = get_args(Variant)
 
 
 def check_topology(unet: nn.Module, variant: str) -> None:

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 from zlib import crc32
 
 import torch
@@ -37,15 +38,16 @@ from common.calibration import Calibration
 from common.channels import ChannelPruning, Importance, prune_channels
 from common.cost import count_parameters
 from common.distillation import noising_scheduler, training_target
-from common.errors import InputError, check_one_given, check_share
+from common.errors import InputError, check_one_given
 from common.files import write_atomically
 from common.outlook import CalibrationSize, Outlook
 from common.plans import Plan
 from common.processes import is_first
 from common.progress import progress_bar
 from common.sampling import predict
+from common.settings import AtLeastOne, Probability, Seed, Share, check_fields
 
-VARIANTS = ("diff_pruning", "taylor", "magnitude", "random")
+Variant = Literal["diff_pruning", "taylor", "magnitude", "random"]
 LOSSES = "losses"
 HALVINGS = 12  # of the channel ratios between 0 and 1, when one is searched
 
@@ -134,30 +136,25 @@ class DiffPruning:
     module paths, whose outputs keep their width. seed: of the noise, and of the random variant.
     """
 
-    ratio: float | None
-    parameters: float | None
-    variant: str
-    threshold: float
-    every: int
-    rows: int
+    ratio: Share | None
+    parameters: Share | None
+    variant: Variant
+    threshold: Probability
+    every: AtLeastOne
+    rows: AtLeastOne
     exclude: tuple[str, ...]
-    seed: int
+    seed: Seed
+
+    def __post_init__(self) -> None:
+        check_fields(self, "method")
+        check_one_given(ratio=self.ratio, parameters=self.parameters)
 
     def plan(self, unet: nn.Module, calibration: Calibration, teacher: str, scores: Path | None) -> Plan:
         """The plan for `unet`; accumulated gradients are kept in the folder `scores` for other ratios and exclusions.
 
         `teacher` names the weights (Teacher.fingerprint). The plan's scores are shares: how much of a group's importance went.
-        InputError for a share outside (0, 1) or out of reach.
+        InputError for a share of the parameters that is out of reach.
         """
-        if self.variant not in VARIANTS:
-            raise InputError(f"method.variant={self.variant!r} is none of {', '.join(VARIANTS)}.")
-        check_one_given(ratio=self.ratio, parameters=self.parameters)
-        check_share(*(("ratio", self.ratio) if self.parameters is None else ("parameters", self.parameters)))
-        if not 0 <= self.threshold <= 1:
-            raise InputError(f"method.threshold={self.threshold}: a share from 0 to 1 is needed.")
-        for setting in ("every", "rows"):
-            if getattr(self, setting) < 1:
-                raise InputError(f"method.{setting}={getattr(self, setting)}: at least 1 is needed.")
         losses, gradients = [], {}
         if self.variant in ("diff_pruning", "taylor"):
             losses, gradients = self._gradients(unet, calibration, teacher, scores)

@@ -9,6 +9,7 @@ from torch import nn
 from common.layer_pruner import LayerPruner
 from common.layers import Layer, random_scores
 from common.outlook import CalibrationSize, Outlook
+from common.settings import Seed
 
 
 @dataclass
@@ -16,7 +17,7 @@ class RandomLayers(LayerPruner):
     """Removes layers in the order of a draw seeded by `seed`; neither weights nor the calibration are used."""
 
     name = "random_layers"
-    seed: int
+    seed: Seed
 
     def layer_scores(self, unet: nn.Module, layers: Sequence[Layer], *_: Any) -> dict[str, float]:
         return random_scores(layers, self.seed)

@@ -10,13 +10,14 @@ from common.data_folder import Files, check_limit, evenly_spaced, files_of_split
 from common.errors import InputError
 from common.music import Clips
 from common.progress import progress_bar
+from common.settings import AtLeastOne
 from common.spectrogram import Spectrogram
 
 ENDINGS = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
 SILENCE = 1e-4  # of full scale: a clip that never rises above -80 dB is left out
 
 
-def load_audio_folder(folder: str | Path | None, split: str, limit: int | None, sound: Spectrogram) -> Clips:
+def load_audio_folder(folder: str | Path | None, split: str, limit: AtLeastOne | None, sound: Spectrogram) -> Clips:
     """Clips without overlap of the recordings below `folder`, at most `limit` evenly spaced ones.
 
     split: "test" holds every tenth file by name, "train" the others. A clip's piece is its file, its instrument unknown.

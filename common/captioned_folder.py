@@ -14,7 +14,8 @@ from common.data_folder import (
     split_rows,
     tell,
 )
-from common.lazy_images import check_size
+from common.lazy_images import Interpolation, check_size
+from common.settings import AtLeastOne, Count, ImageSize
 from common.source_images import captioned_images
 from common.threads import in_threads
 
@@ -23,12 +24,12 @@ from common.threads import in_threads
 def load_captioned_folder(
     folder: str | Path | None,
     split: str,
-    size: int,
-    interpolation: str,
+    size: ImageSize,
+    interpolation: Interpolation,
     caption_column: str,
     test_folder: str | Path | None,
-    limit: int | None,
-    expected: int | None,
+    limit: AtLeastOne | None,
+    expected: Count | None,
 ) -> CaptionedImages:
     """Images below `folder` and their captions, at most `limit` evenly spaced ones; shorter side resized, middle cropped.
 

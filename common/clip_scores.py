@@ -8,6 +8,7 @@ import torch
 
 from common.errors import InputError, first_line
 from common.hub import settings_files, snapshot, wanted_model_files
+from common.settings import AtLeastOne
 from common.text_conditions import check_vocabulary
 
 ELSEWHERE = "download it elsewhere and give the folder"
@@ -23,7 +24,7 @@ class ClipScore:
 
     needs_real = False
 
-    def __init__(self, name: str, model: str, revision: str | None, processor: str, scaled: bool, batch_size: int):
+    def __init__(self, name: str, model: str, revision: str | None, processor: str, scaled: bool, batch_size: AtLeastOne):
         self.name, self.model, self.revision, self.processor = name, model, revision, processor
         self.scaled, self.batch_size = scaled, batch_size
 

@@ -7,11 +7,12 @@ import torch
 
 from common.data_folder import Images, check_limit, evenly_spaced, read_index, read_picture
 from common.errors import InputError
+from common.settings import AtLeastOne
 
 BUILT = "Earth", "experiments/build_earth.py"
 
 
-def load_earth(folder: str | Path, split: str, limit: int | None = None, mirrored: bool = False) -> Images:
+def load_earth(folder: str | Path, split: str, limit: AtLeastOne | None = None, mirrored: bool = False) -> Images:
     """The tiles of one split ("train" or "test"), at most `limit` evenly spaced ones.
 
     mirrored: the training tiles a second time, east and west exchanged. `folder`: absolute, or relative to the working

@@ -7,11 +7,14 @@ import torch
 
 from common.data_folder import CaptionedImages, check_limit, evenly_spaced, read_index, read_picture
 from common.errors import InputError
+from common.settings import AtLeastOne
 
 BUILT = "emoji", "experiments/build_emoji.py"
 
 
-def load_emoji(folder: str | Path, split: str, without: tuple[str, ...] = (), limit: int | None = None) -> CaptionedImages:
+def load_emoji(
+    folder: str | Path, split: str, without: tuple[str, ...] = (), limit: AtLeastOne | None = None
+) -> CaptionedImages:
     """The drawings of one split ("train" or "test"), without some categories, of at most `limit` evenly spaced names.
 
     `folder`: absolute, or relative to the working directory or the project.

@@ -11,7 +11,8 @@ import numpy as np
 from common.caption_files import caption_of
 from common.data_folder import CaptionedImages, Images, check_count, check_limit, evenly_spaced, split_rows
 from common.errors import InputError, first_line
-from common.lazy_images import check_size
+from common.lazy_images import Interpolation, check_size
+from common.settings import AtLeastOne, Count, ImageSize
 from common.source_images import captioned_images, readable_images
 
 
@@ -52,10 +53,10 @@ def load_hub_dataset(
     caption_column: str | None,
     train_split: str,
     test_split: str | None,
-    size: int,
-    interpolation: str,
-    limit: int | None,
-    expected: int | None,
+    size: ImageSize,
+    interpolation: Interpolation,
+    limit: AtLeastOne | None,
+    expected: Count | None,
 ) -> CaptionedImages | Images:
     """Images of a data set of a hub ("owner/name"), a folder or a .parquet file, with captions where a column has them.
 

@@ -7,13 +7,14 @@ from common.data_folder import Files, Images, check_count, check_limit, evenly_s
 from common.errors import InputError
 from common.lazy_images import LazyImages, check_size, middle_square
 from common.readable import readable
+from common.settings import AtLeastOne, Count, ImageSize
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @lru_cache(maxsize=4)  # a job asks more than once
 def load_image_folder(
-    folder: str | Path | None, split: str, size: int = 256, limit: int | None = None, expected: int | None = None
+    folder: str | Path | None, split: str, size: ImageSize = 256, limit: AtLeastOne | None = None, expected: Count | None = None
 ) -> Images:
     """The images below `folder`, at most `limit` evenly spaced ones: the largest square in the middle, `size` pixels wide.
 

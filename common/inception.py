@@ -4,6 +4,7 @@ Published weights are found by their file names, in a folder or in torch.hub's c
 """
 
 from pathlib import Path
+from typing import Literal
 from unittest import mock
 
 import numpy as np
@@ -12,10 +13,13 @@ import torch
 from common.distances import check_pair, frechet_to_statistics, kernel_distance
 from common.errors import InputError, first_line
 from common.metric_weights import weights_file
+from common.settings import AtLeastOne, Seed
 
 PYTORCH = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 TORCHSCRIPT = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
-MODES = ("clean", "legacy_pytorch")  # the first needs TORCHSCRIPT, the second PYTORCH; torch-fidelity's weights are PYTORCH
+Mode = Literal[
+    "clean", "legacy_pytorch"
+]  # the first needs TORCHSCRIPT, the second PYTORCH; torch-fidelity's weights are PYTORCH
 
 
 def inception_file(url: str, folder: str | None) -> Path:
@@ -58,10 +62,15 @@ class InceptionDistances:
     """
 
     def __init__(
-        self, fid: str, kid: str | None, mode: str, weights: str | None, reference: str | None, kid_subsets: int, kid_size: int
+        self,
+        fid: str,
+        kid: str | None,
+        mode: Mode,
+        weights: str | None,
+        reference: str | None,
+        kid_subsets: AtLeastOne,
+        kid_size: AtLeastOne,
     ):
-        if mode not in MODES:
-            raise InputError(f"mode={mode!r} of {fid}: choose {' or '.join(MODES)}.")
         if reference is not None and kid is not None:
             raise InputError(f"{kid}: statistics in a file have no features to take a kernel distance from; give kid=null.")
         self.fid, self.kid, self.mode, self.weights, self.reference = fid, kid, mode, weights, reference
@@ -125,7 +134,7 @@ class InceptionScore:
 
     needs_real = False
 
-    def __init__(self, name: str, weights: str | None, splits: int, seed: int):
+    def __init__(self, name: str, weights: str | None, splits: AtLeastOne, seed: Seed):
         self.name, self.weights, self.splits, self.seed = name, weights, splits, seed
 
     def load(self, device: torch.device) -> None:

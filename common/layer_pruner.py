@@ -8,15 +8,15 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from common.errors import InputError, check_share
-from common.layers import Layer, layer_sizes, list_layers, random_scores
+from common.errors import InputError
+from common.layers import Granularity, Layer, Unit, WidthChanging, layer_sizes, list_layers, random_scores
 from common.outlook import CalibrationSize, Outlook
 from common.plans import Edit, Plan
+from common.settings import Share, check_fields
 
 
 def removal_budget(ratio: float, unit: str, sizes: Sequence[float], whole: float) -> float:
-    """ratio * whole; InputError when the ratio is outside (0, 1), or larger than all layers together."""
-    check_share("ratio", ratio)
+    """ratio * whole; InputError when the ratio is larger than all layers together."""
     largest = sum(sizes) / whole
     if ratio > largest:
         raise InputError(f"method.ratio={ratio}: all layers together are {math.floor(1e4 * largest) / 1e4} of the {unit}.")
@@ -44,11 +44,14 @@ class LayerPruner:
     """
 
     name: ClassVar[str]
-    ratio: float
-    unit: str
-    granularity: str
-    width_changing: str
+    ratio: Share
+    unit: Unit
+    granularity: Granularity
+    width_changing: WidthChanging
     exclude: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_fields(self, "method")
 
     def layer_scores(
         self, unet: nn.Module, layers: Sequence[Layer], calibration: Any, teacher: str, folder: Path | None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Literal, get_args
 from zlib import crc32
 
 import torch
@@ -18,10 +19,13 @@ from common.cost import count_parameters, site_costs
 from common.errors import InputError
 from common.plans import Edit
 
+Granularity = Literal["transformer", "transformer_block"]
 GRANULARITIES = {"transformer": Transformer2DModel, "transformer_block": BasicTransformerBlock}
-WIDTH_CHANGING = ("shortcut", "keep")
+WidthChanging = Literal["shortcut", "keep"]
+WIDTH_CHANGING = get_args(WidthChanging)
 BLOCKS = ("down_blocks", "mid_block", "up_blocks")
-UNITS = ("parameters", "macs", "milliseconds")
+Unit = Literal["parameters", "macs", "milliseconds"]
+UNITS = get_args(Unit)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import io
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from common.threads import cores, in_threads
 
 Square = Callable[[Image.Image], Image.Image]
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # Pillow's kinds of it
+Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,

@@ -8,6 +8,7 @@ import torch
 
 from common.data_folder import check_limit, evenly_spaced, read_index, read_picture
 from common.errors import InputError
+from common.settings import AtLeastOne
 from common.spectrogram import Spectrogram
 
 BUILT = "music", "experiments/build_music.py"
@@ -29,7 +30,7 @@ class Clips:
         return len(self.images)
 
 
-def load_music(folder: str | Path, split: str, limit: int | None = None, sound: Spectrogram | None = None) -> Clips:
+def load_music(folder: str | Path, split: str, limit: AtLeastOne | None = None, sound: Spectrogram | None = None) -> Clips:
     """The clips of one split ("train" or "test", by piece), at most `limit` evenly spaced ones.
 
     sound: what the spectrograms must have been made with, where that matters; InputError for others.

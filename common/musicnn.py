@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from common.errors import InputError
 from common.files import ROOT
+from common.settings import AtLeastOne
 from common.spectrogram import Spectrogram
 
 WEIGHTS = ROOT / "data/musicnn/musicnn.safetensors"
@@ -76,7 +77,7 @@ class AudioFeatures(nn.Module):
     description = "musicnn: MTT_musicnn, 200 units below the tags, of the sound that Griffin-Lim makes of a spectrogram"
     num_features = MusicNN.num_features
 
-    def __init__(self, sound: Spectrogram, iterations: int):
+    def __init__(self, sound: Spectrogram, iterations: AtLeastOne):
         super().__init__()
         self.sound, self.iterations = sound, iterations
         self.network = load_musicnn()

@@ -1,6 +1,7 @@
 """Training rows with noise on them: what criteria over the denoiser's error on data look at."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
@@ -9,7 +10,8 @@ from common.calibration import Calibration
 from common.distillation import noising_scheduler, training_target
 from common.errors import InputError
 
-TIMESTEPS = ("even", "uniform")
+Timesteps = Literal["even", "uniform"]
+TIMESTEPS = get_args(Timesteps)
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,6 @@ from PIL import Image
 from common.errors import InputError
 
 
-def check_saved(saved: Mapping[str, Any] | None) -> None:
-    """InputError for settings with which no file can be written."""
-    if saved is None:
-        return
-    filters = [each.name.lower() for each in Image.Resampling]
-    if saved["size"] is not None and str(saved["filter"]).lower() not in filters:
-        raise InputError(f"saved_images.filter={saved['filter']!r} is none of {', '.join(filters)}.")
-    if not 1 <= saved["quality"] <= 100 or (saved["size"] is not None and saved["size"] < 1):
-        given = f"saved_images.quality={saved['quality']}, saved_images.size={saved['size']}"
-        raise InputError(f"{given}: a quality from 1 to 100 and at least 1 pixel are needed (size=null: as drawn).")
-
-
 def through_files(images: torch.Tensor, saved: Mapping[str, Any] | None) -> torch.Tensor:
     """uint8 (count, 3, height, width) as they come back from the files that `saved` describes; None: as they are.
 

@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 
 from common.batches import generator_for
+from common.settings import AtLeastOne, Positive
 
 FLOOR = 1e-10  # of power, so that silence has a logarithm
 
@@ -18,12 +19,12 @@ class Spectrogram:
     AudioDiffusion): how loud a clip is as a whole is not kept. sample_rate in Hz; fft_size and hop in samples.
     """
 
-    sample_rate: int
-    fft_size: int
-    hop: int
-    mels: int
-    frames: int
-    range_db: float
+    sample_rate: AtLeastOne
+    fft_size: AtLeastOne
+    hop: AtLeastOne
+    mels: AtLeastOne
+    frames: AtLeastOne
+    range_db: Positive
 
     @property
     def samples(self) -> int:

@@ -27,8 +27,9 @@ from common.data_folder import (
 from common.errors import InputError
 from common.files import user_cache, write_json
 from common.image_folder import ENDINGS
-from common.lazy_images import check_size
+from common.lazy_images import Interpolation, check_size
 from common.progress import progress_bar
+from common.settings import AtLeastOne, Count, ImageSize
 from common.source_images import captioned_images
 
 Sample = tuple[str, int, int, str]  # name, place of the image in the tar file, its bytes, caption
@@ -60,12 +61,12 @@ class TarMembers:
 def load_tar_folder(
     folder: str | Path | None,
     split: str,
-    size: int,
-    interpolation: str,
+    size: ImageSize,
+    interpolation: Interpolation,
     caption_key: str | None,
     test_folder: str | Path | None,
-    limit: int | None,
-    expected: int | None,
+    limit: AtLeastOne | None,
+    expected: Count | None,
 ) -> CaptionedImages:
     """Images and captions of the samples in the .tar files below `folder`, at most `limit` evenly spaced ones.
 

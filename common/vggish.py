@@ -9,6 +9,7 @@ from torch import nn
 
 from common.errors import InputError, first_line
 from common.metric_weights import weights_file
+from common.settings import AtLeastOne, Positive
 from common.spectrogram import Spectrogram
 
 URL = "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth"
@@ -78,7 +79,13 @@ class VggishDistance:
     needs_real = True
 
     def __init__(
-        self, name: str, sound: Spectrogram, iterations: int, weights: str | None, hop_seconds: float, activation: bool
+        self,
+        name: str,
+        sound: Spectrogram | None,
+        iterations: AtLeastOne,
+        weights: str | None,
+        hop_seconds: Positive,
+        activation: bool,
     ):
         if sound is None:
             raise InputError(f"{name} is of sounds, and this task draws images.")

@@ -79,8 +79,6 @@ def trainer_settings(cfg: DictConfig, device: torch.device, whole: bool = False)
                 f"distill.trainer.{name}={settings[name]}: a job trains with the processes that were started for it: "
                 "torchrun --nproc_per_node=<devices> --nnodes=<nodes> run.py ..."
             )
-    if settings["precision"] not in TRAINING_PRECISIONS:
-        raise InputError(f"distill.trainer.precision={settings['precision']!r} is none of {', '.join(TRAINING_PRECISIONS)}.")
     mode = (cfg.distill.get("compile") or {}).get("mode")
     if mode in CUDA_GRAPHS and cfg.distill.accumulate > 1:
         raise InputError(
@@ -120,9 +118,6 @@ def distill(
     from common.training import fit
 
     settings = cfg.distill
-    for name in ("steps", "batch_size", "accumulate", "checkpoint_every"):
-        if settings[name] < 1:
-            raise InputError(f"distill.{name}={settings[name]}: at least 1 is needed (distill=none goes without).")
     student.train().requires_grad_(True)
     for parameter in unread_parameters(student):  # no gradient reaches them, for which DDP would wait
         parameter.requires_grad_(False)

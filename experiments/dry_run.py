@@ -5,9 +5,8 @@ import textwrap
 from omegaconf import DictConfig
 
 from common.cost import count_parameters
-from common.errors import InputError
 from experiments.distill_student import TRAINING_PRECISIONS
-from experiments.gpus import Gpu, find_gpu
+from experiments.gpus import GPUS, Gpu
 from experiments.job_cost import JobCost
 from experiments.job_stages import Stage, job_stages
 from experiments.memory import smaller
@@ -26,13 +25,9 @@ def gpu_hours(stage: Stage, gpu: Gpu, utilisation: DictConfig) -> float:
 def dry_run(cfg: DictConfig) -> float:
     """Prints sizes, memory and GPU hours of the job of `cfg`, and returns the hours.
 
-    InputError for an unknown GPU, a utilisation outside (0, 1], and whatever the method or the teacher's description finds
-    wrong.
+    InputError for whatever the method or the teacher's description finds wrong.
     """
-    gpu = find_gpu(cfg.gpu)
-    for name, share in cfg.utilisation.items():
-        if not 0 < share <= 1:
-            raise InputError(f"utilisation.{name}={share}: a share of the GPU's peak above 0, up to 1, is needed.")
+    gpu = GPUS[cfg.gpu]
     job = JobCost(cfg)
     print_networks(job)
     stages = job_stages(job)

@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 from torch import nn
 
 from common.batches import TensorRows
-from common.errors import InputError
 from experiments.distill_student import trainer_settings
 from experiments.last_word import last_word
 
@@ -24,17 +23,12 @@ def finetune_autoencoder(
     normalised anew: they stay where the denoiser knows them. Goes on from the last checkpoint in `folder`.
     callbacks: the method's own (Lightning), as in distill_student.distill.
     """
-    from common.processes import check_shares
     from common.schedules import scheduler
     from common.training import fit
     from experiments.kl_training import KLTraining
     from experiments.vq_training import VQTraining
 
     settings = cfg.distill.autoencoder
-    for name in ("steps", "batch_size"):
-        if settings[name] < 1:
-            raise InputError(f"distill.autoencoder.{name}={settings[name]}: at least 1 is needed.")
-    check_shares(settings.batch_size, "distill.autoencoder.batch_size")
     autoencoder.train().requires_grad_(True)
     common = (
         autoencoder,

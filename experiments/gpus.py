@@ -11,8 +11,6 @@ How much of it a diffusion U-Net gets is cfg.utilisation, with these reasons for
 
 from dataclasses import dataclass
 
-from common.errors import InputError
-
 
 @dataclass(frozen=True)
 class Gpu:
@@ -37,10 +35,3 @@ GPUS = {
     "L4": Gpu(22, 121, 30.3),
     "V100": Gpu(32, 125, 15.7, bfloat16=False),
 }
-
-
-def find_gpu(name: str) -> Gpu:
-    """The GPU of cfg.gpu; InputError with the names there are."""
-    if name not in GPUS:
-        raise InputError(f"gpu={name!r} is none of {', '.join(GPUS)}.")
-    return GPUS[name]

@@ -13,13 +13,12 @@ from torch.nn import functional as F
 
 from common.cost import Macs, count_macs, count_parameters, probe_inputs
 from common.distillation import FeatureTaps
-from common.errors import InputError
 from common.outlook import CalibrationSize, Outlook
 from common.plans import apply_plan
 from common.sampling import predict
 from common.step_memory import step_bytes
 from common.teachers import Teacher
-from experiments.distill_student import TRAINING_PRECISIONS, feature_pairs
+from experiments.distill_student import feature_pairs
 from experiments.precision import pick_precision
 from experiments.samples import evaluation_scheduler
 
@@ -45,6 +44,20 @@ def optimizer_bytes(make: Callable[..., torch.optim.Optimizer]) -> float:
     return sum(value.nbytes for value in states) / parameter.numel()
 
 
+def calibration_size(cfg: DictConfig, teacher: Any) -> CalibrationSize:
+    """How much the calibration set of a job on `teacher` holds."""
+    captioned = bool(teacher.text_encoders)
+    return CalibrationSize(
+        conditions=cfg.calibration.num_conditions if captioned else 1,
+        samples=cfg.calibration.samples,
+        steps=cfg.calibration.steps,
+        guidance_scale=cfg.calibration.guidance_scale,
+        rows=cfg.calibration.data_rows,
+        timesteps=teacher.scheduler.config.num_train_timesteps,
+        captioned=captioned,
+    )
+
+
 class JobCost:
     """The job of `cfg`: `teacher` and `student` on the meta device, `outlook` of its method, and what they take."""
 
@@ -58,13 +71,9 @@ class JobCost:
         look = getattr(self.method, "outlook", None)
         self.known = look is not None
         unknown = Outlook(note="the method does not tell what scoring and student take; the teacher's size is assumed")
-        self.outlook: Outlook = look(self.teacher.denoiser, self.calibration_size()) if look else unknown
+        self.outlook: Outlook = look(self.teacher.denoiser, calibration_size(cfg, self.teacher)) if look else unknown
         plan = self.outlook.plan
         self.student = copy.deepcopy(self.teacher.denoiser) if plan is None else apply_plan(self.teacher.denoiser, plan)
-        if cfg.distill.steps and cfg.distill.trainer.precision not in TRAINING_PRECISIONS:
-            raise InputError(
-                f"distill.trainer.precision={cfg.distill.trainer.precision!r} is none of {', '.join(TRAINING_PRECISIONS)}."
-            )
 
     @property
     def text_encoders(self) -> list[nn.Module]:
@@ -99,18 +108,6 @@ class JobCost:
         scheduler = type(scheduler).from_config(scheduler.config)
         scheduler.set_timesteps(steps)
         return len(scheduler.timesteps)
-
-    def calibration_size(self) -> CalibrationSize:
-        settings = self.cfg.calibration
-        return CalibrationSize(
-            conditions=settings.num_conditions if self.captioned else 1,
-            samples=settings.samples,
-            steps=settings.steps,
-            guidance_scale=settings.guidance_scale,
-            rows=settings.data_rows,
-            timesteps=self.teacher.scheduler.config.num_train_timesteps,
-            captioned=self.captioned,
-        )
 
     def inputs(self, batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]:
         """Arguments of `predict` for either denoiser, `batch` rows."""

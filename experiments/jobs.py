@@ -4,12 +4,14 @@ import getpass
 import hashlib
 import json
 import tempfile
+from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from common.errors import InputError
 from common.files import SHIPPED
 
 # what is measured afterwards, and how rows are computed and kept and a network is run, does not change what a job makes; later
@@ -112,13 +114,22 @@ def job_folder(cfg: DictConfig) -> str:
 
 
 def hydra_folder(cfg: DictConfig) -> str:
-    """The job's folder in that of its sweep; a dry run, which writes nothing, has none."""
-    return "." if cfg.dry_run else job_folder(cfg)
+    """The job's folder in that of its sweep; a dry run, which writes nothing, has none.
+
+    Of settings that are refused, which the job tells itself, as they were given.
+    """
+    from experiments.settings import checked
+
+    if cfg.dry_run:
+        return "."
+    with suppress(InputError):
+        cfg = checked(cfg)
+    return job_folder(cfg)
 
 
 def hydra_path(cfg: DictConfig) -> str:
     """The job's folder; of a dry run the one it is started in."""
-    return "." if cfg.dry_run else f"{cfg.outputs}/{job_folder(cfg)}"
+    return "." if cfg.dry_run else f"{cfg.outputs}/{hydra_folder(cfg)}"
 
 
 def sweep_path(cfg: DictConfig) -> str:

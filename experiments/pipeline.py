@@ -3,6 +3,7 @@
 import copy
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.errors import InputError
 from experiments.jobs import job_settings
+from experiments.preparation import Prepared, prepare
 from experiments.rows import CHOICES
 from experiments.stages import stage
 
@@ -23,14 +25,19 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
 
     join(pick_device(cfg.device))
     folder = Path(HydraConfig.get().runtime.output_dir)
-    return found_or_made(folder, lambda folder: find_row(cfg, folder), lambda folder: new_row(cfg, folder))
+    ready = partial(prepare, cfg, folder)
+    return found_or_made(folder, partial(find_row, cfg), ready, partial(new_row, cfg))
 
 
 def found_or_made(
-    folder: Path, find: Callable[[Path], dict[str, Any] | None], make: Callable[[Path], dict[str, Any]]
+    folder: Path,
+    find: Callable[[Path], dict[str, Any] | None],
+    ready: Callable[[], Any],
+    make: Callable[[Path, Any], dict[str, Any]],
 ) -> dict[str, Any]:
     """The row that `find` finds in `folder`, or else that of `make`, which no other job's process runs there meanwhile.
 
+    `make` gets what `ready` returns, which is called first: what it refuses is told before any wait for another process.
     InputError when another one does already; a job of a sweep waits for its row instead. The processes of one job find it, or
     make it, together.
     """
@@ -40,8 +47,9 @@ def found_or_made(
 
     row = on_first(lambda: find(folder))
     if row is None:
+        prepared = ready()
         with first_enters(lambda: claimed(folder, wait=sweep_folder() is not None)):
-            row = on_first(lambda: find(folder)) or make(folder)
+            row = on_first(lambda: find(folder)) or make(folder, prepared)
     return row
 
 
@@ -69,7 +77,7 @@ def find_row(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
     return row
 
 
-def new_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+def new_row(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
     """Runs the job and writes its row; the first of several processes does, with what all have computed."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -82,7 +90,7 @@ def new_row(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         "choices": {name: hydra_config.runtime.choices.get(name) for name in CHOICES},
     }
     with tracking(cfg, folder) as run:
-        finish = compute(cfg, folder, run)
+        finish = compute(cfg, folder, prepared, run)
         return on_first(lambda: write_row(folder, {"settings": job_settings(cfg), **made_by, **finish()}))
 
 
@@ -102,7 +110,6 @@ def write_row(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
 def add_to_row(cfg: DictConfig, row: dict[str, Any], folder: Path) -> bool:
     """Measures what a finished job's row lacks of cfg.metrics; whether the row has changed."""
     from common.processes import pick_device
-    from common.saved_images import check_saved
     from common.teachers import load_teacher
     from experiments.memory import memory_advice
     from experiments.paper_metrics import lacking, measure_into
@@ -110,7 +117,6 @@ def add_to_row(cfg: DictConfig, row: dict[str, Any], folder: Path) -> bool:
 
     if not cfg.metrics or not lacking(cfg, row):
         return False
-    check_saved(cfg.saved_images)
     before = copy.deepcopy(row)
     teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision)
     models = [who for who in row["models"] if who != "real"]
@@ -120,61 +126,26 @@ def add_to_row(cfg: DictConfig, row: dict[str, Any], folder: Path) -> bool:
     return before != row
 
 
-def check_settings(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
-    """InputError for what would be found wrong only after long work; the prompts of the evaluation, and their names."""
-    import hydra
-    import torch
-
-    from common.processes import check_shares, pick_device
-    from common.saved_images import check_saved
-    from experiments.distill_student import trainer_settings
-    from experiments.prompts import evaluation_prompts
-
-    if cfg.init not in ("preserved", "scratch"):
-        raise InputError(f"init={cfg.init!r} is neither 'preserved' nor 'scratch'.")
-    if cfg.distill.steps and "optimizer" not in cfg.distill:
-        raise InputError(
-            f"distill.steps={cfg.distill.steps}: distill=none has no losses to train with; choose a recipe, or no steps."
-        )
-    if cfg.distill.steps:
-        check_shares(cfg.distill.batch_size, "distill.batch_size")
-        trainer_settings(cfg, torch.device(pick_device(cfg.device)))
-    prompts = evaluation_prompts(cfg)
-    for settings in cfg.metrics.values():
-        hydra.utils.instantiate(settings)
-    check_saved(cfg.saved_images)
-    return prompts
-
-
-def compute(cfg: DictConfig, folder: Path, run: Any) -> Callable[[], dict[str, Any]]:
+def compute(cfg: DictConfig, folder: Path, prepared: Prepared, run: Any) -> Callable[[], dict[str, Any]]:
     """The stages of a job that its processes share; each finds what an interrupted run has left in `folder` and goes on there.
 
     run: the job's W&B run, or None. Returns what is left for one process to do: measure speeds, draw, put the row together.
     """
-    import hydra
-
     from common.collectives import barrier, on_first
-    from common.processes import pick_device
     from common.student_folders import load_student, save_student
-    from common.teachers import load_teacher
     from experiments.caches import cache_folder
-    from experiments.evaluate import check_image_size, evaluate
-    from experiments.planning import check_steps, make_plans, prune
+    from experiments.evaluate import evaluate
+    from experiments.planning import make_plans, prune
     from experiments.result_row import result_row
     from experiments.tracking import loggers
     from experiments.train_student import train_student
 
-    prompts = check_settings(cfg)
-    seconds: dict[str, float] = {}
+    teacher, method, prompts = prepared.teacher, prepared.method, prepared.prompts
+    seconds = dict(prepared.seconds)
     cache = cache_folder(cfg)
-    method = hydra.utils.instantiate(cfg.method, _convert_="all")
-    with stage("loading", seconds, cfg):
-        teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))
-        check_image_size(cfg, teacher)
     with stage("scoring", seconds, cfg):
         plans = make_plans(cfg, teacher, method, folder, cache)
     models = {"teacher": teacher, "pruned": prune(cfg, teacher, plans)}
-    check_steps(cfg, method, plans)
     trains = bool(cfg.distill.steps or ("autoencoder" in plans and cfg.distill.autoencoder.steps))
     with stage("distilling", seconds, cfg):
         if not on_first(lambda: (folder / "student" / "model_index.json").is_file()):

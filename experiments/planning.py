@@ -35,15 +35,11 @@ def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
     check_captions(cfg, teacher, data)
 
     def training_rows() -> tuple[Any, dict[str, Any]]:
-        chosen = order[: max(0, data_rows)]
-        if not chosen:
-            raise InputError(f"calibration.data_rows={data_rows}: at least 1 is needed.")
+        chosen = order[:data_rows]
         latents = teacher.encode_images(data.images[chosen], cfg.evaluation.batch_size).to(teacher.device)
         return latents, teacher.encode_captions([data.captions[i] for i in chosen]) if captioned else {}
 
-    chosen = order[: max(0, settings["num_conditions"])] if captioned else []
-    if captioned and not chosen:
-        raise InputError(f"calibration.num_conditions={settings['num_conditions']}: at least 1 is needed.")
+    chosen = order[: settings["num_conditions"]] if captioned else []
     named = captioned and data.names is not None
     settings["num_conditions"] = len(chosen) or 1  # without captions one implicit condition (LD-Pruner, section 2.4)
     return build_calibration(
@@ -93,21 +89,11 @@ def make_plans(cfg: DictConfig, teacher: Any, method: Any, folder: Path, cache: 
     plans = {"denoiser": kept_plan(folder / "plan", teacher, denoiser_plan)}
     if getattr(method, "prunes_autoencoder", False):
         data = hydra.utils.instantiate(cfg.task.data, split="train")
-        images = data.images[training_order(cfg, data)[: max(1, cfg.calibration.data_rows)]]
+        images = data.images[training_order(cfg, data)[: cfg.calibration.data_rows]]
         plans["autoencoder"] = kept_plan(
             folder / "autoencoder_plan", teacher, lambda: method.autoencoder_plan(teacher.autoencoder, images, known)
         )
     return plans
-
-
-def check_steps(cfg: DictConfig, method: Any, plans: dict[str, Any]) -> None:
-    """InputError where a part would stay unpruned, because its method prunes during training and it has no steps."""
-    given = {"denoiser": ("distill.steps", cfg.distill.steps)}
-    given["autoencoder"] = ("distill.autoencoder.steps", cfg.distill.autoencoder.steps)
-    for part, plan in plans.items():
-        name, steps = given[part]
-        if getattr(method, "prunes_in_training", False) and plan.edits and not steps:
-            raise InputError(f"{name}=0: method.schedule=gradual prunes during training; give steps, or oneshot.")
 
 
 def prune(cfg: DictConfig, teacher: Any, plans: dict[str, Any]) -> Any:

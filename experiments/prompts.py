@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 
 from common.batches import generator_for
 from common.errors import InputError
-from experiments.samples import SEEDS
 
 
 def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
@@ -20,17 +19,6 @@ def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
     """
     data = hydra.utils.instantiate(cfg.task.data, split=cfg.evaluation.split)
     count = cfg.evaluation.images
-    for name in ("images", "batch_size", "steps"):
-        if cfg.evaluation[name] < (2 if name == "images" else 1):
-            raise InputError(f"evaluation.{name}={cfg.evaluation[name]} is too small.")
-    at_once = cfg.evaluation.get("micro_batch_size")
-    if at_once is not None and at_once < 1:
-        raise InputError(f"evaluation.micro_batch_size={at_once}: give at least 1, or null for evaluation.batch_size.")
-    if cfg.evaluation.seeds not in SEEDS:
-        raise InputError(f"evaluation.seeds={cfg.evaluation.seeds!r}: choose {' or '.join(SEEDS)}.")
-    if cfg.evaluation.every < 0 or any(steps < 1 for steps in cfg.evaluation.more_steps):
-        given = f"evaluation.every={cfg.evaluation.every}, evaluation.more_steps={list(cfg.evaluation.more_steps)}"
-        raise InputError(f"{given}: `every` is at least 0, and each number of steps at least 1.")
     if cfg.evaluation.prompts is not None:
         return prompts_of_file(cfg, hasattr(data, "captions")), None
     if not hasattr(data, "captions"):

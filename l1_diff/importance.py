@@ -6,6 +6,7 @@ neither alpha nor beta, and magnitudes and gradients have different scales: `imp
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -16,7 +17,8 @@ from common.errors import InputError
 from common.noisy_batches import noisy_batches
 from common.sampling import predict
 
-AVERAGES = ("mean", "mean_absolute")
+GradientAverage = Literal["mean", "mean_absolute"]
+AVERAGES = get_args(GradientAverage)
 Loss = tuple[float, Callable[[], torch.Tensor]]
 
 

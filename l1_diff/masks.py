@@ -5,14 +5,17 @@ Masks are dictionaries from a site (a module path) to a bool tensor of its weigh
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 
 from common.errors import InputError
 
+ModuleKind = Literal["conv", "linear"]
 MODULES = {"conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d), "linear": (nn.Linear,)}
-SCOPES = ("global", "layer")
+Scope = Literal["global", "layer"]
+SCOPES = get_args(Scope)
 Masks = dict[str, torch.Tensor]
 
 

@@ -1,21 +1,25 @@
 """L1-Diff ("Towards Tiny Diffusion"): masks by importance, then training under an L1 penalty with regrowth."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Gt, Le, MinLen
 from torch import nn
 
 from common.calibration import Calibration
 from common.errors import InputError
 from common.masks import MASK, plan_masks
+from common.noisy_batches import Timesteps
 from common.outlook import CalibrationSize, Outlook
 from common.plans import Edit, Plan
+from common.settings import AtLeastOne, Decay, NonNegative, Probability, Seed, check_fields
 from l1_diff.importance import (
-    AVERAGES,
+    GradientAverage,
     Loss,
     average_gradients,
     check_weights,
@@ -24,9 +28,9 @@ from l1_diff.importance import (
     reconstruction_losses,
 )
 from l1_diff.masks import (
-    SCOPES,
     Masks,
-    check_sparsity,
+    ModuleKind,
+    Scope,
     parse_pattern,
     pattern_masks,
     prunable_weights,
@@ -34,19 +38,11 @@ from l1_diff.masks import (
     sparsity_masks,
     threshold_masks,
 )
-from l1_diff.regrowth import CHOICES, Regrowth
+from l1_diff.regrowth import RegrowBy, Regrowth
 from l1_diff.schedule import Ramp
 
 Losses = Callable[[], Iterable[Loss]]
-PARTS = ("denoiser", "autoencoder")
-ONE_OF = {
-    "variant": ("published", "reference"),
-    "scope": SCOPES,
-    "gradient_average": AVERAGES,
-    "penalty_step": ("proximal", "subgradient"),
-    "schedule": ("oneshot", "gradual"),
-    "regrow_by": CHOICES,
-}
+Part = Literal["denoiser", "autoencoder"]
 REFERENCE = {
     "threshold": None,
     "scope": "layer",
@@ -63,6 +59,13 @@ REFERENCE = {
 }
 
 
+def with_settings(method: "L1Diff", settings: Mapping[str, Any]) -> "L1Diff":
+    """A copy of the method with other settings."""
+    changed = copy.copy(method)
+    vars(changed).update(settings)
+    return changed
+
+
 @dataclass
 class L1Diff:
     """A method (see README): reads a teacher's denoiser and a calibration, returns a plan of masks; acts during training.
@@ -71,61 +74,48 @@ class L1Diff:
     points as settings; "reference" does what their code does, and takes `parts` and `sparsity` alone from the settings.
     """
 
-    variant: str
-    parts: tuple[str, ...]
-    sparsity: float | None
-    threshold: float | None
-    scope: str
+    variant: Literal["published", "reference"]
+    parts: Annotated[tuple[Part, ...], MinLen(1)]
+    sparsity: Decay | None
+    threshold: NonNegative | None
+    scope: Scope
     pattern: str | None
-    modules: tuple[str, ...]
+    modules: Annotated[tuple[ModuleKind, ...], MinLen(1)]
     exclude: tuple[str, ...]
     autoencoder_exclude: tuple[str, ...]
-    alpha: float
-    beta: float
+    alpha: NonNegative
+    beta: NonNegative
     balance: bool
-    gradient_average: str
-    penalty: float
-    penalty_step: str
-    schedule: str
-    initial_sparsity: float
-    ramp: float
-    remask_every: int
-    gradient_decay: float
-    regrowth: float
-    regrow_by: str
-    regrow_every: int
+    gradient_average: GradientAverage
+    penalty: NonNegative
+    penalty_step: Literal["proximal", "subgradient"]
+    schedule: Literal["oneshot", "gradual"]
+    initial_sparsity: Decay
+    ramp: Annotated[float, Gt(0), Le(1)]
+    remask_every: AtLeastOne
+    gradient_decay: Decay
+    regrowth: Probability
+    regrow_by: RegrowBy
+    regrow_every: AtLeastOne
     reprune: bool
-    batch_size: int
-    timesteps: str
-    seed: int
+    batch_size: AtLeastOne
+    timesteps: Timesteps
+    seed: Seed
+
+    def __post_init__(self) -> None:
+        check_fields(self, "method")
+        self.checked()
 
     def checked(self) -> "L1Diff":
-        """These settings as they take effect (variant "reference" fixes most); InputError naming the first bad one."""
-        for name, valid in ONE_OF.items():
-            if getattr(self, name) not in valid:
-                raise InputError(f"method.{name}={getattr(self, name)!r} is none of {', '.join(valid)}.")
-        if not self.parts or not set(self.parts) <= set(PARTS):
-            raise InputError(f"method.parts={list(self.parts)}: name {PARTS[0]}, {PARTS[1]}, or both.")
-        settings = replace(self, **REFERENCE) if self.variant == "reference" else self
+        """These settings as they take effect (variant "reference" fixes most); InputError for those that do not go together."""
+        settings = with_settings(self, REFERENCE) if self.variant == "reference" else self
         settings._check_amount()
         check_weights(settings.alpha, settings.beta)
-        for name in ("batch_size", "remask_every", "regrow_every"):
-            if getattr(settings, name) < 1:
-                raise InputError(f"method.{name}={getattr(settings, name)}: at least 1 is needed.")
-        if settings.penalty < 0:
-            raise InputError(f"method.penalty={settings.penalty}: lambda is at least 0.")
-        if not 0 <= settings.regrowth <= 1:
-            raise InputError(f"method.regrowth={settings.regrowth}: a probability from 0 to 1 is needed.")
         if settings.regrowth and settings.pattern is not None:
             raise InputError(f"method.regrowth={settings.regrowth} would break method.pattern; set method.regrowth=0.")
-        if not 0 <= settings.gradient_decay < 1:
-            raise InputError(f"method.gradient_decay={settings.gradient_decay}: from 0 to below 1 is needed.")
-        if settings.schedule == "gradual":
-            check_sparsity(settings.initial_sparsity, "initial_sparsity")
-            if settings.sparsity is None or settings.initial_sparsity > settings.sparsity:
-                raise InputError("method.schedule=gradual needs method.sparsity, and initial_sparsity not above it.")
-            if not 0 < settings.ramp <= 1:
-                raise InputError(f"method.ramp={settings.ramp}: a share of the steps above 0, up to 1, is needed.")
+        gradual = settings.schedule == "gradual"
+        if gradual and (settings.sparsity is None or settings.initial_sparsity > settings.sparsity):
+            raise InputError("method.schedule=gradual needs method.sparsity, and initial_sparsity not above it.")
         return settings
 
     def _check_amount(self) -> None:
@@ -133,10 +123,6 @@ class L1Diff:
         if len(given) != 1:
             named = " and ".join(f"method.{name}={getattr(self, name)}" for name in given) or "nothing"
             raise InputError(f"How much to prune is said by {named}; give one of sparsity, threshold, pattern, others null.")
-        if self.sparsity is not None:
-            check_sparsity(self.sparsity)
-        if self.threshold is not None and self.threshold < 0:
-            raise InputError(f"method.threshold={self.threshold}: a threshold of importance is at least 0.")
         if self.pattern is not None:
             parse_pattern(self.pattern)
 

@@ -6,6 +6,7 @@ Decisions depend on (seed, step, site) alone, so that a resumed run and every de
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal, get_args
 from zlib import crc32
 
 import torch
@@ -14,7 +15,8 @@ from common.batches import generator_for
 from common.threads import in_threads
 from l1_diff.masks import Masks, lowest, lowest_everywhere
 
-CHOICES = ("chance", "gradient")
+RegrowBy = Literal["chance", "gradient"]
+CHOICES = get_args(RegrowBy)
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Regrowth:
     """
 
     probability: float
-    by: str
+    by: RegrowBy
     every: int
     reprune: bool
     seed: int

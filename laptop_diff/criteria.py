@@ -12,6 +12,7 @@ several processes share the passes out.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -26,7 +27,8 @@ from common.plans import Edit
 from common.roll_out import roll_out
 from common.score_file import ScoreFile
 
-CRITERIA = ("output", "task", "alignment", "magnitude", "random")
+Criterion = Literal["output", "task", "alignment", "magnitude", "random"]
+CRITERIA = get_args(Criterion)
 
 
 def guide(output: torch.Tensor, rows: int, guidance_scale: float) -> torch.Tensor:

@@ -10,14 +10,18 @@ the L2 norm of one sample's feature, averaged over the batch:
     rel_to_mean  (mean_j m_j) / m_i
 """
 
+from typing import Literal, get_args
+
 import torch
 from torch import nn
 
 from common.collectives import mean_over_processes
 from common.distillation import Features, squared_feature_losses
 from common.errors import InputError
+from common.settings import Decay
 
-VARIANTS = ("inv_l2", "inv_l2_sq", "rel_to_max", "rel_to_mean")
+Variant = Literal["inv_l2", "inv_l2_sq", "rel_to_max", "rel_to_mean"]
+VARIANTS = get_args(Variant)
 
 
 def teacher_scales(teacher_features: Features) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,12 +66,10 @@ class NormalizedFeatureLosses(nn.Module):
     kept in buffers so that a resumed run goes on with the same factors.
     """
 
-    def __init__(self, variant: str = "inv_l2_sq", momentum: float | None = None):
+    def __init__(self, variant: Variant = "inv_l2_sq", momentum: Decay | None = None):
         super().__init__()
         if variant not in VARIANTS:
             raise InputError(f"feature loss variant {variant!r} is none of {', '.join(VARIANTS)}.")
-        if momentum is not None and not 0 <= momentum < 1:
-            raise InputError(f"distill.feature_loss.momentum={momentum}: null, or a number from 0 to below 1, is needed.")
         self.variant, self.momentum = variant, momentum
         self.register_buffer("running", torch.zeros(2, 0))
 

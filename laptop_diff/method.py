@@ -5,17 +5,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
 from common.calibration import Calibration
-from common.errors import InputError
 from common.layer_pruner import LayerPruner, lowest_layers
 from common.layers import Layer, list_layers
+from common.noisy_batches import Timesteps
 from common.outlook import CalibrationSize, Outlook
 from common.progress import progress_bar
 from common.score_file import ScoreFile
-from laptop_diff.criteria import CRITERIA, layer_losses
+from common.settings import AtLeastOne, NonNegative, Seed
+from laptop_diff.criteria import Criterion, layer_losses
 from laptop_diff.knapsack import greedy_layers, select_layers
 
 SELECTIONS = {"knapsack": select_layers, "greedy": greedy_layers, "lowest": lowest_layers}
@@ -31,21 +33,13 @@ class LaptopDiff(LayerPruner):
     """
 
     name = "laptop_diff"
-    criterion: str
-    timesteps: str
-    guidance_scale: float
-    batch_size: int
-    copies: int
-    selection: str
-    seed: int
-
-    def __post_init__(self) -> None:
-        for setting, valid in (("criterion", CRITERIA), ("selection", SELECTIONS)):
-            if getattr(self, setting) not in valid:
-                raise InputError(f"method.{setting}={getattr(self, setting)!r} is none of {', '.join(valid)}.")
-        for setting in ("batch_size", "copies"):
-            if getattr(self, setting) < 1:
-                raise InputError(f"method.{setting}={getattr(self, setting)}: at least 1 is needed.")
+    criterion: Criterion
+    timesteps: Timesteps
+    guidance_scale: NonNegative
+    batch_size: AtLeastOne
+    copies: AtLeastOne
+    selection: Literal["knapsack", "greedy", "lowest"]
+    seed: Seed
 
     def select(self, scores: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:
         """Layers by `selection`. Losses below 0 count as 0: that a removal helps on few rows is noise, and no reason to

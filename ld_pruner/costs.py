@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -10,7 +11,8 @@ from common.cost import site_costs
 from common.errors import InputError
 from ld_pruner.operators import Operator
 
-UNITS = ("none", "parameters", "macs", "milliseconds")
+Unit = Literal["none", "parameters", "macs", "milliseconds"]
+UNITS = get_args(Unit)
 
 
 def operator_costs(

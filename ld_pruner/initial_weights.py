@@ -1,7 +1,7 @@
 """First weights of the 1x1 convolutions that take the place of wider operators; the paper leaves them open."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 from zlib import crc32
 
 import torch
@@ -13,7 +13,8 @@ from common.sampling import predict
 from ld_pruner.operators import Operator
 
 Batch = tuple[tuple, dict[str, Any]]
-CHOICES = ("random", "identity", "slice", "least_squares")
+Initial = Literal["random", "identity", "slice", "least_squares"]
+CHOICES = get_args(Initial)
 
 
 def initial_weights(

@@ -1,10 +1,13 @@
 """How far removing an operator moves the latents (LD-Pruner, arXiv 2404.11936, equations 1 to 7)."""
 
+from typing import Literal, get_args
+
 import torch
 
 from common.errors import InputError
 
-FORMULAS = ("sum", "product", "mean_only", "std_only")
+Formula = Literal["sum", "product", "mean_only", "std_only"]
+FORMULAS = get_args(Formula)
 
 
 def latent_score(

@@ -7,21 +7,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
 from common.batches import generator_for
 from common.calibration import Calibration
-from common.errors import InputError, check_one_given, check_share
+from common.errors import InputError, check_one_given
 from common.outlook import CalibrationSize, Outlook
 from common.plans import Edit, Plan, edited
 from common.progress import progress_bar
 from common.roll_out import noisy_latents
 from common.score_file import ScoreFile
-from ld_pruner.costs import operator_costs
-from ld_pruner.initial_weights import Batch, initial_weights
-from ld_pruner.latent_score import FORMULAS
+from common.settings import AtLeastOne, Count, Seed, Share, check_fields
+from ld_pruner.costs import Unit, operator_costs
+from ld_pruner.initial_weights import Batch, Initial, initial_weights
+from ld_pruner.latent_score import Formula
 from ld_pruner.operators import Operator, list_operators
 from ld_pruner.scoring import LatentScorer
 from ld_pruner.selection import Removal, choose, inside
@@ -40,23 +42,27 @@ class LDPruner:
     (ld_pruner.costs).
     """
 
-    k: int | None
-    ratio: float | None
+    k: Count | None
+    ratio: Share | None
     kinds: tuple[str, ...]
     exclude: tuple[str, ...]
-    residual: str
-    nested: str
-    initial_weights: str
-    formula: str
+    residual: Literal["zero", "identity"]
+    nested: Literal["count", "skip"]
+    initial_weights: Initial
+    formula: Formula
     squared: bool
-    correction: int
-    scoring: str
-    screen_rows: int
-    rows: int
-    selection: str
-    every: int
-    score_per: str
-    seed: int
+    correction: Literal[0, 1]
+    scoring: Literal["screened", "exact"]
+    screen_rows: AtLeastOne
+    rows: AtLeastOne
+    selection: Literal["oneshot", "iterative"]
+    every: AtLeastOne
+    score_per: Unit
+    seed: Seed
+
+    def __post_init__(self) -> None:
+        check_fields(self, "method")
+        check_one_given(k=self.k, ratio=self.ratio)
 
     def plan(self, unet: nn.Module, calibration: Calibration, teacher: str, scores: Path | None) -> Plan:
         """The plan for `unet`; partial scores are kept below the folder `scores`, by the content they depend on.
@@ -64,16 +70,6 @@ class LDPruner:
         `teacher` names the weights (Teacher.fingerprint). InputError when k is negative or larger than what is there,
         and when all operators together do not reach the ratio.
         """
-        check_one_given(k=self.k, ratio=self.ratio)
-        if self.nested not in ("count", "skip"):
-            raise InputError(f"method.nested={self.nested!r} is neither 'count' nor 'skip'.")
-        if self.selection not in ("oneshot", "iterative"):
-            raise InputError(f"method.selection={self.selection!r} is neither 'oneshot' nor 'iterative'.")
-        if self.formula not in FORMULAS:
-            raise InputError(f"method.formula={self.formula!r} is none of {', '.join(FORMULAS)}.")
-        for name in ("every", "screen_rows", "rows"):
-            if getattr(self, name) < 1:
-                raise InputError(f"method.{name}={getattr(self, name)}: at least 1 is needed.")
         operators = list_operators(unet, self.kinds, self.exclude, self.residual)
         if not operators:
             raise InputError(f"method.kinds={list(self.kinds)} and method.exclude leave no operator to remove.")
@@ -104,7 +100,6 @@ class LDPruner:
 
     def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
         """Every operator under every condition, which screening undercuts, and a student without operators drawn at random."""
-        check_one_given(k=self.k, ratio=self.ratio)
         operators = list_operators(unet, self.kinds, self.exclude, self.residual)
         removal = Removal.of(unet, operators)
         self._check_reach(operators, removal)
@@ -134,7 +129,6 @@ class LDPruner:
     def _check_reach(self, operators: list[Operator], removal: Removal) -> None:
         """InputError when there are fewer than k operators, or when they do not hold the ratio of the parameters."""
         if self.ratio is not None:
-            check_share("ratio", self.ratio)
             largest = removal.share(removal.saved)
             if self.ratio > largest:
                 reachable = math.floor(1e4 * largest) / 1e4

@@ -32,7 +32,7 @@ def figures(k: int) -> dict:
 
 def pretend_job(cfg: DictConfig) -> dict:
     folder = Path(HydraConfig.get().runtime.output_dir)
-    return found_or_made(folder, find_row, lambda folder: new_row(cfg, folder))
+    return found_or_made(folder, find_row, lambda: None, lambda folder, _: new_row(cfg, folder))
 
 
 def find_row(folder: Path) -> dict | None:

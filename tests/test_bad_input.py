@@ -13,21 +13,21 @@ from tests.small_jobs import job
         ("task=t2v", "t2i"),
         ("teacher.path=nobody", "There is no teacher 'nobody'"),
         ("method.k=5000", "k is from 0 to"),
-        ("method.k=-1", "k is from 0 to"),
+        ("method.k=-1", "method.k=-1: a whole number of at least 0, or null,"),
         ("method.exclude=[nothing.*]", "'nothing.*' matches no operator"),
-        ("init=zeros", "neither 'preserved' nor 'scratch'"),
-        ("calibration.steps=0", "calibration.steps=0: at least 1"),
-        ("calibration.num_conditions=0", "calibration.num_conditions=0: at least 1"),
-        ("evaluation.split=dev", "the splits are 'train' and 'test'"),
+        ("init=zeros", "init='zeros' is none of preserved, scratch"),
+        ("calibration.steps=0", "calibration.steps=0: a whole number of at least 1"),
+        ("calibration.num_conditions=0", "calibration.num_conditions=0: a whole number of at least 1"),
+        ("evaluation.split=dev", "evaluation.split='dev' is none of train, test"),
         ("task.data.folder=/nowhere", "/nowhere has no index.json"),
-        ("task.data.limit=0", "task.data.limit=0: at least 1"),
+        ("task.data.limit=0", "task.data.limit=0: a whole number of at least 1"),
         ("method.kinds=[]", "leave no operator to remove"),
-        ("method.formula=max", "none of sum, product, mean_only, std_only"),
+        ("method.formula=max", "method.formula='max' is none of sum, product, mean_only, std_only"),
         ("device=cuda:9", "device='cuda:9' cannot be used here"),
-        ("evaluation.images=0", "evaluation.images=0 is too small"),
+        ("evaluation.images=0", "evaluation.images=0: a whole number of at least 2"),
         ("distill.features=[nothing]", "'nothing' matches no module of the teacher"),
         ("distill.trainer.precision=fp16", "distill.trainer.precision='fp16' is none of 32-true, 16-mixed, bf16-mixed"),
-        ("distill.steps=-1", "distill.steps=-1: at least 1"),
+        ("distill.steps=-1", "distill.steps=-1: a whole number of at least 0"),
     ],
 )
 def test_bad_input_is_told_in_one_line(tiny_teacher_folder, tmp_path, override, expected):
@@ -38,7 +38,7 @@ def test_bad_input_is_told_in_one_line(tiny_teacher_folder, tmp_path, override, 
     if not override.startswith(("method=", "task=")):  # Hydra's own messages name the choices over several lines
         lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and expected in lines[0] and done.stderr.strip().endswith(lines[0])
-    assert not list(tmp_path.rglob("result.json"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["additivity", "precompute", "teacher_card", "train_teacher"])

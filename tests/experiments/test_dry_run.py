@@ -136,7 +136,7 @@ def test_dry_runs_of_a_sweep_are_summed(tmp_path):
     ("argument", "told"),
     [
         ("gpu=A101", f"error: gpu='A101' is none of {', '.join(GPUS)}."),
-        ("utilisation.half=2", "error: utilisation.half=2: a share of the GPU's peak above 0, up to 1, is needed."),
+        ("utilisation.half=2", "error: utilisation.half=2: a number above 0 and up to 1 is needed."),
         ("teacher.path=nobody/nothing", "error: The architecture of 'nobody/nothing' is not known without its folder"),
         ("distill.trainer.precision=8", "error: distill.trainer.precision=8 is none of 32-true, 16-mixed, bf16-mixed."),
     ],

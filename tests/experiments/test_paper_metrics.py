@@ -137,11 +137,14 @@ def test_shared_noise_is_one_stream():
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("evaluation.seeds=global", "choose per_sample or shared"),
+        ("evaluation.seeds=global", "evaluation.seeds='global' is none of per_sample, shared"),
         ("evaluation.scheduler={name: Fast}", "diffusers has no FastScheduler"),
-        ("metrics.fid.mode=sharp", "choose clean or legacy_pytorch"),
+        ("metrics.fid.mode=sharp", "is none of clean, legacy_pytorch"),
         ("saved_images={quality: 75, size: 32, filter: cubic}", "saved_images.filter='cubic' is none of nearest, "),
-        ("saved_images={quality: 0, size: null, filter: bicubic}", "a quality from 1 to 100"),
+        (
+            "saved_images={quality: 0, size: null, filter: bicubic}",
+            "saved_images.quality=0: a whole number of at least 1 and up to 100",
+        ),
     ],
 )
 def test_bad_settings(tiny_teacher_folder, tmp_path, override, expected):

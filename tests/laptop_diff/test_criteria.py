@@ -138,7 +138,7 @@ def test_bad_input_is_told(tiny_teacher, data_calibration):
     def plan(**changes):
         return replace(METHOD, **changes).plan(tiny_teacher.denoiser, data_calibration, "tiny", None)
 
-    with pytest.raises(InputError, match="a share between 0 and 1"):
+    with pytest.raises(InputError, match="a number above 0 and below 1"):
         plan(ratio=1.2)
     with pytest.raises(InputError, match=r"all layers together are 0\.\d+ of the parameters"):
         plan(ratio=0.99)
