@@ -98,17 +98,35 @@ def joined(where: str, name: str) -> str:
 @cache
 def arguments_of(target: Any) -> dict[str, tuple[Any, bool]]:
     """Annotation of each argument of a call of `target`, and whether it must be given."""
-    hinted = target if dataclasses.is_dataclass(target) or not inspect.isclass(target) else target.__init__
-    try:
-        hints = typing.get_type_hints(hinted, include_extras=True)
-    except (NameError, TypeError):  # annotations that cannot be evaluated
-        hints = {}
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {
-        each.name: (hints.get(each.name, Any), each.default is each.empty)
-        for each in inspect.signature(target).parameters.values()
-        if each.kind in named
-    }
+    found: dict[str, tuple[Any, bool]] = {}
+    for each in calls(target):
+        try:
+            hints = typing.get_type_hints(each, include_extras=True)
+        except (NameError, TypeError):  # annotations that cannot be evaluated
+            hints = {}
+        for parameter in inspect.signature(each).parameters.values():
+            if parameter.kind in named and parameter.name != "self":
+                needed = parameter.default is parameter.empty
+                found.setdefault(parameter.name, (hints.get(parameter.name, Any), needed))
+    return found
+
+
+def calls(target: Any) -> list[Any]:
+    """What takes the arguments of a call of `target`: of a class that hands any further ones on, its bases' too."""
+    if dataclasses.is_dataclass(target) or not inspect.isclass(target):
+        return [target]
+    found = []
+    for kind in target.__mro__:
+        if "__init__" in vars(kind):
+            found.append(kind.__init__)
+            if not takes_any(kind.__init__):
+                break
+    return found
+
+
+def takes_any(call: Any) -> bool:
+    return any(each.kind is each.VAR_KEYWORD for each in inspect.signature(call).parameters.values())
 
 
 @cache
@@ -132,8 +150,7 @@ def schema(target: Any, given: Collection[str] = (), incomplete: bool = False) -
         if name not in given
     }
     typed = TypedDict(getattr(target, "__name__", "Settings"), fields)
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in inspect.signature(target).parameters.values())
-    typed.__pydantic_config__ = ConfigDict(extra="allow" if takes_any else "forbid")
+    typed.__pydantic_config__ = ConfigDict(extra="allow" if takes_any(calls(target)[-1]) else "forbid")
     return typed
 
 

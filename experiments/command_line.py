@@ -3,14 +3,17 @@
 import errno
 import functools
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from common.collectives import speaks
 from common.errors import InputError
+from common.files import ROOT
 from common.processes import is_first
 
 
@@ -55,10 +58,22 @@ def one_line_composition_errors() -> Iterator[None]:
         yield
         end_if_unread()
     except (HydraException, OmegaConfBaseException) as error:
-        message = str(error).partition("Config search path:")[0]
         if is_first():
-            print(f"error: {' '.join(message.split())}", file=sys.stderr)
+            print(f"error: {composition_error(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def composition_error(error: Exception) -> str:
+    """What Hydra finds wrong with the command line, in one line; of a choice that is not there, with those that are."""
+    message = " ".join(str(error).partition("Config search path:")[0].split())
+    if unknown := re.match(r"Could not override '([^']+)'", message):
+        return f"{unknown[1]}: there is no such setting (python run.py --cfg job shows all there are)"
+    missing = getattr(error, "missing_cfg_file", None)
+    if missing and "Available options" not in message:
+        group = ROOT / "conf" / Path(missing).parts[0]
+        options = sorted(str(path.relative_to(group).with_suffix("")) for path in group.rglob("*.yaml"))
+        return f"{message} {f'Available options: {chr(32).join(options)}' if options else ''}".strip()
+    return message
 
 
 def end_if_unread() -> None:

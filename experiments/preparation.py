@@ -35,7 +35,7 @@ def prepare(cfg: DictConfig, folder: Path) -> Prepared:
             return Prepared(*checked_parts(cfg), seconds)
     except BaseException:
         with suppress(OSError):  # up to the first that is not empty
-            for each in (folder, *folder.parents[:3]):
+            for each in (folder, *folder.parents[:2]):  # id, method, task
                 each.rmdir()
         raise
 

@@ -4,7 +4,8 @@ Groups that Hydra instantiates (`_target_`: methods, data, features, metrics, lo
 they name as their schema (common/settings.py); the others are the dataclasses here. Defaults stand in conf/ alone.
 """
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -321,7 +322,7 @@ def put_back(cfg: DictConfig, values: DictConfig) -> None:
 
 
 class SettingsCheck(Callback):
-    """Checks the settings before Hydra makes a folder, and gives the job the checked ones; of a sweep those all jobs share."""
+    """Checks the settings before Hydra makes a folder, and gives the job the checked ones; of a sweep each value by itself."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         with ending(2):
@@ -330,6 +331,25 @@ class SettingsCheck(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         with ending(2):
             checked(config)
+            for place, value in swept_values(config):
+                changed = copy.deepcopy(config)
+                OmegaConf.update(changed, place, value)
+                checked(changed)
+
+
+def swept_values(config: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Place and value of what Hydra's own sweeper goes over; nothing where whole groups are swept, whose values differ."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import QuotedString
+
+    if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
+        return
+    asked = [*config.hydra.overrides.task, *(f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items())]
+    swept = [each for each in OverridesParser.create().parse_overrides(asked) if each.is_sweep_override()]
+    if not any(each.key_or_group in config.hydra.runtime.choices for each in swept):
+        for each in swept:
+            for value in each.sweep_iterator():
+                yield each.key_or_group, value.text if isinstance(value, QuotedString) else value
 
 
 def with_checked_targets(value: Any, where: str) -> Any:

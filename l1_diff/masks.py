@@ -98,18 +98,24 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
     return int(kept), int(group)
 
 
-def pattern_masks(scores: Mapping[str, torch.Tensor], pattern: str, setting: str = "exclude") -> Masks:
-    """Keeps the N highest scores in each group of M neighbours ("2:4").
-
-    Groups run along the input dimension: a score (out, in, ...) is flattened to (out, in * ...). InputError naming the sites
-    whose flattened input is no multiple of M.
-    """
-    kept, group = parse_pattern(pattern)
-    unfit = [site for site, score in scores.items() if score[0].numel() % group]
+def check_groups(weights: Mapping[str, torch.Tensor], pattern: str, setting: str = "exclude") -> None:
+    """InputError naming the sites whose flattened input is no multiple of the pattern's M."""
+    group = parse_pattern(pattern)[1]
+    unfit = [site for site, weight in weights.items() if weight[0].numel() % group]
     if unfit:
         raise InputError(
             f"method.pattern={pattern}: inputs of {', '.join(unfit)} are no multiple of {group}; put them in method.{setting}."
         )
+
+
+def pattern_masks(scores: Mapping[str, torch.Tensor], pattern: str, setting: str = "exclude") -> Masks:
+    """Keeps the N highest scores in each group of M neighbours ("2:4").
+
+    Groups run along the input dimension: a score (out, in, ...) is flattened to (out, in * ...). InputError naming the sites
+    whose flattened input is no multiple of M (check_groups).
+    """
+    check_groups(scores, pattern, setting)
+    kept, group = parse_pattern(pattern)
     masks = {}
     for site, score in scores.items():
         groups = score.reshape(-1, group)

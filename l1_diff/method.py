@@ -31,6 +31,7 @@ from l1_diff.masks import (
     Masks,
     ModuleKind,
     Scope,
+    check_groups,
     parse_pattern,
     pattern_masks,
     prunable_weights,
@@ -159,6 +160,10 @@ class L1Diff:
     def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
         """One pass back and forth over the rows where gradients count; a student of the teacher's shape, with zeros in it."""
         settings = self.checked()
+        if "denoiser" in settings.parts:
+            weights = prunable_weights(unet, settings.modules, settings.exclude)
+            if settings.pattern is not None:
+                check_groups(weights, settings.pattern)
         rows = size.rows if settings.beta and "denoiser" in settings.parts else 0
         scores_again = settings.schedule == "gradual" or (settings.regrowth > 0 and settings.reprune)
         running = (settings.beta > 0 and scores_again) or (settings.regrowth > 0 and settings.regrow_by == "gradient")

@@ -70,11 +70,7 @@ class LDPruner:
         `teacher` names the weights (Teacher.fingerprint). InputError when k is negative or larger than what is there,
         and when all operators together do not reach the ratio.
         """
-        operators = list_operators(unet, self.kinds, self.exclude, self.residual)
-        if not operators:
-            raise InputError(f"method.kinds={list(self.kinds)} and method.exclude leave no operator to remove.")
-        removal = Removal.of(unet, operators)
-        self._check_reach(operators, removal)
+        operators, removal = self._operators(unet)
         file = None if scores is None else scores / f"{self._key(calibration, teacher)}.json"
         costs = operator_costs(unet, operators, self.score_per, scores, teacher, calibration.empty)
         batch = partial(self._batch, unet, calibration)
@@ -100,9 +96,9 @@ class LDPruner:
 
     def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
         """Every operator under every condition, which screening undercuts, and a student without operators drawn at random."""
-        operators = list_operators(unet, self.kinds, self.exclude, self.residual)
-        removal = Removal.of(unet, operators)
-        self._check_reach(operators, removal)
+        operators, removal = self._operators(unet)
+        if size.samples <= self.correction:
+            raise InputError(f"calibration.samples={size.samples} are too few for method.correction={self.correction}.")
         order = torch.randperm(len(operators), generator=generator_for(self.seed)).tolist()
         ranked = [operators[index].site for index in order]
         k = self.k if self.ratio is None else removal.smallest_k(self.ratio, ranked, len(ranked), self.nested)
@@ -120,6 +116,15 @@ class LDPruner:
             plan=Plan(method="ld_pruner", edits=tuple(operator.edit for operator in gone), tensors=tensors),
             note=f"{note}; scoring: every operator under every condition, which screening undercuts",
         )
+
+    def _operators(self, unet: nn.Module) -> tuple[list[Operator], Removal]:
+        """Those that may go, and what they save; InputError where there are none, or too few for k or the ratio."""
+        operators = list_operators(unet, self.kinds, self.exclude, self.residual)
+        if not operators:
+            raise InputError(f"method.kinds={list(self.kinds)} and method.exclude leave no operator to remove.")
+        removal = Removal.of(unet, operators)
+        self._check_reach(operators, removal)
+        return operators, removal
 
     def _extremes(self, removal: Removal) -> tuple[list[str], list[str]]:
         """The k operators that save the fewest parameters, and k that save many: the largest, none inside another one."""
