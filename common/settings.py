@@ -29,6 +29,7 @@ Probability = Annotated[float, Ge(0), Le(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
 
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+OTHER = "another value"  # of a kind that no setting has, such as a tensor
 DIGITS = 12  # of a float that count: 0.1 + 0.2 and 0.3 are one setting
 
 
@@ -165,7 +166,8 @@ def strict(annotation: Any) -> Any:
     if origin is Annotated:
         return Annotated[(strict(arguments[0]), *arguments[1:])]
     if origin in (Union, types.UnionType):
-        return Union[tuple(map(strict, arguments))]  # noqa: UP007
+        settable = [found for each in arguments if (found := strict(each)) is not Any or each is Any]  # no tensors
+        return Union[tuple(settable or [Any])]  # noqa: UP007
     if origin is Literal or annotation in (None, type(None)):
         return annotation
     if dataclasses.is_dataclass(annotation):
@@ -189,9 +191,9 @@ def converted(kind: type, wanted: type, value: Any) -> Any:
 
 
 def is_kind(annotation: Any, kind: type) -> bool:
-    """Whether an annotation such as dict[str, int] or Sequence[str] is of `kind`."""
+    """Whether an annotation such as dict[str, int] or Sequence[str] is of `kind`; a tensor, say, is of none."""
     bare = get_origin(annotation) or annotation
-    return inspect.isclass(bare) and issubclass(bare, kind)
+    return inspect.isclass(bare) and bare.__module__ in ("builtins", "collections.abc") and issubclass(bare, kind)
 
 
 def without_null(annotation: Any) -> Any:
@@ -209,7 +211,7 @@ def describe(annotation: Any) -> str:
             " and ", " ", 1
         )
     if origin in (Union, types.UnionType):
-        return ", or ".join(map(describe, arguments))
+        return ", or ".join(words for each in arguments if (words := describe(each)) != OTHER)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
     if is_kind(annotation, Mapping) or dataclasses.is_dataclass(annotation):
@@ -217,7 +219,7 @@ def describe(annotation: Any) -> str:
     if is_kind(annotation, Collection) and annotation is not str:
         return "a list" if not arguments else f"a list (each {describe(arguments[0])})"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return words.get(annotation, "another value")
+    return words.get(annotation, OTHER)
 
 
 def describe_bound(bound: Any) -> str:

@@ -392,9 +392,10 @@ def check_together(values: Mapping[str, Any]) -> None:
             import torch
 
             checked_call(distill["compile"], torch.compile, "distill.compile", given=("model",))
-        check_optimizer(distill["optimizer"], "distill.optimizer")
-        check_optimizer(distill["autoencoder"]["optimizer"], "distill.autoencoder.optimizer")
+        for where, settings in (("distill", distill), ("distill.autoencoder", distill["autoencoder"])):
+            check_optimizer(settings["optimizer"], f"{where}.optimizer")
     check_scheduler(values["evaluation"]["scheduler"])
+    made(values["method"], "method")
 
 
 def check_trainer(settings: Mapping[str, Any]) -> None:
@@ -410,15 +411,26 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
         checked_call(further, LightningTrainer, "distill.trainer", given=("callbacks", "logger", "plugins", "max_steps"))
 
 
-def check_optimizer(settings: Any, where: str) -> None:
-    """Makes the optimiser of one parameter: it refuses what it cannot work with itself."""
+def check_optimizer(settings: Mapping[str, Any], where: str) -> None:
+    """Makes the optimiser of one parameter: it refuses itself what it cannot work with."""
     import torch
+
+    try:
+        made(settings, where)([torch.nn.Parameter(torch.zeros(1))])
+    except Exception as error:
+        raise InputError(f"{where}: {first_line(error)}.") from error
+
+
+def made(settings: Mapping[str, Any], where: str) -> Any:
+    """What Hydra makes of a `_target_`; InputError where that refuses its settings."""
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
     try:
-        instantiate(settings)([torch.nn.Parameter(torch.zeros(1))])
-    except Exception as error:
-        raise InputError(f"{where}: {first_line(error.__cause__ or error)}.") from error
+        return instantiate(settings, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        raise cause if isinstance(cause, InputError) else InputError(f"{where}: {first_line(cause)}.") from error
 
 
 def check_scheduler(settings: Mapping[str, Any] | None) -> None:

@@ -182,7 +182,7 @@ def test_values_that_mean_the_same_are_one_setting(place, given, taken):
         (["evaluation.scheduler={name: Nope}"], "diffusers has no NopeScheduler"),
         (["+evaluation.scheduler={name: EulerDiscrete, use_karras: true}"], "use_karras: there is no such setting"),
         (["distill.optimizer.lr=-1"], "distill.optimizer: Invalid learning rate"),
-        (["distill.optimizer.lr=fast"], "distill.optimizer: "),
+        (["distill.optimizer.lr=fast"], "distill.optimizer.lr='fast': a number"),
         (["+distill.optimizer.momentum=0.9"], "distill.optimizer.momentum: there is no such setting"),
         (["distill.compile={mode: default, fast: true}"], "distill.compile.fast: there is no such setting"),
         (["+distill.trainer.gradient_clip=1"], "distill.trainer.gradient_clip: there is no such setting"),
@@ -194,10 +194,7 @@ def test_values_that_mean_the_same_are_one_setting(place, given, taken):
 )
 def test_what_does_not_go_together_is_refused(overrides, told):
     with pytest.raises(InputError) as error:
-        cfg = checked(compose_config("config", *overrides))
-        from hydra.utils import instantiate
-
-        instantiate(cfg.method)
+        checked(compose_config("config", *overrides))
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
