@@ -287,7 +287,9 @@ def checked(cfg: DictConfig) -> DictConfig:
     InputError in one line for the first setting that is unknown, missing, of a wrong kind or out of range, and for settings
     that do not go together. Nothing is loaded or written.
     """
-    return OmegaConf.create(checked_values(resolved(cfg)))
+    found = OmegaConf.create(checked_values(resolved(cfg)))
+    OmegaConf.set_struct(found, True)
+    return found
 
 
 def checked_values(values: dict[str, Any]) -> dict[str, Any]:
