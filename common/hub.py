@@ -1,5 +1,6 @@
 """Where a teacher's folder is: shipped with the project, given by its path, or downloaded once from the Hugging Face hub."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -76,12 +77,16 @@ def download(name: str, revision: str | None, setting: str) -> Path:
 def snapshot(name: str, revision: str | None, wanted: Callable[[list[str]], list[str]], marker: str, instead: str) -> Path:
     """The folder of a hub repository's snapshot in the hub's own cache; what is there already is not loaded again.
 
+    It is of the commit that `commit_of` has told of this revision, where it has been asked.
+
     wanted: which of its files are loaded. Without a connection, which is noticed at once, a snapshot in the cache is taken that
     has the file `marker`; what it may lack, loading the parts will tell. InputError in one line, with what to give `instead`,
     for a repository that is gated or absent, for an absent revision, and for a hub out of reach.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    revision = COMMITS.get((name, revision, "model"), revision)
 
     def told(what: str) -> InputError:
         return InputError(f"The hub repository {name!r} {what}, or download it elsewhere and give {instead}.")
@@ -105,12 +110,37 @@ def snapshot(name: str, revision: str | None, wanted: Callable[[list[str]], list
         raise told(f"cannot be read ({first_line(error)}): check the connection") from error
 
 
-def cached(name: str, revision: str | None, marker: str) -> Path | None:
-    """The snapshot that an earlier download has left in the hub's cache, if it has the file `marker`."""
+COMMITS: dict[tuple[str, str | None, str], str] = {}  # what commit_of has told in this process
+
+
+def commit_of(name: str, revision: str | None, kind: str = "model") -> str | None:
+    """The commit that a revision of a hub's repository stands for, asked once in a process.
+
+    That is the revision itself, or what the hub says now, or the hub's cache where the hub is out of reach; None where neither
+    knows. kind: "model" or "dataset".
+    """
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    if (name, revision, kind) not in COMMITS:
+        from huggingface_hub import HfApi
+
+        try:
+            COMMITS[name, revision, kind] = HfApi().repo_info(name, revision=revision, repo_type=kind).sha
+        except Exception:  # of many kinds; whoever loads it will tell
+            kept = cached(name, revision, None, kind)
+            if kept is None:
+                return None
+            COMMITS[name, revision, kind] = kept.name
+    return COMMITS[name, revision, kind]
+
+
+def cached(name: str, revision: str | None, marker: str | None, kind: str = "model") -> Path | None:
+    """The snapshot that an earlier download has left in the hub's cache, if it has the file `marker`, where one is given."""
     from huggingface_hub import snapshot_download
 
+    options = {"repo_type": kind, "local_files_only": True}
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[marker], local_files_only=True))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=marker and [marker], **options))
     except Exception:  # no snapshot of this revision: whatever the kind, there is none to use
         return None
-    return folder if (folder / marker).is_file() else None
+    return folder if marker is None or (folder / marker).is_file() else None

@@ -25,7 +25,7 @@ def exhaust():
 @pytest.mark.parametrize(
     ("name", "overrides", "expected"),
     [
-        ("scoring", ["method=ld_pruner"], "lower one of method.rows=128, method.screen_rows=16, evaluation.batch_size=64"),
+        ("scoring", ["method=ld_pruner"], "lower one of method.rows=128, method.weight_rows=16, evaluation.batch_size=64"),
         ("scoring", ["method=laptop_diff"], "lower one of method.batch_size=32, method.copies=4, evaluation.batch_size=64"),
         (
             "distilling",
