@@ -14,7 +14,7 @@ from experiments.stages import stage
 def settings(*overrides):
     register_job_folder()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", [*overrides])
+        return compose("config", [*overrides], return_hydra_config=True)
 
 
 def exhaust():

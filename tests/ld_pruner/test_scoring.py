@@ -1,11 +1,14 @@
-"""Fast scores equal the plain loop's, and a killed scoring goes on where it was."""
+"""Fast scores equal the plain loop's, whatever else ran, and a killed scoring goes on where it was."""
 
 import json
+from zlib import crc32
 
 import pytest
+import torch
 
 from benchmarks.scoring import plain_scores
 from common.score_file import ScoreFile
+from common.teachers import load_teacher
 from ld_pruner import list_operators
 from ld_pruner.initial_weights import initial_weights
 from ld_pruner.scoring import LatentScorer, Passes
@@ -13,11 +16,17 @@ from ld_pruner.scoring import LatentScorer, Passes
 SMALL = ("resnet", "transformer", "downsampler", "upsampler")
 
 
-@pytest.fixture
-def setting(tiny_teacher, tiny_calibration):
-    unet = tiny_teacher.denoiser
-    operators = list_operators(unet, SMALL)
-    return unet, tiny_calibration, operators, initial_weights(unet, operators, "slice", None, seed=0)
+@pytest.fixture(scope="module")
+def setting(tiny_teacher_folder):
+    from common.calibration import build_calibration
+
+    teacher = load_teacher(str(tiny_teacher_folder))
+    captions = ["a red apple, noto style", "a teddy bear, fluent style", "a flag of france, openmoji style"]
+    conditions, empty = teacher.encode_captions(captions), teacher.empty_condition()
+    sizes = {"num_conditions": 3, "samples": 2, "steps": 3, "guidance_scale": 2.0, "seed": 0}
+    calibration = build_calibration(conditions, empty, teacher.latent_shape, teacher.scheduler, **sizes)
+    operators = list_operators(teacher.denoiser, SMALL)
+    return teacher.denoiser, calibration, operators, initial_weights(teacher.denoiser, operators, "slice", None, seed=0)
 
 
 def scorer(setting):
@@ -29,60 +38,76 @@ def free(operators):
     return {operator.site: 1.0 for operator in operators}
 
 
-def test_exact_equals_the_plain_loop(setting):
-    operators = setting[2]
-    plain = plain_scores(*setting[:2], operators, setting[3])
-    fast = scorer(setting).score(operators, 0, "exact", ScoreFile(), free(operators))
-    assert fast.keys() == plain.keys()
-    for site, score in plain.items():
-        assert fast[site] == pytest.approx(score, rel=1e-3), site
+def lowest(scores, k=5):
+    return sorted(scores, key=scores.get)[:k]
 
 
-@pytest.mark.parametrize("k", [1, 5])
-def test_screened_finds_the_same_lowest_with_less_work(setting, k):
-    operators = setting[2]
-    exact = scorer(setting).score(operators, 0, "exact", ScoreFile(), free(operators))
+@pytest.fixture(scope="module")
+def exact(setting):
+    """Scores under each condition, by the network."""
     file = ScoreFile()
-    found = scorer(setting).score(operators, k, "screened", file, free(operators))
-    assert sorted(found, key=found.get)[:k] == sorted(exact, key=exact.get)[:k]
-    scored = sum(len(values) for values in file.parts.values())
-    assert scored < 3 * len(operators), "every operator was scored under every condition"
+    scorer(setting).score(setting[2], 0, "exact", file, free(setting[2]))
+    return file.parts
 
 
-def test_a_misleading_first_condition_costs_time_but_changes_nothing(setting):
-    operators, misled = setting[2], scorer(setting)
-    original = misled.score_pairs
+class Table(LatentScorer):
+    """Gives the known scores, changed in their last digits by whoever shares the pass, and keeps what it was asked for."""
 
-    def backwards(group, chosen):
-        """The worst operators seem the best under the first condition."""
-        found = original(group, chosen)
-        if chosen.start == 0:
-            found[:, 0] = 1 / found[:, 0]
-        return found
+    def __init__(self, setting, exact, change=lambda parts: parts):
+        super().__init__(setting[0], setting[1], setting[3], rows=8)
+        self.originals, self.exact, self.asked = torch.empty(0), {site: change(parts) for site, parts in exact.items()}, []
 
-    misled.score_pairs = backwards
-    exact = misled.score(operators, 0, "exact", ScoreFile(), free(operators))
-    found = misled.score(operators, 5, "screened", ScoreFile(), free(operators))
-    assert sorted(found, key=found.get)[:5] == sorted(exact, key=exact.get)[:5]
+    def score_pairs(self, operators, chosen):
+        sites = [operator.site for operator in operators]
+        self.asked += [(site, condition) for site in sites for condition in range(chosen.start, chosen.stop)]
+        shared = 1 + crc32(repr((sites, chosen)).encode()) / 2**52
+        return torch.tensor([self.exact[site][chosen] for site in sites], dtype=torch.float64) * shared
 
 
-@pytest.mark.parametrize("before", [[2], [9, 2], [0]], ids=["fewer", "more, then fewer", "exact"])
-def test_a_score_does_not_depend_on_what_else_ran(setting, before):
+def test_exact_equals_the_plain_loop(setting, exact):
+    plain = plain_scores(*setting[:2], setting[2], setting[3])
+    assert exact.keys() == plain.keys()
+    for site, score in plain.items():
+        assert sum(exact[site]) == pytest.approx(score, rel=1e-3), site
+
+
+def test_screened_finds_the_same_scores_with_less_work(setting, exact):
+    """To the last bit, though they were computed beside fewer others."""
+    file, operators = ScoreFile(), setting[2]
+    found = scorer(setting).score(operators, 5, "screened", file, free(operators))
+    assert lowest(found) == lowest({site: sum(parts) for site, parts in exact.items()})
+    assert all(parts == exact[site][: len(parts)] for site, parts in file.parts.items())
+    assert sum(len(parts) for parts in file.parts.values()) < 3 * len(operators), "every operator under every condition"
+
+
+@pytest.mark.parametrize("k", [1, 5, 12])
+def test_a_misleading_first_condition_costs_time_but_changes_nothing(setting, exact, k):
+    def backwards(parts):
+        return [1 / parts[0], *parts[1:]]
+
+    costs = free(setting[2])
+    whole = Table(setting, exact, backwards).score(setting[2], 0, "exact", ScoreFile(), costs)
+    found = Table(setting, exact, backwards).score(setting[2], k, "screened", ScoreFile(), costs)
+    assert lowest(found, k) == lowest(whole, k) and found.items() <= whole.items()
+
+
+@pytest.mark.parametrize("before", [[2], [12, 2], [0]], ids=["fewer", "more, then fewer", "all"])
+def test_a_score_does_not_depend_on_what_else_ran(setting, exact, before):
     """To the last bit; and the same operators have one."""
-    operators, file = setting[2], ScoreFile()
-    alone = scorer(setting).score(operators, 5, "screened", ScoreFile(), free(operators))
+    operators, file, costs = setting[2], ScoreFile(), free(setting[2])
+    alone = Table(setting, exact).score(operators, 5, "screened", ScoreFile(), costs)
     for k in before:
-        scorer(setting).score(operators, k, "screened" if k else "exact", file, free(operators))
-    assert scorer(setting).score(operators, 5, "screened", file, free(operators)) == alone
-    exact = scorer(setting).score(operators, 0, "exact", ScoreFile(), free(operators))
-    assert alone.items() < exact.items()
+        Table(setting, exact).score(operators, k, "screened" if k else "exact", file, costs)
+    again = Table(setting, exact)
+    assert again.score(operators, 5, "screened", file, costs) == alone
+    assert len(again.asked) < 3 * len(operators) and (before == [2] or not again.asked)
 
 
-def test_a_score_does_not_depend_on_the_number_of_processes(setting, monkeypatch):
+def test_a_score_does_not_depend_on_the_number_of_processes(setting, exact, monkeypatch):
     operators, files = setting[2], [ScoreFile(), ScoreFile()]
-    alone = scorer(setting).score(operators, 5, "screened", files[0], free(operators))
+    alone = Table(setting, exact).score(operators, 5, "screened", files[0], free(operators))
     monkeypatch.setattr("ld_pruner.scoring.process_count", lambda: 3)  # their passes are computed here one after the other
-    assert scorer(setting).score(operators, 5, "screened", files[1], free(operators)) == alone
+    assert Table(setting, exact).score(operators, 5, "screened", files[1], free(operators)) == alone
     assert files[0].parts == files[1].parts
 
 
@@ -99,9 +124,9 @@ def test_passes_are_small_enough_and_complete_every_score(conditions, pairs):
     assert set(done.values()) == {conditions}
 
 
-def test_killed_scoring_goes_on(setting, tmp_path):
-    operators = setting[2]
-    whole = scorer(setting).score(operators, 5, "screened", ScoreFile(), free(operators))
+def test_killed_scoring_goes_on(setting, exact, tmp_path):
+    operators, costs = setting[2], free(setting[2])
+    whole = Table(setting, exact).score(operators, 5, "screened", ScoreFile(), costs)
 
     class Killed(Exception):
         pass
@@ -115,18 +140,12 @@ def test_killed_scoring_goes_on(setting, tmp_path):
 
     path = tmp_path / "scores.json"
     with pytest.raises(Killed):
-        scorer(setting).score(operators, 5, "screened", ScoreFile.open(path), free(operators), report=die)
-    known = json.loads(path.read_text())
-    assert len(known["parts"]) >= 3
-    second = scorer(setting)
-    computed = []
-    original = second.score_pairs
-    second.score_pairs = lambda group, chosen: computed.extend((o.site, chosen.start) for o in group) or original(group, chosen)
-    resumed = second.score(operators, 5, "screened", ScoreFile.open(path), free(operators))
-    assert not {(site, condition) for site, values in known["parts"].items() for condition in range(len(values))} & set(
-        computed
-    )
-    assert resumed == whole
+        Table(setting, exact).score(operators, 5, "screened", ScoreFile.open(path), costs, report=die)
+    known = json.loads(path.read_text())["parts"]
+    assert len(known) >= 3
+    second = Table(setting, exact)
+    assert second.score(operators, 5, "screened", ScoreFile.open(path), costs) == whole
+    assert not {(site, condition) for site, parts in known.items() for condition in range(len(parts))} & set(second.asked)
 
 
 def test_damaged_score_file_is_named(tmp_path):
