@@ -53,12 +53,14 @@ def located(path: str | Path) -> Path | None:
 
 
 def path_content(path: Path, left_out: Collection[str] = NOTES, without: Path | None = None) -> str:
-    """The content of a file, or of all files below a folder with their names in it; where these lie does not matter.
+    """The content of a file with its ending, which says how it is read, or of all files below a folder with their names in it.
+
+    Where they lie does not matter.
 
     left_out: endings of files that do not count. without: a folder inside that does not count either.
     """
     if not path.is_dir():
-        return file_digests(path.parent, [path.name])[0]
+        return content_name(path.suffix.lower(), file_digests(path.parent, [path.name]))
     names = files_below(path, left_out, without)
     return content_name(list(zip(names, file_digests(path, names), strict=True)))
 
@@ -121,7 +123,7 @@ def file_digests(folder: Path, names: Sequence[str]) -> list[str]:
 def path_stamp(path: Path) -> str:
     """Changes with a file, or with the files below a folder, as far as their folders tell: nothing is read."""
     names = files_below(path, ()) if path.is_dir() else [""]
-    return content_name([(name, *stamp_of(os.stat(os.path.join(path, name) if name else path))) for name in names])
+    return content_name([(name, stamp_of(path / name)) for name in names])
 
 
 def while_unchanged(load: Callable[..., Result]) -> Callable[..., Result]:
@@ -142,8 +144,21 @@ def while_unchanged(load: Callable[..., Result]) -> Callable[..., Result]:
     return current
 
 
-def stamp_of(status: os.stat_result) -> Stamp:
-    """What changes when a file does, as far as its folder tells."""
+def stamp_of(path: str | Path) -> int:
+    """A number that changes when a file does, as far as its folder tells; 0 of one that is not there or cannot be reached."""
+    try:
+        return hash(_stamp(os.stat(path)))
+    except OSError:
+        return 0
+
+
+def check_stamp(path: Path, stamp: int) -> None:
+    """OSError when a file has changed since it had this stamp."""
+    if stamp_of(path) != stamp:
+        raise OSError(errno.ESTALE, "it has changed since this command began")
+
+
+def _stamp(status: os.stat_result) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
@@ -160,7 +175,7 @@ def _known(folder: Path, names: Iterable[str], remembered: dict[str, list[Any]])
         if entry is None:
             return None
         try:
-            return entry[-1] if tuple(entry[:-1]) == stamp_of(os.stat(path)) else None
+            return entry[-1] if tuple(entry[:-1]) == _stamp(os.stat(path)) else None
         except OSError:
             return None
 
@@ -219,5 +234,5 @@ def _digest(path: Path) -> tuple[Stamp | None, str]:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             raise InputError(f"{path} is not there any more; put it back, or start again.") from error
         return None, f"unreadable: {error.strerror}"
-    settled = stamp_of(before) == stamp_of(after) and now - max(before.st_mtime_ns, before.st_ctime_ns) > SETTLED
-    return (stamp_of(before) if settled else None), digest
+    settled = _stamp(before) == _stamp(after) and now - max(before.st_mtime_ns, before.st_ctime_ns) > SETTLED
+    return (_stamp(before) if settled else None), digest

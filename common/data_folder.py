@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from common.content import content_name, file_digests, located, while_unchanged
+from common.content import check_stamp, content_name, file_digests, located, stamp_of, while_unchanged
 from common.errors import InputError
 from common.processes import is_first
 
@@ -49,6 +49,7 @@ class Files:
 
     def __init__(self, folder: str | Path, names: Sequence[str]):
         self.place, self.names = str(folder), names
+        self.stamps = [stamp_of(Path(folder, name)) for name in names]
         self.content = content_name(list(zip(names, file_digests(Path(folder), names), strict=True)))
 
     def __len__(self) -> int:
@@ -58,7 +59,9 @@ class Files:
         return self.names[row]
 
     def read(self, row: int) -> bytes:
-        return Path(self.place, self.names[row]).read_bytes()
+        path = Path(self.place, self.names[row])
+        check_stamp(path, self.stamps[row])
+        return path.read_bytes()
 
 
 def read_index(folder: str | Path, what: str, builder: str, keys: Sequence[str]) -> tuple[Path, dict[str, Any]]:

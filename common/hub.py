@@ -17,6 +17,11 @@ def shipped_teachers() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob("*/model_index.json"))
 
 
+def is_repository(path: str) -> bool:
+    """Whether a path that is no local one can be a repository "owner/name" of the hub."""
+    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
+
+
 def find_folder(name_or_path: str, revision: str | None = None, setting: str = "teacher.path") -> Path:
     """The local folder of a shipped teacher, of a path, or of a hub repository "owner/name" (downloaded once).
 
@@ -29,7 +34,7 @@ def find_folder(name_or_path: str, revision: str | None = None, setting: str = "
         if not (folder / "model_index.json").is_file():
             raise InputError(f"{folder} has no model_index.json: it is not a diffusers pipeline folder.")
         return folder
-    if name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~")):
+    if not is_repository(name_or_path):
         what = "teacher" if setting == "teacher.path" else "pipeline"
         raise InputError(
             f"There is no {what} {name_or_path!r}: shipped are {', '.join(shipped_teachers()) or 'none'}; "
@@ -77,8 +82,6 @@ def download(name: str, revision: str | None, setting: str) -> Path:
 def snapshot(name: str, revision: str | None, wanted: Callable[[list[str]], list[str]], marker: str, instead: str) -> Path:
     """The folder of a hub repository's snapshot in the hub's own cache; what is there already is not loaded again.
 
-    It is of the commit that `commit_of` has told of this revision, where it has been asked.
-
     wanted: which of its files are loaded. Without a connection, which is noticed at once, a snapshot in the cache is taken that
     has the file `marker`; what it may lack, loading the parts will tell. InputError in one line, with what to give `instead`,
     for a repository that is gated or absent, for an absent revision, and for a hub out of reach.
@@ -86,15 +89,16 @@ def snapshot(name: str, revision: str | None, wanted: Callable[[list[str]], list
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    revision = COMMITS.get((name, revision, "model"), revision)
-
     def told(what: str) -> InputError:
         return InputError(f"The hub repository {name!r} {what}, or download it elsewhere and give {instead}.")
 
     try:
         listed = HfApi().model_info(name, revision=revision).siblings  # list_repo_files waits long for a hub out of reach
         found = wanted([file.rfilename for file in listed])
-        return Path(snapshot_download(name, revision=revision, allow_patterns=found))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=found))
+        if COMMITS.get((name, revision, "model"), folder.name) != folder.name:
+            raise InputError(f"The hub repository {name!r} has changed since this command began; run it again.")
+        return folder
     except InputError:
         raise
     except GatedRepoError as error:  # a kind of RepositoryNotFoundError, and so before it
@@ -127,20 +131,30 @@ def commit_of(name: str, revision: str | None, kind: str = "model") -> str | Non
         try:
             COMMITS[name, revision, kind] = HfApi().repo_info(name, revision=revision, repo_type=kind).sha
         except Exception:  # of many kinds; whoever loads it will tell
-            kept = cached(name, revision, None, kind)
-            if kept is None:
+            known = kept_commit(name, revision or "main", kind)
+            if known is None:
                 return None
-            COMMITS[name, revision, kind] = kept.name
+            COMMITS[name, revision, kind] = known
     return COMMITS[name, revision, kind]
 
 
-def cached(name: str, revision: str | None, marker: str | None, kind: str = "model") -> Path | None:
-    """The snapshot that an earlier download has left in the hub's cache, if it has the file `marker`, where one is given."""
+def kept_commit(name: str, revision: str, kind: str) -> str | None:
+    """The commit that the hub's cache has noted of a branch or tag at its last download."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    try:
+        return Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind), "refs", revision).read_text().strip()
+    except (OSError, ValueError):
+        return None
+
+
+def cached(name: str, revision: str | None, marker: str) -> Path | None:
+    """The snapshot that an earlier download has left in the hub's cache, if it has the file `marker`."""
     from huggingface_hub import snapshot_download
 
-    options = {"repo_type": kind, "local_files_only": True}
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=marker and [marker], **options))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[marker], local_files_only=True))
     except Exception:  # no snapshot of this revision: whatever the kind, there is none to use
         return None
-    return folder if marker is None or (folder / marker).is_file() else None
+    return folder if (folder / marker).is_file() else None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.caption_files import caption_of
-from common.content import content_name, file_digests, path_content, while_unchanged
+from common.content import check_stamp, content_name, file_digests, path_content, stamp_of, while_unchanged
 from common.data_folder import (
     CaptionedImages,
     check_count,
@@ -41,6 +41,7 @@ class TarMembers:
     def __init__(self, folder: Path, samples: list[tuple[str, Sample]]):
         self.place, self.samples = str(folder), samples
         tars = sorted({tar for tar, _ in samples})
+        self.stamps = {tar: stamp_of(folder / tar) for tar in tars}
         places = [(tar, name, start, size) for tar, (name, start, size, _) in samples]
         self.content = content_name(list(zip(tars, file_digests(folder, tars), strict=True)), places)
 
@@ -53,6 +54,7 @@ class TarMembers:
 
     def read(self, row: int) -> bytes:
         tar, (_, start, size, _) = self.samples[row]
+        check_stamp(Path(self.place, tar), self.stamps[tar])
         with open(Path(self.place, tar), "rb") as handle:
             handle.seek(start)
             return handle.read(size)

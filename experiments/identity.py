@@ -14,11 +14,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf, UnionNode, read_write
 
 from common.content import NOTES, PATHS, located, path_content
 from common.files import SHIPPED
-from common.hub import commit_of
+from common.hub import commit_of, is_repository
 
 TARGET = "_target_"  # Hydra's name of what a group of settings is for: a class or a function, with its module
 DIGITS = 12  # of a number that count: 0.1 + 0.2 is 0.3
@@ -43,12 +43,15 @@ def with_rounded_numbers(cfg: DictConfig) -> DictConfig:
             return
         for key in list(group) if isinstance(group, DictConfig) else range(len(group)):
             node = group._get_node(key)
+            if isinstance(node, UnionNode):
+                node = node._value()
             if isinstance(node, DictConfig | ListConfig):
                 visit(node)
-            elif isinstance(value := node._value(), float):
-                node._set_value(rounded(value))
+            elif isinstance(node, Node) and isinstance(node._value(), float):
+                node._set_value(rounded(node._value()))
 
-    visit(cfg)
+    with read_write(cfg):
+        visit(cfg)
     return cfg
 
 
@@ -115,13 +118,8 @@ def pipeline_identity(path: str, revision: str | None) -> Any:
     place = shipped if (shipped / "model_index.json").is_file() else located(path)
     if place is not None:
         return {"content": path_content(place, SHOWN)}
-    commit = commit_of(path, revision) if on_hub(path) else None
+    commit = commit_of(path, revision) if is_repository(path) else None
     return {"path": path, "revision": revision} if commit is None else {"path": path, "commit": commit}
-
-
-def on_hub(path: str) -> bool:
-    """Whether a path that is no local one can be a repository "owner/name" of the hub."""
-    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
 
 
 def data_identity(cfg: DictConfig) -> dict[str, Any]:
@@ -129,7 +127,7 @@ def data_identity(cfg: DictConfig) -> dict[str, Any]:
     settings = as_dict(cfg.task.data)
     found = identified(settings, Path(cfg.outputs))
     path = settings.get("path")
-    if isinstance(path, str) and located(path) is None and on_hub(path):
+    if isinstance(path, str) and located(path) is None and is_repository(path):
         commit = commit_of(path, settings.get("revision"), "dataset")
         found |= {} if commit is None else {"revision": commit}
     return found

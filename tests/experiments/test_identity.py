@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from common.errors import InputError
@@ -88,7 +90,7 @@ def test_a_hub_s_teacher_is_known_by_its_commit(monkeypatch):
     names = [name("teacher.path=owner/name", f"teacher.revision={r}") for r in ("null", "main", "v2", "a" * 40)]
     assert names[0] == names[1] == names[3] != names[2]
     commits[None] = "c" * 40
-    assert name("teacher.path=owner/name") == names[0]  # asked once: what is loaded is of the commit that was told
+    assert name("teacher.path=owner/name") == names[0]  # asked once in a process
     hub.COMMITS.clear()
     assert name("teacher.path=owner/name") != names[0]
 
@@ -249,6 +251,20 @@ def test_numbers_are_rounded_in_what_is_used_and_recorded():
     settings = job_settings(cfg)
     assert settings["method"]["ratio"] == settings["calibration"]["guidance_scale"] == 0.3
     assert "0000000" not in json.dumps(settings)
+
+
+def test_numbers_of_typed_settings_are_rounded():
+    @dataclass
+    class Typed:
+        plain: float = 0.1 + 0.2
+        either: int | float = 0.1 + 0.2
+        absent: float | None = None
+
+    cfg = OmegaConf.create({"typed": OmegaConf.structured(Typed), "many": [0.1 + 0.2, "${typed.plain}"]})
+    OmegaConf.set_readonly(cfg, True)
+    rounded = with_rounded_numbers(cfg)
+    assert rounded == {"typed": {"plain": 0.3, "either": 0.3, "absent": None}, "many": [0.3, 0.3]}
+    assert cfg.typed.plain != 0.3 and OmegaConf.is_readonly(rounded)
 
 
 def test_values_are_told_apart_and_written_alike():
