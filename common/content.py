@@ -45,6 +45,8 @@ def located(path: str | Path) -> Path | None:
     """The file or folder that a setting names: absolute, in the home folder (~), or relative to the working directory or the
     project; None where there is none.
     """
+    if path == "":
+        return None
     try:
         given = Path(path).expanduser()
         return next((place for place in (given, ROOT / given) if place.exists()), None)

@@ -136,6 +136,12 @@ def test_a_cache_that_cannot_be_written_or_read_costs_only_time(folder, cache, t
     assert path_content(folder) == first
 
 
+def test_what_cannot_be_a_path_is_nowhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [located(path) for path in ("", "a" * 5000, "nul\0", "~nobody/x", "owner/name")] == [None] * 5
+    assert located(".") and located("data/emoji").is_dir()
+
+
 def test_a_file_that_is_gone_is_named(folder, cache):
     with pytest.raises(InputError, match=r"nothing\.bin is not there any more"):
         file_digests(folder, ["nothing.bin"])
