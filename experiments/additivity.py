@@ -14,8 +14,7 @@ from omegaconf import DictConfig
 
 from common.errors import InputError
 from experiments.command_line import one_line_composition_errors, one_line_errors
-from experiments.identity import with_rounded_numbers
-from experiments.jobs import job_identity, job_settings
+from experiments.jobs import chosen, job_identity, job_settings
 
 COLUMNS = ("summed by", "own: linear", "rank", "one size", "slope", "output: linear", "rank", "one size")
 
@@ -177,9 +176,8 @@ def main(cfg: DictConfig) -> None:
     from common.content import content_name
     from common.files import write_json
 
-    cfg = with_rounded_numbers(cfg)
     settings = job_settings(cfg)
-    name = content_name(job_identity(cfg))[:8]
+    name = content_name(job_identity(cfg, chosen(cfg, "method")))[:8]
     folder = Path(cfg.outputs) / cfg.task.name / "additivity" / name
     document = measure(cfg, settings)
     write_json(folder / "additivity.json", document)

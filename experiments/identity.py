@@ -9,70 +9,34 @@ here nothing is loaded, and all files of a teacher count, whether they will be r
 have one fingerprint (the same weights in another format), and never the other way round.
 """
 
-import copy
-import re
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, Node, OmegaConf, UnionNode, read_write
+from omegaconf import DictConfig, OmegaConf
 
 from common.content import NOTES, PATHS, located, path_content
 from common.files import SHIPPED
 from common.hub import commit_of, is_repository
+from common.settings import DIGITS
 
 TARGET = "_target_"  # Hydra's name of what a group of settings is for: a class or a function, with its module
-DIGITS = 12  # of a number that count: 0.1 + 0.2 is 0.3
 SHOWN = (*NOTES, ".png", ".jpg", ".jpeg", ".webp", ".gif", ".svg", ".wav", ".flac", ".mp3")  # beside a teacher's weights
 UNORDERED = {"parts", "kinds", "modules", "exclude", "autoencoder_exclude", "without", "more_steps"}  # lists that are sets
-WHOLE = re.compile(r"[+-]?\d{1,20}")
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-WORDS = {"None": None, "null": None, "True": True, "true": True, "False": False, "false": False}
-
-
-def rounded(number: float) -> float:
-    """The number to DIGITS significant digits: range(0.1,0.5,0.1) gives 0.3 and not 0.30000000000000004."""
-    return float(f"{number:.{DIGITS}g}")
-
-
-def with_rounded_numbers(cfg: DictConfig) -> DictConfig:
-    """A copy of the configuration with its numbers rounded; what refers to other settings goes on doing so."""
-    cfg = copy.deepcopy(cfg)
-
-    def visit(group: DictConfig | ListConfig) -> None:
-        if group._is_none() or group._is_missing() or group._is_interpolation():
-            return
-        for key in list(group) if isinstance(group, DictConfig) else range(len(group)):
-            node = group._get_node(key)
-            if isinstance(node, UnionNode):
-                node = node._value()
-            if isinstance(node, DictConfig | ListConfig):
-                visit(node)
-            elif isinstance(node, Node) and isinstance(node._value(), float):
-                node._set_value(rounded(node._value()))
-
-    with read_write(cfg):
-        visit(cfg)
-    return cfg
 
 
 def by_value(settings: Any) -> Any:
-    """Settings in which equal ones are written alike: 1 and 1.0, 0.3 and "0.3", null and None, lists that are sets, and classes
-    and functions (`_target_`) by their own names.
+    """Settings in which equal ones are written alike: 1 and 1.0, lists that are sets; classes and functions by their own names.
+
+    What is text and should be a number or null, experiments.settings.checked has refused or converted before.
     """
     if isinstance(settings, dict):
         found = {str(name): by_value(value) for name, value in settings.items()}
         found |= {name: unordered(value) for name, value in found.items() if name in UNORDERED}
-        return found | ({TARGET: settings[TARGET].rpartition(".")[2]} if TARGET in settings else {})
+        return found | ({TARGET: str(settings[TARGET]).rpartition(".")[2]} if TARGET in settings else {})
     if isinstance(settings, list | tuple):
         return [by_value(value) for value in settings]
-    if isinstance(settings, str):
-        if settings in WORDS:
-            return WORDS[settings]
-        if WHOLE.fullmatch(settings):
-            return int(settings)
-        return by_value(float(settings)) if NUMBER.fullmatch(settings) else settings
     if isinstance(settings, float):
-        number = rounded(settings)
+        number = float(f"{settings:.{DIGITS}g}")
         return int(number) if number.is_integer() else number
     return settings
 

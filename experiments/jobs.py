@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.content import content_name
 from common.errors import InputError
-from experiments.identity import data_identity, identified, pipeline_identity, with_rounded_numbers
+from experiments.identity import data_identity, identified, pipeline_identity
 
 # what is measured afterwards, and how rows are computed and kept and a network is run, does not change what a job makes
 NOT_PART_OF_A_JOB = (
@@ -38,11 +38,11 @@ NOT_PART_OF_A_JOB = (
 
 
 def job_settings(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration without NOT_PART_OF_A_JOB, its numbers rounded: what a row holds of it.
+    """The resolved configuration without NOT_PART_OF_A_JOB: what a row holds of it.
 
     Batch sizes of scoring and sampling stay in, though they change no more than rounding.
     """
-    kept = OmegaConf.to_container(with_rounded_numbers(cfg), resolve=False)
+    kept = OmegaConf.to_container(cfg, resolve=False)
     for path in NOT_PART_OF_A_JOB:
         *groups, name = path.split(".")
         reduce(lambda inner, each: inner.get(each, {}), groups, kept).pop(name, None)
@@ -67,8 +67,11 @@ def chosen(cfg: DictConfig, group: str) -> str:
     return runtime.choices[group]
 
 
-def job_identity(cfg: DictConfig) -> dict[str, Any]:
-    """What a job's name is made of (experiments/identity.py): no two jobs that can differ have the same."""
+def job_identity(cfg: DictConfig, method: str) -> dict[str, Any]:
+    """What a job's name is made of (experiments/identity.py): no two jobs that can differ have the same.
+
+    method: the option that was chosen of this group.
+    """
     settings = job_settings(cfg)
     made_of = identified({name: value for name, value in settings.items() if name not in ("teacher", "task")})
     made_of["task"] = identified({**settings["task"], "data": None}) | {"data": data_identity(cfg)}
@@ -77,12 +80,16 @@ def job_identity(cfg: DictConfig) -> dict[str, Any]:
             others = {name: value for name, value in settings[part].items() if name not in ("path", "revision")}
             weights = pipeline_identity(settings[part]["path"], settings[part].get("revision"))
             made_of[part] = identified(others) | {"weights": weights}
-    return made_of | {"choices": {"method": chosen(cfg, "method")}}
+    return made_of | {"choices": {"method": method}}
 
 
-def job_folder(cfg: DictConfig) -> str:
-    """<task>/<method>/<eight characters of the hash of job_identity>"""
-    return f"{cfg.task.name}/{chosen(cfg, 'method').rpartition('/')[2]}/{content_name(job_identity(cfg))[:8]}"
+def job_folder(cfg: DictConfig, method: str | None = None) -> str:
+    """<task>/<method>/<eight characters of the hash of job_identity>
+
+    method: the option that was chosen of this group, where Hydra cannot tell it of `cfg`.
+    """
+    method = method or chosen(cfg, "method")
+    return f"{cfg.task.name}/{method.rpartition('/')[2]}/{content_name(job_identity(cfg, method))[:8]}"
 
 
 def check_unchanged(cfg: DictConfig, folder: Path) -> None:
@@ -101,9 +108,10 @@ def hydra_folder(cfg: DictConfig) -> str:
 
     if cfg.dry_run:
         return "."
+    method = chosen(cfg, "method")
     with suppress(InputError):
         cfg = checked(cfg)
-    return job_folder(cfg)
+    return job_folder(cfg, method)
 
 
 def hydra_path(cfg: DictConfig) -> str:
