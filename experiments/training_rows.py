@@ -29,11 +29,6 @@ def check_captions(cfg: DictConfig, teacher: Teacher, data: Any) -> None:
 def row_shards(cfg: DictConfig, teacher: Teacher, data: Any, cache: Path) -> list[Shard]:
     """The files of the training rows: their folder is named for the teacher, the data and what they hold."""
     settings = cfg.training_rows
-    if settings.dtype not in DTYPES:
-        raise InputError(f"training_rows.dtype={settings.dtype!r} is none of {', '.join(DTYPES)}.")
-    if settings.batch_size < 1 or (settings.workers is not None and settings.workers < 1):
-        given = f"training_rows.batch_size={settings.batch_size}, training_rows.workers={settings.workers}"
-        raise InputError(f"{given}: at least 1 of each is needed (workers=null: one a core).")
     held = {name: settings[name] for name in ("dtype", "flip", "rows_per_shard")}
     name = content_name("training rows", teacher.fingerprint(), data_identity(cfg), len(data), held)
     return list_shards(cache / f"rows-{name}", len(data), settings.rows_per_shard)
