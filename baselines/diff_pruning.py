@@ -19,8 +19,6 @@ variants are the paper's comparisons:
 """
 
 import copy
-import hashlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -36,6 +34,7 @@ from torch.nn import functional as F
 from common.batches import generator_for, mix_seed, seeded_normal
 from common.calibration import Calibration
 from common.channels import ChannelPruning, Importance, prune_channels
+from common.content import content_name
 from common.cost import count_parameters
 from common.distillation import noising_scheduler, training_target
 from common.errors import InputError, check_one_given
@@ -220,8 +219,8 @@ class DiffPruning:
         options = {name: getattr(counted, name) for name in ("threshold", "every", "rows", "seed")}
         path = None
         if folder is not None:
-            text = json.dumps(["diff_pruning", options, calibration.data_fingerprint(), teacher], sort_keys=True)
-            path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+            name = content_name("diff_pruning", options, calibration.data_fingerprint(), teacher)
+            path = folder / f"{name}.safetensors"
         if path is not None and path.is_file():
             try:
                 known = load_file(path)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 METHODS = {
     "bk_sdm": ["method.variant=base"],
     "laptop_diff": ["method.ratio=0.5", "method.batch_size=1", "method.copies=1"],
-    "ld_pruner": ["method.k=6", "method.rows=1", "method.screen_rows=1", "method.kinds=[transformer,resnet]"],
+    "ld_pruner": ["method.k=6", "method.rows=1", "method.weight_rows=1", "method.kinds=[transformer,resnet]"],
     "magnitude": ["method.ratio=0.5"],
     "random_layers": ["method.ratio=0.5"],
     "l1_diff": ["method.sparsity=0.5", "method.batch_size=1", "method.scope=layer"],

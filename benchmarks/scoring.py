@@ -115,7 +115,7 @@ def main() -> None:
         started = time.perf_counter()
         with progress_bar(label, len(operators) * arguments.conditions) as bar:
             scorer = LatentScorer(unet, calibration, tensors, rows=128)
-            found = scorer.score(operators, k, scoring, ScoreFile(), costs, 16, 0, bar.reach)
+            found = scorer.score(operators, k, scoring, ScoreFile(), costs, bar.reach)
         seconds = time.perf_counter() - started
         lowest = set(sorted(plain, key=plain.get)[:k])
         same = lowest == set(sorted(found, key=found.get)[:k])

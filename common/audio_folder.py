@@ -1,12 +1,12 @@
 """A folder of recordings as spectrograms: WAV, FLAC, OGG, MP3, whatever libsndfile reads."""
 
 from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from common.data_folder import Files, check_limit, evenly_spaced, files_of_split, tell
+from common.content import while_unchanged
+from common.data_folder import check_limit, evenly_spaced, files_of_split, tell
 from common.errors import InputError
 from common.music import Clips
 from common.progress import progress_bar
@@ -30,11 +30,10 @@ def load_audio_folder(folder: str | Path | None, split: str, limit: AtLeastOne |
     if not pieces:
         raise InputError(f"{folder} holds no clip of split={split!r}: of {total} files {len(files)} belong to it.")
     chosen = evenly_spaced(range(len(pieces)), limit)
-    source = Files(Path(folder), [str(path.relative_to(folder)) for path in files], [path.stat().st_size for path in files])
-    return Clips(images[list(chosen)], [pieces[index] for index in chosen], [""] * len(chosen), source.content)
+    return Clips(images[list(chosen)], [pieces[index] for index in chosen], [""] * len(chosen))
 
 
-@lru_cache(maxsize=2)
+@while_unchanged
 def read_recordings(
     folder: Path, wanted: tuple[Path, ...], sound: Spectrogram, description: str
 ) -> tuple[torch.Tensor, list[str]]:

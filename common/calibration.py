@@ -63,6 +63,10 @@ class Calibration:
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def alignment_fingerprint(self) -> str:
+        """Changes with anything that changes the alignment of samples, what it looks at included (its `content`, if any)."""
+        return f"{self.fingerprint()} {getattr(self.alignment, 'content', '')}"
+
     def data_fingerprint(self) -> str:
         """Changes with the training rows and the scheduler: what a criterion over training data depends on."""
         latents, conditions = self.data()

@@ -1,9 +1,9 @@
 """A folder of images with captions in metadata.csv or metadata.jsonl: BK-SDM's layout, and Hugging Face's imagefolder."""
 
-from functools import lru_cache
 from pathlib import Path
 
 from common.caption_files import read_metadata
+from common.content import while_unchanged
 from common.data_folder import (
     CaptionedImages,
     Files,
@@ -20,7 +20,7 @@ from common.source_images import captioned_images
 from common.threads import in_threads
 
 
-@lru_cache(maxsize=4)  # a job asks more than once
+@while_unchanged  # a job asks more than once
 def load_captioned_folder(
     folder: str | Path | None,
     split: str,
@@ -45,18 +45,18 @@ def load_captioned_folder(
         check_count(where, len(names), expected, "captioned image")
     rows = range(len(names)) if test_folder is not None else split_rows(len(names), split)
     wanted = [int(row) for row in evenly_spaced(rows, limit)]
-    sizes = list(in_threads(lambda row: size_or_none(where / names[row]), wanted, None))
-    missing = [names[row] for row, found in zip(wanted, sizes, strict=True) if found is None]
+    found = list(in_threads(lambda row: is_file(where / names[row]), wanted, None))
+    missing = [names[row] for row, there in zip(wanted, found, strict=True) if not there]
     if missing:
         tell(where, wanted, "skipped, missing", missing)
-    there = [row for row, found in zip(wanted, sizes, strict=True) if found is not None]
-    source = Files(where, [names[row] for row in there], [found for found in sizes if found is not None])
+    there = [row for row, there in zip(wanted, found, strict=True) if there]
+    source = Files(where, [names[row] for row in there])
     return captioned_images(source, [captions[row] for row in there], split, size, interpolation)
 
 
-def size_or_none(path: Path) -> int | None:
-    """A file's size in bytes; None when it is not there."""
+def is_file(path: Path) -> bool:
+    """Whether it is there; False too where the name cannot be one."""
     try:
-        return path.stat().st_size if path.is_file() else None
+        return path.is_file()
     except OSError:
-        return None
+        return False

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from common.errors import InputError, first_line
-from common.hub import settings_files, snapshot, wanted_model_files
+from common.hub import is_repository, settings_files, snapshot, wanted_model_files
 from common.settings import AtLeastOne
 from common.text_conditions import check_vocabulary
 
@@ -105,7 +105,7 @@ def folder_of(path: str, revision: str | None, wanted: Callable[[list[str]], lis
     """`path` itself, or the folder of what a hub's repository "owner/name" holds (common.hub.snapshot)."""
     if Path(path).is_dir():
         return path
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+    if not is_repository(path):
         raise InputError(f"{path} is missing: give a folder, or owner/name of a hub.")
     return str(snapshot(path, revision, wanted, marker, "the folder"))
 

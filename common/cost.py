@@ -1,6 +1,5 @@
 """Sizes, multiply-accumulates and times of a network and of the modules in it."""
 
-import hashlib
 import json
 import platform
 import time
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from common.collectives import on_first
+from common.content import content_name
 from common.files import write_json
 from common.sampling import Conditions, predict
 
@@ -142,8 +142,7 @@ def kept_milliseconds(
         return site_milliseconds(denoiser, sites, conditions)
     device = next(denoiser.parameters()).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.processor()}"
-    content = hashlib.sha256(json.dumps([teacher, name, list(sites)]).encode()).hexdigest()[:16]
-    path = folder / f"{content}-milliseconds.json"
+    path = folder / f"{content_name(teacher, name, list(sites))}-milliseconds.json"
     if not path.is_file():
         write_json(path, site_milliseconds(denoiser, sites, conditions))
     return json.loads(path.read_text())

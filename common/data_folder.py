@@ -1,18 +1,16 @@
 """What the loaders of data sets share: a folder with index.json or of a person's files, splits, and evenly spaced limits."""
 
-import hashlib
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from common.content import check_stamp, content_name, file_digests, located, stamp_of, while_unchanged
 from common.errors import InputError
-from common.files import ROOT
 from common.processes import is_first
 
 Entry = TypeVar("Entry")
@@ -47,12 +45,12 @@ class CaptionedImages:
 
 
 class Files:
-    """Files below a folder, to be read by number (common.lazy_images.Source); their names and sizes are their content."""
+    """Files below a folder, to be read by number (common.lazy_images.Source)."""
 
-    def __init__(self, folder: Path, names: Sequence[str], sizes: Sequence[int]):
+    def __init__(self, folder: str | Path, names: Sequence[str]):
         self.place, self.names = str(folder), names
-        listing = "\n".join(f"{name} {size}" for name, size in zip(names, sizes, strict=True))
-        self.content = hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()[:16]
+        self.stamps = [stamp_of(Path(folder, name)) for name in names]
+        self.content = content_name(list(zip(names, file_digests(Path(folder), names), strict=True)))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -61,19 +59,9 @@ class Files:
         return self.names[row]
 
     def read(self, row: int) -> bytes:
-        return Path(self.place, self.names[row]).read_bytes()
-
-
-def data_content(data: Any) -> list[str]:
-    """What tells a person's data from others under the same settings: of its files, by their loader, and of its captions.
-
-    Empty for data that comes with the project.
-    """
-    files = getattr(data, "content", None) or getattr(data.images, "content", None)
-    if files is None:
-        return []
-    captions = json.dumps(list(getattr(data, "captions", [])))
-    return [files, hashlib.sha256(captions.encode()).hexdigest()[:16]]
+        path = Path(self.place, self.names[row])
+        check_stamp(path, self.stamps[row])
+        return path.read_bytes()
 
 
 def read_index(folder: str | Path, what: str, builder: str, keys: Sequence[str]) -> tuple[Path, dict[str, Any]]:
@@ -83,7 +71,7 @@ def read_index(folder: str | Path, what: str, builder: str, keys: Sequence[str])
 
     `folder`: absolute, or relative to the working directory or the project.
     """
-    folder = Path(folder) if Path(folder).is_dir() else ROOT / folder
+    folder = located(folder) or Path(folder)
     if not (folder / "index.json").is_file():
         raise InputError(f"{folder} has no index.json; build the {what} data with {builder}.")
     try:
@@ -96,7 +84,7 @@ def read_index(folder: str | Path, what: str, builder: str, keys: Sequence[str])
     return folder, document
 
 
-@lru_cache(maxsize=4)  # a job asks for its data several times
+@while_unchanged  # a job asks for its data several times
 def read_picture(path: Path, mode: str, what: str, builder: str) -> np.ndarray:
     """Pixels (height, width) of mode "L" or (height, width, 3) of "RGB"; `what` and `builder` as in read_index."""
     from PIL import Image
@@ -114,11 +102,16 @@ def files_of_split(folder: str | Path | None, split: str, endings: Collection[st
     `what` tells in an InputError what is missing: a folder, a file with one of the `endings`, or the split.
     """
     check_folder(folder, split, what)
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in endings)
+    files = sorted(path for path in visible(Path(folder).rglob("*"), Path(folder)) if path.suffix.lower() in endings)
     if not files:
         raise InputError(f"{folder} holds no {what} ({', '.join(sorted(endings))}).")
     held_out = set(files[TEST_EVERY - 1 :: TEST_EVERY])
     return [path for path in files if (path in held_out) == (split == "test")], len(files)
+
+
+def visible(paths: Iterable[Path], folder: Path) -> Iterator[Path]:
+    """Those that are not hidden below the folder, as common.content counts them."""
+    return (path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def check_folder(folder: str | Path | None, split: str, what: str, setting: str = "folder") -> None:

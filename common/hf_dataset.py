@@ -1,14 +1,11 @@
 """A data set of the Hugging Face `datasets` library, from a hub or from files: images, decoded when asked for, and captions."""
 
-import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from common.caption_files import caption_of
+from common.content import content_name, located, path_content, while_unchanged
 from common.data_folder import CaptionedImages, Images, check_count, check_limit, evenly_spaced, split_rows
 from common.errors import InputError, first_line
 from common.lazy_images import Interpolation, check_size
@@ -19,15 +16,14 @@ from common.source_images import captioned_images, readable_images
 class HubImages:
     """The image column of a datasets.Dataset, to be read by number (common.lazy_images.Source).
 
-    chosen: the numbers of its rows in the split. The library's folders are named for what the files in them were made of.
+    given: what the data set was loaded by, in which the images of a folder stay. chosen: the numbers of its rows in the split.
     """
 
-    def __init__(self, dataset: Any, column: str, place: str, chosen: Sequence[int]):
-        self.dataset, self.column, self.place = dataset, column, place
-        paths = [Path(file["filename"]) for file in dataset.cache_files]
-        files = sorted(("/".join(path.parts[-4:]), path.stat().st_size) for path in paths)
-        rows = np.asarray(chosen, np.int64).tobytes()
-        self.content = hashlib.sha256(f"{place} {files} ".encode() + rows).hexdigest()[:16]
+    def __init__(self, dataset: Any, column: str, given: str, split: str, chosen: Sequence[int]):
+        self.dataset, self.column, self.place = dataset, column, f"{given} ({split})"
+        local, paths = located(given), sorted(Path(file["filename"]) for file in dataset.cache_files)
+        held = [path_content(path) for path in [*paths, *([] if local is None else [local])]]
+        self.content = content_name(held, split, [int(row) for row in chosen])
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -43,7 +39,7 @@ class HubImages:
         return Path(cell["path"]).read_bytes() if cell["bytes"] is None else cell["bytes"]
 
 
-@lru_cache(maxsize=4)  # a job asks more than once
+@while_unchanged  # a job asks more than once
 def load_hub_dataset(
     path: str | None,
     split: str,
@@ -80,7 +76,7 @@ def load_hub_dataset(
     rows = range(len(dataset)) if test_split is not None else split_rows(len(dataset), split)
     chosen = evenly_spaced(rows, limit)
     dataset = dataset.select(chosen)
-    images = HubImages(with_bytes(dataset, image_column, path), image_column, f"{path} ({own})", chosen)
+    images = HubImages(with_bytes(dataset, image_column, path), image_column, path, own, chosen)
     if caption_column is None:
         return Images(readable_images(images, split, size, interpolation))
     return captioned_images(images, [caption_of(value) for value in dataset[caption_column]], split, size, interpolation)

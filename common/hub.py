@@ -1,5 +1,6 @@
 """Where a teacher's folder is: shipped with the project, given by its path, or downloaded once from the Hugging Face hub."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +17,11 @@ def shipped_teachers() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob("*/model_index.json"))
 
 
+def is_repository(path: str) -> bool:
+    """Whether a path that is no local one can be a repository "owner/name" of the hub."""
+    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
+
+
 def find_folder(name_or_path: str, revision: str | None = None, setting: str = "teacher.path") -> Path:
     """The local folder of a shipped teacher, of a path, or of a hub repository "owner/name" (downloaded once).
 
@@ -28,7 +34,7 @@ def find_folder(name_or_path: str, revision: str | None = None, setting: str = "
         if not (folder / "model_index.json").is_file():
             raise InputError(f"{folder} has no model_index.json: it is not a diffusers pipeline folder.")
         return folder
-    if name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~")):
+    if not is_repository(name_or_path):
         what = "teacher" if setting == "teacher.path" else "pipeline"
         raise InputError(
             f"There is no {what} {name_or_path!r}: shipped are {', '.join(shipped_teachers()) or 'none'}; "
@@ -89,7 +95,10 @@ def snapshot(name: str, revision: str | None, wanted: Callable[[list[str]], list
     try:
         listed = HfApi().model_info(name, revision=revision).siblings  # list_repo_files waits long for a hub out of reach
         found = wanted([file.rfilename for file in listed])
-        return Path(snapshot_download(name, revision=revision, allow_patterns=found))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=found))
+        if COMMITS.get((name, revision, "model"), folder.name) != folder.name:
+            raise InputError(f"The hub repository {name!r} has changed since this command began; run it again.")
+        return folder
     except InputError:
         raise
     except GatedRepoError as error:  # a kind of RepositoryNotFoundError, and so before it
@@ -103,6 +112,41 @@ def snapshot(name: str, revision: str | None, wanted: Callable[[list[str]], list
         if kept is not None:
             return kept
         raise told(f"cannot be read ({first_line(error)}): check the connection") from error
+
+
+COMMITS: dict[tuple[str, str | None, str], str] = {}  # what commit_of has told in this process
+
+
+def commit_of(name: str, revision: str | None, kind: str = "model") -> str | None:
+    """The commit that a revision of a hub's repository stands for, asked once in a process.
+
+    That is the revision itself, or what the hub says now, or the hub's cache where the hub is out of reach; None where neither
+    knows. kind: "model" or "dataset".
+    """
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    if (name, revision, kind) not in COMMITS:
+        from huggingface_hub import HfApi
+
+        try:
+            COMMITS[name, revision, kind] = HfApi().repo_info(name, revision=revision, repo_type=kind).sha
+        except Exception:  # of many kinds; whoever loads it will tell
+            known = kept_commit(name, revision or "main", kind)
+            if known is None:
+                return None
+            COMMITS[name, revision, kind] = known
+    return COMMITS[name, revision, kind]
+
+
+def kept_commit(name: str, revision: str, kind: str) -> str | None:
+    """The commit that the hub's cache has noted of a branch or tag at its last download."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    try:
+        return Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind), "refs", revision).read_text().strip()
+    except (OSError, ValueError):
+        return None
 
 
 def cached(name: str, revision: str | None, marker: str) -> Path | None:

@@ -1,8 +1,9 @@
 """A folder of images as a data set: CelebA-HQ, or any other pictures that Pillow reads."""
 
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
+from common.content import while_unchanged
 from common.data_folder import Files, Images, check_count, check_limit, evenly_spaced, files_of_split
 from common.errors import InputError
 from common.lazy_images import LazyImages, check_size, middle_square
@@ -12,7 +13,7 @@ from common.settings import AtLeastOne, Count, ImageSize
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
-@lru_cache(maxsize=4)  # a job asks more than once
+@while_unchanged  # a job asks more than once
 def load_image_folder(
     folder: str | Path | None, split: str, size: ImageSize = 256, limit: AtLeastOne | None = None, expected: Count | None = None
 ) -> Images:
@@ -27,7 +28,7 @@ def load_image_folder(
     check_size(size)
     check_count(folder, total, expected, "image")
     wanted = evenly_spaced(files, limit)
-    source = Files(folder, [str(path.relative_to(folder)) for path in wanted], [path.stat().st_size for path in wanted])
+    source = Files(folder, [str(path.relative_to(folder)) for path in wanted])
     rows = readable(source, range(len(source)), f"checking {split} images")
     if not len(rows):
         raise InputError(f"{folder} holds no readable image of split={split!r}: of {total} files {len(files)} belong to it.")

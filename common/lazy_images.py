@@ -97,11 +97,6 @@ class LazyImages:
     def numel(self) -> int:
         return self.shape.numel()
 
-    @property
-    def content(self) -> str:
-        """A short name that changes with the files."""
-        return self.source.content
-
     def select(self, chosen: Any, workers: int | None = None) -> "LazyImages":
         """The chosen images (indices or a slice), none of them read yet."""
         chosen = chosen if isinstance(chosen, slice) else np.asarray(chosen, np.int64)

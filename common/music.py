@@ -16,15 +16,11 @@ BUILT = "music", "experiments/build_music.py"
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips held in memory as spectrograms: uint8 tensor (count, 1, mels, frames), and what each is cut from.
-
-    content: of a person's recordings, a short name that changes with the files (common.data_folder.data_content).
-    """
+    """Clips held in memory as spectrograms: uint8 tensor (count, 1, mels, frames), and what each is cut from."""
 
     images: torch.Tensor
     pieces: list[str]
     instruments: list[str]
-    content: str | None = None
 
     def __len__(self) -> int:
         return len(self.images)

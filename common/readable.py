@@ -1,6 +1,5 @@
 """Which images of a source can be read: every one is decoded once, and what was found is remembered."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from common.content import content_name
 from common.data_folder import tell
 from common.files import user_cache, write_json
 from common.lazy_images import DAMAGE, Source, open_picture
@@ -26,8 +26,7 @@ def readable(source: Source, wanted: Sequence[int], description: str) -> np.ndar
     the system refused one of the files.
     """
     wanted = np.asarray(wanted, np.int64)
-    known = f"{source.place} {source.content} "
-    kept = user_cache() / "readable" / f"{hashlib.sha256(known.encode() + wanted.tobytes()).hexdigest()[:16]}.json"
+    kept = user_cache() / "readable" / f"{content_name(source.content, wanted.tolist())}.json"
     damaged = _known_damage(kept)
     if damaged is None:
         damaged = {}

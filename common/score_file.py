@@ -15,13 +15,10 @@ class ScoreFile:
     """Scores by site as parts that are summed (one per condition, or per calibration batch); kept in `path` if given.
 
     Of several processes that score together the first one reads and writes the file.
-
-    screen: a cheap score by site, where a criterion has one.
     """
 
     path: Path | None = None
     parts: dict[str, list[float]] = field(default_factory=dict)
-    screen: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path | None) -> "ScoreFile":
@@ -34,7 +31,7 @@ class ScoreFile:
             return cls(path)
         try:
             document = json.loads(path.read_text())
-            return cls(path, document["parts"], document["screen"])
+            return cls(path, document["parts"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError(f"The score file {path} is damaged; delete it and the scores are computed anew.") from error
 
@@ -44,4 +41,4 @@ class ScoreFile:
 
     def save(self) -> None:
         if self.path is not None and is_first():
-            write_json(self.path, {"parts": self.parts, "screen": self.screen})
+            write_json(self.path, {"parts": self.parts})

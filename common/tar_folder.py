@@ -6,15 +6,14 @@ places of all members are listed once for each tar file, kept in common.files.us
 must therefore not be compressed.
 """
 
-import hashlib
 import json
 import tarfile
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from common.caption_files import caption_of
+from common.content import check_stamp, content_name, file_digests, path_content, stamp_of, while_unchanged
 from common.data_folder import (
     CaptionedImages,
     check_count,
@@ -23,6 +22,7 @@ from common.data_folder import (
     folder_of_split,
     split_rows,
     tell,
+    visible,
 )
 from common.errors import InputError
 from common.files import user_cache, write_json
@@ -40,8 +40,10 @@ class TarMembers:
 
     def __init__(self, folder: Path, samples: list[tuple[str, Sample]]):
         self.place, self.samples = str(folder), samples
-        listing = "\n".join(f"{tar} {name} {start} {size}" for tar, (name, start, size, _) in samples)
-        self.content = hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()[:16]
+        tars = sorted({tar for tar, _ in samples})
+        self.stamps = {tar: stamp_of(folder / tar) for tar in tars}
+        places = [(tar, name, start, size) for tar, (name, start, size, _) in samples]
+        self.content = content_name(list(zip(tars, file_digests(folder, tars), strict=True)), places)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -52,12 +54,13 @@ class TarMembers:
 
     def read(self, row: int) -> bytes:
         tar, (_, start, size, _) = self.samples[row]
+        check_stamp(Path(self.place, tar), self.stamps[tar])
         with open(Path(self.place, tar), "rb") as handle:
             handle.seek(start)
             return handle.read(size)
 
 
-@lru_cache(maxsize=4)  # a job asks more than once
+@while_unchanged  # a job asks more than once
 def load_tar_folder(
     folder: str | Path | None,
     split: str,
@@ -88,7 +91,7 @@ def load_tar_folder(
 
 def list_samples(folder: Path, caption_key: str | None) -> list[tuple[str, Sample]]:
     """Every sample with an image, with its tar file's name, in the order of the names and of the members."""
-    tars = sorted(folder.rglob("*.tar"))
+    tars = sorted(visible(folder.rglob("*.tar"), folder))
     if not tars:
         raise InputError(f"{folder} holds no .tar file (compressed ones, .tar.gz, cannot be read by number).")
     lists = {tar: kept_list(tar, caption_key) for tar in tars}
@@ -115,9 +118,7 @@ def list_samples(folder: Path, caption_key: str | None) -> list[tuple[str, Sampl
 
 def list_path(tar: Path, caption_key: str | None) -> Path:
     """Where the list of a tar file is kept."""
-    stat = tar.stat()
-    known = f"{tar.resolve()} {stat.st_size} {stat.st_mtime_ns} {caption_key}"
-    return user_cache() / "tars" / f"{hashlib.sha256(known.encode()).hexdigest()[:16]}.json"
+    return user_cache() / "tars" / f"{content_name(path_content(tar), caption_key)}.json"
 
 
 def kept_list(tar: Path, caption_key: str | None) -> dict[str, Any] | None:

@@ -117,16 +117,39 @@ class Teacher:
         return torch.cat([to_uint8(self.autoencoder.decode(chunk.to(self.device) / scale).sample).cpu() for chunk in chunks])
 
     def fingerprint(self) -> str:
-        """Changes with any weight of the denoiser, autoencoder or text encoders, and with the scheduler."""
+        """Changes with any weight or setting of the denoiser, autoencoder or text encoders, with scheduler and tokenizers.
+
+        It is of what has been loaded, in whatever format it was kept, and names what is computed with it; what names a job
+        before anything is loaded is experiments.identity.pipeline_identity.
+        """
         if self._fingerprint:
             return self._fingerprint
-        digest = hashlib.sha256(describe_scheduler(self.scheduler).encode())
+        described = [describe_scheduler(self.scheduler), self.zeros_for_empty]
+        described += [describe_network(network) for network in self.networks]
+        described += [describe_tokenizer(each) for each in (self.tokenizer, self.tokenizer_2) if each is not None]
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
         for network in self.networks:
             for name, tensor in network.state_dict().items():
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
+
+
+def describe_network(network: nn.Module) -> dict[str, Any]:
+    """What a network's class and its config.json say of how it computes; not by what, and in what precision, it was saved."""
+    config = network.config
+    settings = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    written = ("transformers_version", "dtype", "torch_dtype", "architectures")
+    kept = {name: value for name, value in settings.items() if not name.startswith("_") and name not in written}
+    return {"class": type(network).__name__, **kept}
+
+
+def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    """What decides how a tokenizer splits a text: words, merges, special tokens, length."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    used = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}  # of its last call
+    return {"backend": used, "length": tokenizer.model_max_length, "special": tokenizer.special_tokens_map}
 
 
 def load_part(folder: Path, name: str, library: str, class_name: str, network: bool) -> Any:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from common.errors import InputError
 from experiments.command_line import one_line_composition_errors, one_line_errors
-from experiments.jobs import job_settings, teacher_content
+from experiments.jobs import chosen, job_identity, job_settings
 
 COLUMNS = ("summed by", "own: linear", "rank", "one size", "slope", "output: linear", "rank", "one size")
 
@@ -173,11 +173,11 @@ def draw(document: dict[str, Any], path: Path) -> None:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="additivity")
 @one_line_errors
 def main(cfg: DictConfig) -> None:
+    from common.content import content_name
     from common.files import write_json
-    from experiments.caches import content_name
 
     settings = job_settings(cfg)
-    name = content_name(settings, teacher_content(cfg.teacher.path))[:8]
+    name = content_name(job_identity(cfg, chosen(cfg, "method")))[:8]
     folder = Path(cfg.outputs) / cfg.task.name / "additivity" / name
     document = measure(cfg, settings)
     write_json(folder / "additivity.json", document)

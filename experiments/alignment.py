@@ -6,19 +6,23 @@ import torch
 from omegaconf import DictConfig
 from torch.nn.functional import cosine_similarity
 
+from common.content import content_name
 from common.teachers import Teacher
+from experiments.identity import as_dict, data_identity, identified
 
 
 class CaptionAlignment:
     """Mean cosine similarity between the features of samples and of the real images of their captions' names.
 
     Features are centred by the mean of all real images, as in caption retrieval. `names`: one per condition, of training
-    captions, as the calibration's are.
+    captions, as the calibration's are. content: changes with any of them, and with the images.
     """
 
     def __init__(self, cfg: DictConfig, teacher: Teacher, names: list[str], cache: Path):
         self.cfg, self.teacher, self.names, self.cache = cfg, teacher, names, cache
         self.reference = None
+        features = identified(as_dict(cfg.task.features))
+        self.content = content_name(features, data_identity(cfg), names, cfg.evaluation.batch_size)
 
     def __call__(self, latents: torch.Tensor, chosen: slice) -> float:
         """The alignment of final latents (conditions, samples, channels, height, width) under the chosen conditions."""

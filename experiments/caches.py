@@ -1,11 +1,8 @@
 """Tensors that several jobs share, computed once and written whole or not at all."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -18,11 +15,6 @@ from common.locks import attempted, locked
 def cache_folder(cfg: DictConfig) -> Path:
     """Where what the jobs of cfg.outputs share is kept."""
     return Path(cfg.outputs) / "cache"
-
-
-def content_name(*parts: Any) -> str:
-    """A short name for what something depends on."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def cached_tensors(path: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import SHIPPED
+from common.hub import is_repository
 from experiments.job_report import metrics_note
 from experiments.paper_table import markdown
 from experiments.rows import COUNTS, KNOBS, Row, method_name, metric_names, nonzero_parameters, recipe, student
@@ -31,7 +32,7 @@ def teacher_name(row: Row) -> str:
 
 def on_hub(path: str) -> bool:
     """Whether a teacher's path is a repository of the hub rather than a folder."""
-    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
+    return is_repository(path) and not Path(path).exists()
 
 
 def data_name(row: Row) -> str:

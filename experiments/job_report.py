@@ -171,7 +171,7 @@ def draw_samples(path: Path, rows: dict[str, torch.Tensor], captions: list[str],
 def draw_scores(unet: nn.Module, plan: Plan, path: Path) -> None:
     """scores.png: one bar per scored site in the order of the network, coloured by type, edited ones marked by a dot.
 
-    Sites without a complete score (the screen showed them to be above the k lowest) are not drawn.
+    Sites without a complete score (scoring showed them to be above the k lowest) are not drawn.
     """
     import matplotlib
 

@@ -1,21 +1,20 @@
 """Names the folder of a job by what it computes, so that the same command finds its own result again."""
 
 import getpass
-import hashlib
-import json
 import tempfile
 from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from common.content import content_name
 from common.errors import InputError
-from common.files import SHIPPED
+from experiments.identity import data_identity, identified, pipeline_identity
 
-# what is measured afterwards, and how rows are computed and kept and a network is run, does not change what a job makes; later
-# settings at these values do not either: there they are left out, so that a job keeps the name that it had before they came
+# what is measured afterwards, and how rows are computed and kept and a network is run, does not change what a job makes
 NOT_PART_OF_A_JOB = (
     "hydra",
     "outputs",
@@ -36,81 +35,68 @@ NOT_PART_OF_A_JOB = (
     "training_rows.verify",
     "evaluation.micro_batch_size",
 )
-AS_BEFORE = {
-    "training_rows.dtype": "float32",
-    "training_rows.flip": False,
-    "evaluation.prompts": None,
-    "evaluation.scheduler": None,
-    "evaluation.seeds": "per_sample",
-    "inference_precision": "32",
-}
-
-
-def teacher_content(path: str) -> str:
-    """What tells a local teacher's weights from others: names, sizes, first and last megabyte of its files; else ""."""
-    folder = next((f for f in (SHIPPED / path, Path(path)) if (f / "model_index.json").is_file()), None)
-    if folder is None:
-        return ""
-    digest = hashlib.sha256()
-    for file in sorted((*folder.glob("*/*.safetensors"), *folder.glob("*/*.bin"), *folder.glob("*/*.json"))):
-        with open(file, "rb") as handle:
-            digest.update(f"{file.relative_to(folder)} {file.stat().st_size}".encode() + handle.read(2**20))
-            handle.seek(max(0, file.stat().st_size - 2**20))
-            digest.update(handle.read())
-    return digest.hexdigest()[:16]
 
 
 def job_settings(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration without NOT_PART_OF_A_JOB, and without the settings of AS_BEFORE at their values there.
+    """The resolved configuration without NOT_PART_OF_A_JOB: what a row holds of it.
 
     Batch sizes of scoring and sampling stay in, though they change no more than rounding.
     """
     kept = OmegaConf.to_container(cfg, resolve=False)
     for path in NOT_PART_OF_A_JOB:
-        group, name = inner_group(kept, path)
-        group.pop(name, None)
+        *groups, name = path.split(".")
+        reduce(lambda inner, each: inner.get(each, {}), groups, kept).pop(name, None)
     resolved = OmegaConf.to_container(OmegaConf.create(kept), resolve=True)
     resolved.pop("budget", None)  # only what other settings refer to, and so
     resolved.get("distill", {}).pop("recipe", None)
-    for path, usual in AS_BEFORE.items():
-        group, name = inner_group(resolved, path)
-        if name in group and str(group[name]) == str(usual):
-            del group[name]
-    if not resolved.get("training_rows", True):
-        del resolved["training_rows"]
     return resolved
 
 
 def configuration_of(settings: dict[str, Any]) -> DictConfig:
-    """The configuration of a finished job from its row's settings, with what was left out of them at its usual value."""
-    cfg = OmegaConf.create(settings)
-    for path, usual in AS_BEFORE.items():
-        if OmegaConf.select(cfg, path) is None:
-            OmegaConf.update(cfg, path, usual)
-    return cfg
+    """The configuration of a finished job from its row's settings."""
+    return OmegaConf.create(settings)
 
 
-def inner_group(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
-    """The group that holds the setting at a dotted path (an empty one where it is not there), and its last name."""
-    *groups, name = path.split(".")
-    return reduce(lambda inner, each: inner.get(each, {}), groups, settings), name
+def chosen(cfg: DictConfig, group: str) -> str:
+    """The option that was chosen of a group, such as "ld_pruner" of "method".
+
+    Hydra tells it where `cfg` is inside of Hydra's own configuration (as in a resolver, and from compose with
+    return_hydra_config=True), and in a job.
+    """
+    runtime = cfg.hydra.runtime if "hydra" in cfg else HydraConfig.get().runtime
+    return runtime.choices[group]
 
 
-def prompts_content(path: str | None) -> list[str]:
-    """What tells a file of prompts from others: a hash of what it holds; nothing where none is given or readable."""
-    if path is None or not Path(path).is_file():
-        return []
-    return [hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]]
+def job_identity(cfg: DictConfig, method: str) -> dict[str, Any]:
+    """What a job's name is made of (experiments/identity.py): no two jobs that can differ have the same.
+
+    method: the option that was chosen of this group.
+    """
+    settings = job_settings(cfg)
+    made_of = identified({name: value for name, value in settings.items() if name not in ("teacher", "task")})
+    made_of["task"] = identified({**settings["task"], "data": None}) | {"data": data_identity(cfg)}
+    for part in ("teacher", "method"):
+        if "path" in settings[part]:
+            others = {name: value for name, value in settings[part].items() if name not in ("path", "revision")}
+            weights = pipeline_identity(settings[part]["path"], settings[part].get("revision"))
+            made_of[part] = identified(others) | {"weights": weights}
+    return made_of | {"choices": {"method": method}}
 
 
-def job_folder(cfg: DictConfig) -> str:
-    """<task>/<method>/<eight characters of the hash of settings, teacher, prompts and a published student>"""
-    parts = [job_settings(cfg), teacher_content(cfg.teacher.path), *prompts_content(cfg.evaluation.prompts)]
-    if "path" in cfg.method:  # a student from elsewhere: another one in the same folder is another job
-        parts.append(teacher_content(cfg.method.path))
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
-    method = cfg.method._target_.rpartition(".")[0].removesuffix(".method").rpartition(".")[2]
-    return f"{cfg.task.name}/{method}/{digest}"
+def job_folder(cfg: DictConfig, method: str | None = None) -> str:
+    """<task>/<method>/<eight characters of the hash of job_identity>
+
+    method: the option that was chosen of this group, where Hydra cannot tell it of `cfg`.
+    """
+    method = method or chosen(cfg, "method")
+    return f"{cfg.task.name}/{method.rpartition('/')[2]}/{content_name(job_identity(cfg, method))[:8]}"
+
+
+def check_unchanged(cfg: DictConfig, folder: Path) -> None:
+    """InputError when the weights or data that the job in `folder` reads are others now than when it was named for them."""
+    now = Path(cfg.outputs, job_folder(cfg))
+    if folder.parent.resolve() == now.parent.resolve() and folder.name != now.name:
+        raise InputError(f"The weights or data of {folder} have changed since this command began; run it again.")
 
 
 def hydra_folder(cfg: DictConfig) -> str:
@@ -122,9 +108,10 @@ def hydra_folder(cfg: DictConfig) -> str:
 
     if cfg.dry_run:
         return "."
+    method = chosen(cfg, "method")
     with suppress(InputError):
         cfg = checked(cfg)
-    return job_folder(cfg)
+    return job_folder(cfg, method)
 
 
 def hydra_path(cfg: DictConfig) -> str:

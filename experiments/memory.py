@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from common.errors import InputError
 
-PER_PASS = ("rows", "batch_size", "copies", "screen_rows")  # settings of methods: what one forward pass holds
+PER_PASS = ("rows", "batch_size", "copies", "weight_rows")  # settings of methods: what one forward pass holds
 
 
 def is_out_of_memory(error: BaseException) -> bool:

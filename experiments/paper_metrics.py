@@ -21,11 +21,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from common.batches import generator_for
-from common.data_folder import data_content
+from common.content import content_name
 from common.errors import InputError
 from common.progress import progress_bar
 from common.saved_images import through_files
-from experiments.caches import cache_folder, cached_batches, content_name, load_tensors
+from experiments.caches import cache_folder, cached_batches, load_tensors
+from experiments.identity import as_dict, data_identity, file_contents, identified
 from experiments.samples import captions_of, sample_folders
 
 Figures = dict[str, dict[str, float]]
@@ -33,10 +34,21 @@ REAL_IMAGES_AT_ONCE = 64  # in one file
 
 
 def metric_settings(cfg: DictConfig) -> dict[str, dict[str, Any]]:
-    """What each metric of the configuration depends on beside the samples, by its name."""
-    saved = OmegaConf.to_container(cfg.saved_images, resolve=True) if cfg.saved_images else None
-    metrics = OmegaConf.to_container(cfg.metrics, resolve=True)
-    return {name: {**settings, "saved_images": saved} for name, settings in metrics.items()}
+    """What each metric of the configuration depends on beside the samples, by its name.
+
+    Where settings name weights or statistics by local files, `content` tells what these hold.
+    """
+    saved = as_dict(cfg.saved_images) if cfg.saved_images else None
+    return {
+        name: {**settings, "saved_images": saved, **({"content": held} if (held := file_contents(settings)) else {})}
+        for name, settings in as_dict(cfg.metrics).items()
+    }
+
+
+def told_apart(settings: dict[str, Any]) -> Any:
+    """A metric's settings as they are compared: what local files hold, and not where they lie."""
+    held = settings.get("content", {})
+    return identified({name: value for name, value in settings.items() if name not in held})
 
 
 def measure(
@@ -90,7 +102,7 @@ def sample_rows(cfg: DictConfig, name: str, metric: Any, who: str, folder: Path,
         images = through_files(images, settings["saved_images"])
         return {"rows": metric.rows(images, captions[rows.start : rows.stop] if captioned else None)}
 
-    kept = folder / content_name("rows", settings)
+    kept = folder / content_name("rows", told_apart(settings))
     return rows_in_batches(f"{name}: {who}", kept, len(captions), cfg.evaluation.batch_size, compute)
 
 
@@ -109,9 +121,7 @@ def real_rows(cfg: DictConfig, name: str, metric: Any, cache: Path) -> torch.Ten
         images = data.images[chosen[rows.start : rows.stop]]
         return {"rows": metric.rows(through_files(images, settings["saved_images"]), None)}
 
-    data_settings = OmegaConf.to_container(cfg.task.data, resolve=True)
-    parts = (cfg.evaluation.split, chosen.tolist(), *data_content(data)[:1])
-    kept = cache / content_name("real rows", settings, data_settings, *parts)
+    kept = cache / content_name("real rows", told_apart(settings), data_identity(cfg), cfg.evaluation.split, chosen.tolist())
     return rows_in_batches(f"{name}: real images", kept, len(chosen), REAL_IMAGES_AT_ONCE, compute)
 
 
@@ -130,7 +140,8 @@ def rows_in_batches(
 def lacking(cfg: DictConfig, row: dict[str, Any]) -> list[str]:
     """The metrics of cfg.metrics that a row lacks, or has measured in another way than cfg says."""
     measured = row["protocol"].get("metrics", {})
-    return [name for name, settings in metric_settings(cfg).items() if measured.get(name) != settings]
+    wanted = metric_settings(cfg)
+    return [name for name in wanted if name not in measured or told_apart(measured[name]) != told_apart(wanted[name])]
 
 
 def measure_into(

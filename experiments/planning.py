@@ -72,8 +72,8 @@ def make_plans(cfg: DictConfig, teacher: Any, method: Any, folder: Path, cache: 
     import hydra
 
     from common.collectives import first_enters
+    from common.content import content_name
     from common.locks import locked
-    from experiments.caches import content_name
     from experiments.precision import inference_autocast, precision_suffix
 
     calibration = calibrate(cfg, teacher, cache).to(teacher.device)
@@ -81,7 +81,7 @@ def make_plans(cfg: DictConfig, teacher: Any, method: Any, folder: Path, cache: 
     scores = cache / f"scores{precision_suffix(cfg)}"
 
     def denoiser_plan() -> Any:
-        shared = scores / f".{content_name(cfg.method._target_, known)}.lock"  # by the jobs whose scores may be the same
+        shared = scores / f".{content_name(type(method).__name__, known)}.lock"  # by the jobs whose scores may be the same
         lock = functools.partial(locked, shared, f"scores are being computed in {scores}")
         with first_enters(lock), inference_autocast(cfg, teacher.device):
             return method.plan(teacher.denoiser, calibration, known, scores)

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from common.errors import InputError, first_line
+from experiments.jobs import check_unchanged
 from experiments.stages import stage
 
 
@@ -32,7 +33,9 @@ def prepare(cfg: DictConfig, folder: Path) -> Prepared:
     seconds: dict[str, float] = {}
     try:
         with stage("loading", seconds, cfg):
-            return Prepared(*checked_parts(cfg), seconds)
+            parts = checked_parts(cfg)
+            check_unchanged(cfg, folder)
+            return Prepared(*parts, seconds)
     except BaseException:
         with suppress(OSError):  # up to the first that is not empty
             for each in (folder, *folder.parents[:2]):  # id, method, task

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from common.batches import generator_for
-from common.data_folder import data_content
+from common.content import content_name
 from common.progress import progress_bar
-from experiments.caches import cached_batches, content_name
+from experiments.caches import cached_batches
+from experiments.identity import as_dict, data_identity, identified
 
 FEATURES_AT_ONCE = 512  # of real images, in one file
 
@@ -36,8 +37,7 @@ class Reference:
         def compute(rows: range) -> dict[str, torch.Tensor]:
             return {"features": extract_features(self.extractor, data.images[needed[rows.start : rows.stop]])}
 
-        settings = (OmegaConf.to_container(cfg.task[part], resolve=True) for part in ("features", "data"))
-        name = content_name("real", *settings, split, needed.tolist(), *data_content(data)[:1])  # features of images alone
+        name = content_name("real", identified(as_dict(cfg.task.features)), data_identity(cfg), split, needed.tolist())
         parts = []
         with progress_bar("features of real images", len(needed)) as bar:
             for _, part in cached_batches(cache / name, len(needed), FEATURES_AT_ONCE, compute):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from experiments.identity import by_value
 
 SAMPLED_BY = ("images", "reference_images", "steps", "guidance_scale", "split", "seed", "seeds", "scheduler")  # of a protocol
 KNOBS = ("variant", "k", "ratio", "parameters", "sparsity")  # what a sweep of a method is usually over
@@ -142,7 +143,7 @@ def comparable(row: Row) -> str:
     settings = row["settings"]
     task = {name: settings["task"].get(name) for name in ("name", "data", "features")}
     protocol = {name: row["protocol"].get(name) for name in SAMPLED_BY}
-    return json.dumps([task, settings["teacher"], settings["seed"], protocol], sort_keys=True)
+    return json.dumps(by_value([task, settings["teacher"], settings["seed"], protocol]), sort_keys=True)
 
 
 def recipe(row: Row) -> str:

@@ -11,15 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from common.batches import SharedNoise, mix_seed, seeded_normal
+from common.content import content_name
 from common.errors import InputError
 from common.progress import progress_bar
 from common.sampling import sample_latents
 from common.teachers import Teacher
-from experiments.caches import cached_batches, content_name
-from experiments.jobs import AS_BEFORE, prompts_content
+from experiments.caches import cached_batches
+from experiments.identity import as_dict, data_identity, identified
 from experiments.precision import inference_autocast, precision_suffix
 
-SAMPLING = ("images", "steps", "guidance_scale", "batch_size", "split", "seed")  # what the samples of a model depend on
+# what the samples of a model depend on
+SAMPLING = ("prompts", "images", "steps", "guidance_scale", "batch_size", "split", "seed", "seeds", "scheduler")
 CAPTIONS_OF_SAMPLES = "captions.sha256"  # beside the samples of a model: what they were drawn of
 SEEDS = {
     "per_sample": "one per sample, from (seed, index)",
@@ -91,11 +93,8 @@ def sample_folders(cfg: DictConfig, who: Iterable[str], fingerprint: str, folder
 
 def shared_samples(cfg: DictConfig, fingerprint: str, cache: Path) -> Path:
     """The folder of the samples of the teacher with this fingerprint, for all jobs of the same data and protocol."""
-    parts = (OmegaConf.to_container(cfg.task[part], resolve=True) for part in ("features", "data"))
-    protocol = {name: cfg.evaluation[name] for name in SAMPLING}
-    later = {name: cfg.evaluation[name] for name in ("scheduler", "seeds")}
-    protocol |= {name: value for name, value in later.items() if value != AS_BEFORE[f"evaluation.{name}"]}
-    name = content_name("samples", fingerprint, *parts, protocol, *prompts_content(cfg.evaluation.prompts))
+    protocol = identified({name: value for name, value in as_dict(cfg.evaluation).items() if name in SAMPLING})
+    name = content_name("samples", fingerprint, identified(as_dict(cfg.task.features)), data_identity(cfg), protocol)
     return cache / f"samples-{name}{precision_suffix(cfg)}"
 
 

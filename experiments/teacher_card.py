@@ -46,9 +46,10 @@ def measure(cfg: DictConfig, teacher: Any, split: str, subset: dict[str, Any]) -
     import torch
     from omegaconf import OmegaConf
 
+    from common.content import content_name
     from common.distances import caption_retrieval, frechet_distance, kernel_distance
     from common.features import extract_features
-    from experiments.caches import cache_folder, content_name
+    from experiments.caches import cache_folder
     from experiments.prompts import evaluation_prompts
     from experiments.reference import Reference
     from experiments.samples import sampled_batches

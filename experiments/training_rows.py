@@ -5,16 +5,16 @@ from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from common.batches import MirroredRows, TensorRows
 from common.collectives import on_first
-from common.data_folder import data_content
+from common.content import content_name
 from common.errors import InputError
 from common.lazy_images import subset
 from common.row_files import Shard, fill_shards, list_shards, open_columns, unsound
 from common.teachers import Teacher
-from experiments.caches import content_name
+from experiments.identity import data_identity
 from experiments.memory import memory_advice
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -29,9 +29,8 @@ def check_captions(cfg: DictConfig, teacher: Teacher, data: Any) -> None:
 def row_shards(cfg: DictConfig, teacher: Teacher, data: Any, cache: Path) -> list[Shard]:
     """The files of the training rows: their folder is named for the teacher, the data and what they hold."""
     settings = cfg.training_rows
-    parts = (OmegaConf.to_container(cfg.task.data, resolve=True), data_content(data), len(data))
     held = {name: settings[name] for name in ("dtype", "flip", "rows_per_shard")}
-    name = content_name("training rows", teacher.fingerprint(), *parts, held)
+    name = content_name("training rows", teacher.fingerprint(), data_identity(cfg), len(data), held)
     return list_shards(cache / f"rows-{name}", len(data), settings.rows_per_shard)
 
 

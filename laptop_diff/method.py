@@ -1,15 +1,14 @@
 """LAPTOP-Diff (arXiv 2404.11098): the layers whose summed single-layer losses are least, for a wanted size removed."""
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from torch import nn
 
 from common.calibration import Calibration
+from common.content import content_name
 from common.layer_pruner import LayerPruner, lowest_layers
 from common.layers import Layer, list_layers
 from common.noisy_batches import Timesteps
@@ -88,10 +87,9 @@ class LaptopDiff(LayerPruner):
         return replace(found, forward=networks * size.rows * passes, batch=batch)
 
     def score_key(self, calibration: Calibration, teacher: str) -> str:
-        """Names what the losses depend on: not the ratio, not how layers are selected."""
-        names = ("width_changing", "criterion", "timesteps", "guidance_scale", "batch_size", "seed")
-        settings = {name: getattr(self, name) for name in names}
-        depends = {"alignment": calibration.fingerprint, "magnitude": str, "random": str}
+        """Names what the losses depend on, to the last bit: not the ratio, not how layers are selected."""
+        free = ("ratio", "unit", "selection")
+        settings = {name: value for name, value in asdict(self).items() if name not in free}
+        depends = {"alignment": calibration.alignment_fingerprint, "magnitude": str, "random": str}
         sampled = depends.get(self.criterion, calibration.data_fingerprint)()
-        text = json.dumps(["laptop_diff", settings, sampled, teacher], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return content_name("laptop_diff", settings, sampled, teacher)

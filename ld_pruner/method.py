@@ -1,7 +1,5 @@
 """LD-Pruner (arXiv 2404.11936): the operators whose removal moves the latents least."""
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +12,7 @@ from torch import nn
 
 from common.batches import generator_for
 from common.calibration import Calibration
+from common.content import content_name
 from common.errors import InputError, check_one_given
 from common.outlook import CalibrationSize, Outlook
 from common.plans import Edit, Plan, edited
@@ -36,10 +35,10 @@ class LDPruner:
     k: how many operators to modify; or else ratio: the share of the U-Net's parameters to remove, at least, by the smallest
     k that does (ld_pruner.selection). kinds, exclude, residual: which operators (ld_pruner.operators). nested: whether an
     operator inside one that is chosen too uses up one of the k ("count", Algorithm 1 read literally) or not ("skip").
-    initial_weights: ld_pruner.initial_weights. formula, squared, correction: ld_pruner.latent_score. scoring, screen_rows,
-    rows: ld_pruner.scoring. selection: "oneshot" as the paper, or "iterative": scores are computed again after
-    every `every` removals, on the network without them. score_per: what a score is divided by before ranking
-    (ld_pruner.costs).
+    initial_weights: ld_pruner.initial_weights, on weight_rows noisy latents where it looks at any. formula, squared,
+    correction: ld_pruner.latent_score. scoring, rows: ld_pruner.scoring. selection: "oneshot" as the paper, or "iterative":
+    scores are computed again after every `every` removals, on the network without them. score_per: what a score is divided
+    by before ranking (ld_pruner.costs).
     """
 
     k: Count | None
@@ -53,7 +52,7 @@ class LDPruner:
     squared: bool
     correction: Literal[0, 1]
     scoring: Literal["screened", "exact"]
-    screen_rows: AtLeastOne
+    weight_rows: AtLeastOne
     rows: AtLeastOne
     selection: Literal["oneshot", "iterative"]
     every: AtLeastOne
@@ -111,7 +110,7 @@ class LDPruner:
             ends = [removal.share(sites) for sites in self._extremes(removal)]
             note += "; {} of them are from {:.0%} to {:.0%} of the parameters".format(k, *ends)
         return Outlook(
-            forward=(rounds * len(operators) + 1) * size.roll_out + len(operators) * self.screen_rows,
+            forward=(rounds * len(operators) + 1) * size.roll_out,
             batch=self.rows * size.passes(size.guidance_scale),
             plan=Plan(method="ld_pruner", edits=tuple(operator.edit for operator in gone), tensors=tensors),
             note=f"{note}; scoring: every operator under every condition, which screening undercuts",
@@ -144,15 +143,14 @@ class LDPruner:
             raise InputError(f"method.k={self.k}: this U-Net has {most} removable operators, so k is from 0 to {most}.")
 
     def _key(self, calibration: Calibration, teacher: str) -> str:
-        """Names what the scores depend on: not k or the ratio, not how they are selected."""
-        free = ("k", "ratio", "nested", "scoring", "rows", "selection", "every", "score_per", "exclude", "kinds")
+        """Names what the scores depend on, to the last bit: not k or the ratio, not how they are selected."""
+        free = ("k", "ratio", "nested", "scoring", "selection", "every", "score_per")
         settings = {name: value for name, value in asdict(self).items() if name not in free}
-        text = json.dumps([settings, calibration.fingerprint(), teacher], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return content_name("ld_pruner", settings, calibration.fingerprint(), teacher)
 
     def _batch(self, unet: nn.Module, calibration: Calibration) -> Batch:
         """Arguments of one forward pass on noisy latents, for the least-squares weights."""
-        latents, timesteps, conditions = noisy_latents(unet, calibration, self.screen_rows, self.seed)
+        latents, timesteps, conditions = noisy_latents(unet, calibration, self.weight_rows, self.seed)
         return (latents, timesteps), conditions
 
     def _score(
@@ -171,7 +169,7 @@ class LDPruner:
         ):
             lowest = k
             while True:
-                found = scorer.score(operators, lowest, self.scoring, known, costs, self.screen_rows, self.seed, bar.reach)
+                found = scorer.score(operators, lowest, self.scoring, known, costs, bar.reach)
                 ranked = sorted(found, key=lambda site: found[site] / costs[site])[:lowest]
                 missing = k - len(choose(ranked, k, self.nested))
                 if missing <= 0 or lowest >= len(operators):
@@ -211,8 +209,7 @@ class LDPruner:
                     f"method.k={self.k}: iterative selection finds {len(chosen)} operators here; k is at most that."
                 )
             step = self.every if self.k is None else min(self.every, self.k - len(chosen))
-            name = hashlib.sha256(json.dumps(sorted(chosen)).encode()).hexdigest()[:8]
-            path = file.with_name(f"{file.stem}-{name}.json") if file and chosen else file
+            path = file.with_name(f"{file.stem}-{content_name(sorted(chosen))[:8]}.json") if file and chosen else file
             scores = self._score(scorer, rest, costs, ScoreFile.open(path), step, removed)
             ranked = sorted(scores, key=lambda site: scores[site] / costs[site])
             if self.ratio is not None:

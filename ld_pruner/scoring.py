@@ -1,36 +1,90 @@
 """Scores of all operators by full denoising (LD-Pruner, Algorithm 1), without doing all the work.
 
 exact:    every operator is scored under every condition.
-screened: a cheap score ranks the operators first: each is edited in one forward pass on noisy latents of the teacher's own
-          trajectory. The first k of that ranking are scored in full; all others one condition at a time. The score is a
-          sum over conditions of numbers that are never negative, so an operator whose partial sum exceeds the k-th lowest
-          full score so far cannot be among the k lowest, and is dropped: the k lowest are the exact ones, whatever the
-          screen says; a good screen only saves time.
+screened: all are scored under the first condition, which ranks them. The first k of that ranking are scored in full; all
+          others a few conditions at a time. The score is a sum over conditions of numbers that are never negative, so an
+          operator whose partial sum exceeds the k-th lowest full score so far cannot be among the k lowest, and is dropped:
+          the k lowest are the exact ones, whatever the ranking says; a good one only saves time.
+
+In both, several modified networks share one forward pass (common/branches.py). What shares a pass changes the last bits of a
+score, and so it is fixed (`Passes`): it follows from the operators, the number of conditions and `rows` alone. A pass is
+computed whole or not at all, and a score is the same number whatever else was asked for, before or beside it.
 
 Several processes compute the next forward passes at the same time, one each; where the result of one makes another unneeded,
-that is thrown away: the scores are those of one process.
-
-In both, several modified networks share one forward pass (common/branches.py). Every finished piece is written to the score
-file at once. What is computed next depends on that file alone, so a killed run goes on where it was, with the same numbers.
+that is thrown away: the scores are those of one process. Every finished pass is written to the score file at once, and is
+read from there where it is known: a killed run goes on where it was. Which passes count is decided anew in each run, as if
+the file were empty, so that what a run returns does not depend on earlier ones either.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import nn
 
-from common.branches import edited_outputs
 from common.calibration import Calibration
 from common.collectives import shared_out
 from common.errors import InputError
 from common.processes import process_count
-from common.roll_out import noisy_latents, roll_out
+from common.roll_out import roll_out
 from common.score_file import ScoreFile
 from ld_pruner.latent_score import latent_score
 from ld_pruner.operators import Operator
 
 Pass = tuple[tuple[str, ...], int, int]
 """The sites of operators that share a forward pass, and the first and the end of the conditions they are scored under."""
+
+
+def condition_stages(total: int, most: int) -> list[tuple[int, int]]:
+    """First and end of the conditions of each stage: one, then as many as all before it (1, 1, 2, 4, ...), `most` at once."""
+    stages = [(0, 1)]
+    while stages[-1][1] < total:
+        start = stages[-1][1]
+        stages.append((start, min(total, start + min(start, most))))
+    return stages
+
+
+def even_parts(sites: Sequence[str], most: int) -> list[tuple[str, ...]]:
+    """The sites in order, in as few parts as hold `most` at most each."""
+    size = -(-len(sites) // -(-len(sites) // most))
+    return [tuple(sites[start : start + size]) for start in range(0, len(sites), size)]
+
+
+class Passes:
+    """Which operators share the forward passes of each stage of conditions; `pairs` of both, at most, go into one.
+
+    In the first stage they lie as they are listed. From the second on they lie by their scores under the first condition, and
+    the parts of a stage are parts of those of the stage before: whoever shares a pass has shared all before it but the first.
+    """
+
+    def __init__(self, sites: Sequence[str], conditions: int, pairs: int):
+        self.sites, self.pairs = sites, pairs
+        self.stages = condition_stages(conditions, pairs)
+        self.begin = {start: stage for stage, (start, _) in enumerate(self.stages)}
+        self.parts = [even_parts(sites, pairs)]
+
+    def rank(self, first_scores: Mapping[str, float]) -> None:
+        """Fixes the passes of the later stages, by every operator's score under the first condition."""
+        parts = [tuple(sorted(self.sites, key=first_scores.__getitem__))]
+        for start, stop in self.stages[1:]:
+            parts = [smaller for part in parts for smaller in even_parts(part, max(1, self.pairs // (stop - start)))]
+            self.parts.append(parts)
+
+    def following(self, wanted: Collection[str], done: Mapping[str, int], count: int) -> list[Pass]:
+        """The next passes, `count` at most, that complete the `wanted` sites: early conditions first.
+
+        done: under how many conditions each site is scored already.
+        """
+        total, done = self.stages[-1][1], dict(done)
+        passes: list[Pass] = []
+        while len(passes) < count and (incomplete := {site for site in wanted if done[site] < total}):
+            stage = self.begin[min(done[site] for site in incomplete)]
+            if stage == len(self.parts):
+                break  # it depends on the passes before it
+            start, stop = self.stages[stage]
+            part = next(part for part in self.parts[stage] if any(s in incomplete and done[s] == start for s in part))
+            passes.append((part, start, stop))
+            done |= dict.fromkeys(part, stop)
+        return passes
 
 
 class LatentScorer:
@@ -79,21 +133,6 @@ class LatentScorer:
         return torch.stack(scores).nan_to_num(nan=float("inf"))  # latents that exploded rank last
 
     @torch.no_grad()
-    def screen(self, operators: list[Operator], rows: int, seed: int) -> dict[str, float]:
-        """Distance of the modified network's output from the intact one's, on noisy latents of the teacher's trajectory.
-
-        One forward pass an operator at most: what all copies have in common before the first edit is replayed.
-        """
-        latents, timesteps, conditions = noisy_latents(self.unet, self.calibration, rows, seed)
-        copies = max(1, self.pairs * self.calibration.shape[1] // rows)
-        edits = [operator.edit for operator in operators]
-
-        def distance(intact: torch.Tensor, output: torch.Tensor) -> float:
-            return (output.float() - intact.float()).flatten(1).norm(dim=1).mean().item()
-
-        return edited_outputs(self.unet, edits, self.tensors, (latents, timesteps), conditions, copies, distance)
-
-    @torch.no_grad()
     def score(
         self,
         operators: list[Operator],
@@ -101,75 +140,63 @@ class LatentScorer:
         scoring: str,
         file: ScoreFile,
         costs: dict[str, float],
-        screen_rows: int,
-        seed: int,
         report: Callable[[int], None] = lambda finished: None,
     ) -> dict[str, float]:
         """Full scores (sums over conditions) of all operators ("exact"), or at least of those `lowest` in score / cost.
 
-        `file` holds what is known already, and grows. `report` is told how many (operator, condition) pairs are finished,
-        scored or not needed any more. Returns the operators whose score is complete.
+        `file` holds what is known already of these very operators, and grows. `report` is told how many (operator, condition)
+        pairs are finished, scored or not needed any more. Returns the operators whose score is complete.
         """
         if scoring not in ("exact", "screened"):
             raise InputError(f"scoring={scoring!r} is neither 'exact' nor 'screened'.")
-        if scoring == "exact":
-            lowest = len(operators)
-        else:
-            missing = [operator for operator in operators if operator.site not in file.screen]
-            if missing:
-                file.screen |= self.screen(missing, screen_rows, seed)
-                file.save()
-            operators = sorted(operators, key=lambda operator: file.screen[operator.site] / costs[operator.site])
+        lowest = len(operators) if scoring == "exact" else lowest
         total = self.calibration.shape[0]
+        by_site = {operator.site: operator for operator in operators}
+        passes = Passes(list(by_site), total, self.pairs)
+        done = dict.fromkeys(by_site, 0)  # conditions that count; `file` may know more
         ready: dict[Pass, list[list[float]]] = {}
         while True:
-            waiting = self._waiting(operators, lowest, file, costs)
-            finished = len(operators) * total - sum(total - len(file.known(operator.site)) for operator in waiting)
-            report(finished)
+            partial = {site: sum(file.known(site)[: done[site]]) / costs[site] for site in by_site}
+            if len(passes.parts) == 1 and all(done.values()):
+                passes.rank({site: file.known(site)[0] for site in by_site})
+                ranked = sorted(by_site, key=partial.__getitem__)
+            waiting = self._waiting(partial, done, total, lowest)
+            report(len(by_site) * total - sum(total - done[site] for site in waiting))
             if not waiting:
                 break
-            first = [operator for operator in operators[:lowest] if operator in waiting] or waiting
-            known = {operator.site: len(file.known(operator.site)) for operator in first}
-            passes = self._passes([operator.site for operator in first], known)
-            if passes[0] not in ready:
-                self.original_latents()  # by all processes, before each goes its way
-                by_site = {operator.site: operator for operator in operators}
-                scores = shared_out(
-                    passes,
-                    lambda each, by_site=by_site: self.score_pairs(
-                        [by_site[site] for site in each[0]], slice(*each[1:])
-                    ).tolist(),
-                )
-                ready = dict(zip(passes, scores, strict=True))
-            for site, values in zip(passes[0][0], ready.pop(passes[0]), strict=True):
-                file.parts[site] = file.known(site) + values
+            first = list(by_site) if len(passes.parts) == 1 else [site for site in ranked[:lowest] if site in waiting]
+            coming = passes.following(first or waiting, done, process_count())
+            self._fill(coming, file, by_site, ready)
+            sites, _, stop = coming[0]
+            done |= dict.fromkeys(sites, stop)
+        return {site: sum(file.known(site)[:total]) for site in by_site if done[site] == total}
+
+    def _fill(
+        self, coming: list[Pass], file: ScoreFile, by_site: dict[str, Operator], ready: dict[Pass, list[list[float]]]
+    ) -> None:
+        """Enters the first of the coming passes in `file`; what the others of this job's processes compute waits in `ready`."""
+
+        def known(each: Pass) -> bool:
+            return each in ready or all(len(file.known(site)) >= each[2] for site in each[0])
+
+        if not known(coming[0]):
+            missing = [each for each in coming if not known(each)]
+            self.original_latents()  # by all processes, before each goes its way
+            scores = shared_out(
+                missing, lambda each: self.score_pairs([by_site[site] for site in each[0]], slice(*each[1:])).tolist()
+            )
+            ready |= zip(missing, scores, strict=True)
+        if coming[0] in ready:
+            sites, start, _ = coming[0]
+            for site, values in zip(sites, ready.pop(coming[0]), strict=True):
+                file.parts[site] = file.known(site)[:start] + values
             file.save()
-        return {o.site: sum(file.known(o.site)) for o in operators if len(file.known(o.site)) == total}
 
-    def _passes(self, sites: list[str], known: dict[str, int]) -> list[Pass]:
-        """The next forward passes over `sites`, one for each process, as they follow if none is dropped in between.
-
-        known: under how many conditions each is scored already.
-        """
-        total, known = self.calibration.shape[0], dict(known)
-        passes: list[Pass] = []
-        while len(passes) < process_count():
-            incomplete = [site for site in sites if known[site] < total]
-            if not incomplete:
-                break
-            start = min(known[site] for site in incomplete)
-            group = tuple(site for site in incomplete if known[site] == start)[: self.pairs]
-            stop = min(total, start + max(1, self.pairs // len(group)))
-            passes.append((group, start, stop))
-            known |= dict.fromkeys(group, stop)
-        return passes
-
-    def _waiting(self, operators: list[Operator], lowest: int, file: ScoreFile, costs: dict[str, float]) -> list[Operator]:
-        """Those without a complete score that can still be among the `lowest`."""
-        total = self.calibration.shape[0]
-        partial = {operator.site: sum(file.known(operator.site)) / costs[operator.site] for operator in operators}
-        incomplete = [operator for operator in operators if len(file.known(operator.site)) < total]
-        complete = sorted(partial[o.site] for o in operators if len(file.known(o.site)) == total)
+    @staticmethod
+    def _waiting(partial: dict[str, float], done: dict[str, int], total: int, lowest: int) -> list[str]:
+        """Sites without a complete score that can still be among the `lowest`."""
+        incomplete = [site for site in partial if done[site] < total]
+        complete = sorted(partial[site] for site in partial if done[site] == total)
         if lowest > len(complete):
             return incomplete
-        return [operator for operator in incomplete if lowest and partial[operator.site] <= complete[lowest - 1]]
+        return [site for site in incomplete if lowest and partial[site] <= complete[lowest - 1]]

@@ -69,15 +69,14 @@ def test_laptop_diff_counts_roll_outs_where_samples_are_compared(tiny_teacher, d
 
 @pytest.mark.parametrize("scoring", ["exact", "screened"])
 def test_ld_pruner_takes_no_more_than_told(tiny_teacher, data_calibration, scoring):
-    found = method("ld_pruner", "method.k=3", f"method.scoring={scoring}", "method.screen_rows=4")
+    found = method("ld_pruner", "method.k=3", f"method.scoring={scoring}")
     look = looked(found, tiny_teacher.denoiser)
     forward, _, _ = counted(found, tiny_teacher.denoiser, data_calibration)
-    exact = look.forward - 4 * (look.forward - SIZE.roll_out) // (SIZE.roll_out + 4)  # without a screen of 4 rows an operator
     probe = 1  # list_operators looks at shapes by one pass
     if scoring == "exact":
-        assert forward == exact + probe
+        assert forward == look.forward + probe
     else:
-        assert SIZE.roll_out < forward <= look.forward + SIZE.roll_out + probe
+        assert SIZE.roll_out < forward <= look.forward + probe
 
 
 def test_ld_pruner_tells_between_what_sizes_k_operators_lie(tiny_teacher):

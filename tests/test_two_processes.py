@@ -199,7 +199,7 @@ def test_one_process_without_memory_ends_all(tiny_teacher_folder, tmp_path):
     finished = [each.wait(100) for each in started]
     assert [each.returncode for each in finished] == [2, 2], [each.stderr for each in finished]
     (line,) = lines(*finished)
-    assert line.startswith("error: out of memory while scoring: lower one of method.rows=128, method.screen_rows=16")
+    assert line.startswith("error: out of memory while scoring: lower one of method.rows=128, method.weight_rows=16")
     assert time.monotonic() - begun < 60
 
 

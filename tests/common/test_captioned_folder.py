@@ -88,7 +88,6 @@ def test_damage_is_found_once_and_remembered(tmp_path, capsys, monkeypatch):
     assert len(load(folder)) == 3
     told = capsys.readouterr().err
     assert "checking" not in told and "02.png: not an image" in told
-    load_captioned_folder.cache_clear()
     monkeypatch.undo()
     monkeypatch.setenv("BONSAI_CACHE", str(tmp_path / "cache"))
     Image.fromarray(np.full((40, 60, 3), 20, np.uint8)).save(folder / "02.png")  # put right

@@ -188,3 +188,29 @@ def test_what_cannot_be_downloaded_is_told_in_one_line(endpoint, tmp_path):
     for line, start in zip(lines, expected, strict=True):
         assert line.startswith(f"error: The hub repository {start}")
     assert all("teacher.path=<folder>" in line for line in lines[:3])
+
+
+def test_a_commit_is_told_by_the_hub_or_else_by_its_cache(endpoint, tmp_path):
+    code = (
+        "from common.hub import commit_of as c; print(*(c('owner/pipeline', r) for r in (None, 'f' * 40)), c('a/absent', None))"
+    )
+    told = [f"{COMMIT} {'f' * 40} None"]
+    nowhere = "http://127.0.0.1:9"
+    assert in_process(code, endpoint, tmp_path) == told
+    assert in_process(code, nowhere, tmp_path) == [f"None {'f' * 40} None"]  # nothing was downloaded
+    look_up(endpoint, tmp_path, ("owner/pipeline", None))
+    assert in_process(code, nowhere, tmp_path) == told
+
+
+def test_a_repository_that_moves_on_while_a_job_begins_is_told(endpoint, tmp_path):
+    code = """
+from common.hub import COMMITS, InputError, commit_of, find_folder
+commit_of("owner/pipeline", None)
+COMMITS["owner/pipeline", None, "model"] = "f" * 40
+try:
+    find_folder("owner/pipeline")
+except InputError as error:
+    print(error)
+"""
+    (line,) = in_process(code, endpoint, tmp_path)
+    assert line == "The hub repository 'owner/pipeline' has changed since this command began; run it again."

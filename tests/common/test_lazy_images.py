@@ -24,7 +24,7 @@ def lazy(tmp_path, pictures):
     for index, pixels in enumerate(pictures):
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
     names = [f"{index}.png" for index in range(len(pictures))]
-    source = Files(tmp_path, names, [(tmp_path / name).stat().st_size for name in names])
+    source = Files(tmp_path, names)
     return LazyImages(source, range(len(names)), partial(middle_square, size=16), 16)
 
 

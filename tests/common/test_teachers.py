@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +87,24 @@ def test_fingerprint_follows_weights_and_scheduler(tiny_teacher, tiny_teacher_fo
     other = load_teacher(str(tiny_teacher_folder))
     other.scheduler.register_to_config(beta_end=0.02)
     assert len({before, changed.fingerprint(), other.fingerprint()}) == 3
+
+
+def test_fingerprint_follows_settings_that_no_weight_shows(tiny_teacher, tiny_teacher_folder, tmp_path):
+    """Of another scale of latents, other heads, other words: the same tensors compute something else."""
+    tiny_teacher.encode_captions(["a cat"])  # which leaves a mark in the tokenizer
+    found = {tiny_teacher.fingerprint()}
+    for number, (part, change) in enumerate(
+        [
+            ("vae/config.json", {"scaling_factor": 0.5}),
+            ("unet/config.json", {"attention_head_dim": 4}),
+            ("text_encoder/config.json", {"hidden_act": "gelu"}),
+            ("tokenizer/tokenizer_config.json", {"model_max_length": 10}),
+        ]
+    ):
+        folder = Path(shutil.copytree(tiny_teacher_folder, tmp_path / str(number)))
+        (folder / part).write_text(json.dumps(json.loads((folder / part).read_text()) | change))
+        found.add(load_teacher(str(folder)).fingerprint())
+    assert len(found) == 5
 
 
 def test_missing_weights_are_named_not_made_up(broken):

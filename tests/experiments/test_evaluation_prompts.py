@@ -16,7 +16,7 @@ CONF = str(Path(__file__).resolve().parents[2] / "conf")
 def compose(*overrides):
     register_job_folder()
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
-        return hydra.compose("config", ["evaluation.images=3", "task.data.limit=4", *overrides])
+        return hydra.compose("config", ["evaluation.images=3", "task.data.limit=4", *overrides], return_hydra_config=True)
 
 
 @pytest.fixture
@@ -58,10 +58,8 @@ def test_jobs_and_the_teachers_samples_follow_what_the_file_holds(prompts, tmp_p
 def test_how_rows_are_kept_does_not_change_a_job():
     same = compose("training_rows.rows_per_shard=9", "training_rows.batch_size=3", "training_rows.workers=2")
     assert job_folder(same) == job_folder(compose()) == job_folder(compose("training_rows.verify=false"))
-    assert "training_rows" not in job_settings(compose()) and "prompts" not in job_settings(compose())["evaluation"]
-    whole = configuration_of(job_settings(compose()))
-    assert whole.evaluation.prompts is None and whole.training_rows.flip is False and whole.training_rows.dtype == "float32"
-    assert job_settings(whole) == job_settings(compose())
+    assert job_settings(compose())["training_rows"] == {"dtype": "float32", "flip": False}
+    assert job_settings(configuration_of(job_settings(compose()))) == job_settings(compose())
     for override in ("training_rows.flip=true", "training_rows.dtype=float16"):
         assert job_folder(compose(override)) != job_folder(compose())
         name, value = override.removeprefix("training_rows.").split("=")

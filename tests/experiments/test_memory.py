@@ -14,7 +14,7 @@ from experiments.stages import stage
 def settings(*overrides):
     register_job_folder()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", [*overrides])
+        return compose("config", [*overrides], return_hydra_config=True)
 
 
 def exhaust():
@@ -25,7 +25,7 @@ def exhaust():
 @pytest.mark.parametrize(
     ("name", "overrides", "expected"),
     [
-        ("scoring", ["method=ld_pruner"], "lower one of method.rows=128, method.screen_rows=16, evaluation.batch_size=64"),
+        ("scoring", ["method=ld_pruner"], "lower one of method.rows=128, method.weight_rows=16, evaluation.batch_size=64"),
         ("scoring", ["method=laptop_diff"], "lower one of method.batch_size=32, method.copies=4, evaluation.batch_size=64"),
         (
             "distilling",

@@ -1,5 +1,8 @@
 """The papers' metrics of whole jobs: measured, left out without losing the run, and added to a finished one."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from common.batches import SharedNoise
 from common.clip_scores import ClipScore
 from common.errors import InputError
 from experiments.caches import load_tensors
-from experiments.paper_metrics import real_rows, sample_rows
+from experiments.paper_metrics import lacking, metric_settings, real_rows, sample_rows
 from experiments.prompts import evaluation_prompts
 from experiments.samples import CAPTIONS_OF_SAMPLES, captions_of, sampled_batches
 from tests.commands import run
@@ -174,8 +177,6 @@ def test_real_rows_are_computed_once(tmp_path):
 def test_real_rows_follow_the_files(tmp_path):
     from PIL import Image
 
-    from common.image_folder import load_image_folder
-
     class Means:
         def rows(self, images, captions):
             return images.float().mean((2, 3))
@@ -188,7 +189,6 @@ def test_real_rows_follow_the_files(tmp_path):
     first = real_rows(cfg, "fid", Means(), tmp_path)
     for index in range(20):
         Image.new("RGB", (15, 15), (100 + index, 0, 0)).save(tmp_path / "images" / f"{index:02d}.bmp")
-    load_image_folder.cache_clear()
     assert sorted(first[:, 0].tolist()) == [index for index in range(20) if index % 10 != 9]  # all of the split, none held back
     assert torch.allclose(real_rows(cfg, "fid", Means(), tmp_path), first + torch.tensor([100.0, 0, 0]))
 
@@ -226,6 +226,32 @@ def test_rows_of_samples_are_computed_once_and_an_interrupted_measurement_goes_o
     changed = compose_config("config", "metrics=[clip_score]", "metrics.clip_score.model=other", "evaluation.batch_size=2")
     assert torch.equal(sample_rows(changed, "clip_score", metric, "teacher", tmp_path, captions), rows)
     assert len(metric.seen) == 5  # another network: all anew
+
+
+def test_a_metric_s_rows_follow_the_content_of_its_weights(tmp_path):
+    """Published weights in a folder, replaced by others of the same name and size; and moved."""
+    (tmp_path / "samples").mkdir()
+    written_samples(tmp_path / "samples")
+    weights = tmp_path / "weights" / "inception.pth"
+    weights.parent.mkdir()
+
+    def measured(folder):
+        cfg = compose_config("config", "metrics=[fid]", f"metrics.fid.weights={folder}", "evaluation.batch_size=2")
+        metric = Counts()
+        sample_rows(cfg, "fid", metric, "teacher", tmp_path / "samples", [""] * 3)
+        row = {"protocol": {"metrics": metric_settings(cfg)}}
+        return bool(metric.seen), cfg, row
+
+    weights.write_bytes(b"weights")
+    computed, cfg, row = measured(weights.parent)
+    assert computed and not lacking(cfg, row)
+    assert not measured(weights.parent)[0]
+    moved = Path(shutil.copytree(weights.parent, tmp_path / "moved"))
+    computed, elsewhere, _ = measured(moved)
+    assert not computed and not lacking(elsewhere, row)
+    weights.write_bytes(b"WEIGHTS")
+    computed, cfg, _ = measured(weights.parent)
+    assert computed and lacking(cfg, row) == ["fid"]
 
 
 def test_samples_that_are_gone(tmp_path):

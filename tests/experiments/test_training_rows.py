@@ -88,7 +88,6 @@ def test_half_precision_is_stored_and_float32_is_read(tiny_teacher, folder, tmp_
 
 
 def test_rows_are_computed_once_and_follow_the_files(tiny_teacher, folder, tmp_path, capsys):
-    from common.captioned_folder import load_captioned_folder
 
     cfg = captioned(folder, tmp_path)
     training_rows(cfg, tiny_teacher, tmp_path)
@@ -100,12 +99,10 @@ def test_rows_are_computed_once_and_follow_the_files(tiny_teacher, folder, tmp_p
     )
     assert len(list(tmp_path.glob("rows-*"))) == 1
     Image.fromarray(np.zeros((70, 90, 3), np.uint8)).save(folder / "00.png")
-    load_captioned_folder.cache_clear()
     training_rows(cfg, tiny_teacher, tmp_path)
     assert len(list(tmp_path.glob("rows-*"))) == 2
     table = folder / "metadata.csv"
     table.write_text(table.read_text().replace("thing 4", "an apple"))
-    load_captioned_folder.cache_clear()
     rows, captions = training_rows(cfg, tiny_teacher, tmp_path), hydra.utils.instantiate(cfg.task.data, split="train").captions
     assert "an apple" in captions and len(list(tmp_path.glob("rows-*"))) == 3
     states = tiny_teacher.encode_captions(captions)["encoder_hidden_states"]

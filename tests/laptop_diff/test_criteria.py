@@ -134,6 +134,34 @@ def test_losses_are_shared_by_a_sweep_over_ratios(tiny_teacher, data_calibration
     assert len([*tmp_path.glob("*.json")]) == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"ratio": 0.2, "selection": "lowest", "unit": "macs"}, True),
+        ({"copies": 3}, False),
+        ({"batch_size": 3}, False),
+        ({"granularity": "transformer_block"}, False),
+        ({"exclude": ("down_blocks.0.*",)}, False),
+    ],
+    ids=str,
+)
+def test_scores_are_shared_where_not_a_bit_can_differ(tiny_teacher, data_calibration, changes, same):
+    """What shares a forward pass, and in batches of what size, changes the last bits of a loss."""
+    keys = {method.score_key(data_calibration, "tiny") for method in (METHOD, replace(METHOD, **changes))}
+    assert (len(keys) == 1) == same
+
+
+def test_alignments_of_other_images_are_other_scores(tiny_teacher, data_calibration):
+    def key(content):
+        def alignment(latents, chosen):
+            return 0.0
+
+        alignment.content = content
+        return replace(METHOD, criterion="alignment").score_key(replace(data_calibration, alignment=alignment), "tiny")
+
+    assert key("these") == key("these") != key("others")
+
+
 def test_bad_input_is_told(tiny_teacher, data_calibration):
     def plan(**changes):
         return replace(METHOD, **changes).plan(tiny_teacher.denoiser, data_calibration, "tiny", None)

@@ -25,7 +25,7 @@ METHOD = LDPruner(
     squared=False,
     correction=0,
     scoring="screened",
-    screen_rows=4,
+    weight_rows=4,
     rows=16,
     selection="oneshot",
     every=2,
@@ -53,8 +53,11 @@ def test_scores_are_shared_by_a_sweep_over_k(tiny_teacher, tiny_calibration, tmp
     more = make(tiny_teacher, tiny_calibration, tmp_path, k=6)
     assert [*tmp_path.glob("*.json")] == [file]
     assert {edit.site for edit in few.edits} < {edit.site for edit in more.edits}
-    make(tiny_teacher, tiny_calibration, tmp_path, formula="std_only")
-    assert len([*tmp_path.glob("*.json")]) == 2
+    alone = make(tiny_teacher, tiny_calibration, tmp_path / "alone", k=6)
+    assert (more.edits, more.scores) == (alone.edits, alone.scores)  # to the last bit
+    for number, changes in enumerate([{"formula": "std_only"}, {"rows": 8}, {"kinds": ("resnet",)}], 2):
+        make(tiny_teacher, tiny_calibration, tmp_path, **changes)
+        assert len([*tmp_path.glob("*.json")]) == number
 
 
 def test_skip_edits_k_separate_places(tiny_teacher, tiny_calibration):

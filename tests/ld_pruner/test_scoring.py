@@ -1,23 +1,32 @@
-"""Fast scores equal the plain loop's, and a killed scoring goes on where it was."""
+"""Fast scores equal the plain loop's, whatever else ran, and a killed scoring goes on where it was."""
 
 import json
+from zlib import crc32
 
 import pytest
+import torch
 
 from benchmarks.scoring import plain_scores
 from common.score_file import ScoreFile
+from common.teachers import load_teacher
 from ld_pruner import list_operators
 from ld_pruner.initial_weights import initial_weights
-from ld_pruner.scoring import LatentScorer
+from ld_pruner.scoring import LatentScorer, Passes
 
 SMALL = ("resnet", "transformer", "downsampler", "upsampler")
 
 
-@pytest.fixture
-def setting(tiny_teacher, tiny_calibration):
-    unet = tiny_teacher.denoiser
-    operators = list_operators(unet, SMALL)
-    return unet, tiny_calibration, operators, initial_weights(unet, operators, "slice", None, seed=0)
+@pytest.fixture(scope="module")
+def setting(tiny_teacher_folder):
+    from common.calibration import build_calibration
+
+    teacher = load_teacher(str(tiny_teacher_folder))
+    captions = ["a red apple, noto style", "a teddy bear, fluent style", "a flag of france, openmoji style"]
+    conditions, empty = teacher.encode_captions(captions), teacher.empty_condition()
+    sizes = {"num_conditions": 3, "samples": 2, "steps": 2, "guidance_scale": 2.0, "seed": 0}
+    calibration = build_calibration(conditions, empty, teacher.latent_shape, teacher.scheduler, **sizes)
+    operators = list_operators(teacher.denoiser, SMALL)
+    return teacher.denoiser, calibration, operators, initial_weights(teacher.denoiser, operators, "slice", None, seed=0)
 
 
 def scorer(setting):
@@ -29,37 +38,95 @@ def free(operators):
     return {operator.site: 1.0 for operator in operators}
 
 
-def test_exact_equals_the_plain_loop(setting):
-    operators = setting[2]
-    plain = plain_scores(*setting[:2], operators, setting[3])
-    fast = scorer(setting).score(operators, 0, "exact", ScoreFile(), free(operators), 4, 0)
-    assert fast.keys() == plain.keys()
-    for site, score in plain.items():
-        assert fast[site] == pytest.approx(score, rel=1e-3), site
+def lowest(scores, k=5):
+    return sorted(scores, key=scores.get)[:k]
 
 
-@pytest.mark.parametrize("k", [1, 5])
-def test_screened_finds_the_same_lowest_with_less_work(setting, k):
-    operators = setting[2]
-    exact = scorer(setting).score(operators, 0, "exact", ScoreFile(), free(operators), 4, 0)
+@pytest.fixture(scope="module")
+def exact(setting):
+    """Scores under each condition, by the network."""
     file = ScoreFile()
-    found = scorer(setting).score(operators, k, "screened", file, free(operators), 4, 0)
-    assert sorted(found, key=found.get)[:k] == sorted(exact, key=exact.get)[:k]
-    scored = sum(len(values) for values in file.parts.values())
-    assert scored < 3 * len(operators), "every operator was scored under every condition"
+    scorer(setting).score(setting[2], 0, "exact", file, free(setting[2]))
+    return file.parts
 
 
-def test_a_misleading_screen_costs_time_but_changes_nothing(setting):
-    operators = setting[2]
-    exact = scorer(setting).score(operators, 0, "exact", ScoreFile(), free(operators), 4, 0)
-    backwards = ScoreFile(screen={site: -score for site, score in exact.items()})
-    found = scorer(setting).score(operators, 5, "screened", backwards, free(operators), 4, 0)
-    assert sorted(found, key=found.get)[:5] == sorted(exact, key=exact.get)[:5]
+class Table(LatentScorer):
+    """Gives the known scores, changed in their last digits by whoever shares the pass, and keeps what it was asked for."""
+
+    def __init__(self, setting, exact, change=lambda parts: parts):
+        super().__init__(setting[0], setting[1], setting[3], rows=8)
+        self.originals, self.exact, self.asked = torch.empty(0), {site: change(parts) for site, parts in exact.items()}, []
+
+    def score_pairs(self, operators, chosen):
+        sites = [operator.site for operator in operators]
+        self.asked += [(site, condition) for site in sites for condition in range(chosen.start, chosen.stop)]
+        shared = 1 + crc32(repr((sites, chosen)).encode()) / 2**52
+        return torch.tensor([self.exact[site][chosen] for site in sites], dtype=torch.float64) * shared
 
 
-def test_killed_scoring_goes_on(setting, tmp_path):
-    operators = setting[2]
-    whole = scorer(setting).score(operators, 5, "screened", ScoreFile(), free(operators), 4, 0)
+def test_exact_equals_the_plain_loop(setting, exact):
+    plain = plain_scores(*setting[:2], setting[2], setting[3])
+    assert exact.keys() == plain.keys()
+    for site, score in plain.items():
+        assert sum(exact[site]) == pytest.approx(score, rel=1e-3), site
+
+
+def test_screened_finds_the_same_scores_with_less_work(setting, exact):
+    """To the last bit, though they were computed beside fewer others."""
+    file, operators = ScoreFile(), setting[2]
+    found = scorer(setting).score(operators, 5, "screened", file, free(operators))
+    assert lowest(found) == lowest({site: sum(parts) for site, parts in exact.items()})
+    assert all(parts == exact[site][: len(parts)] for site, parts in file.parts.items())
+    assert sum(len(parts) for parts in file.parts.values()) < 3 * len(operators), "every operator under every condition"
+
+
+@pytest.mark.parametrize("k", [1, 5, 12])
+def test_a_misleading_first_condition_costs_time_but_changes_nothing(setting, exact, k):
+    def backwards(parts):
+        return [1 / parts[0], *parts[1:]]
+
+    costs = free(setting[2])
+    whole = Table(setting, exact, backwards).score(setting[2], 0, "exact", ScoreFile(), costs)
+    found = Table(setting, exact, backwards).score(setting[2], k, "screened", ScoreFile(), costs)
+    assert lowest(found, k) == lowest(whole, k) and found.items() <= whole.items()
+
+
+@pytest.mark.parametrize("before", [[2], [12, 2], [0]], ids=["fewer", "more, then fewer", "all"])
+def test_a_score_does_not_depend_on_what_else_ran(setting, exact, before):
+    """To the last bit; and the same operators have one."""
+    operators, file, costs = setting[2], ScoreFile(), free(setting[2])
+    alone = Table(setting, exact).score(operators, 5, "screened", ScoreFile(), costs)
+    for k in before:
+        Table(setting, exact).score(operators, k, "screened" if k else "exact", file, costs)
+    again = Table(setting, exact)
+    assert again.score(operators, 5, "screened", file, costs) == alone
+    assert len(again.asked) < 3 * len(operators) and (before == [2] or not again.asked)
+
+
+def test_a_score_does_not_depend_on_the_number_of_processes(setting, exact, monkeypatch):
+    operators, files = setting[2], [ScoreFile(), ScoreFile()]
+    alone = Table(setting, exact).score(operators, 5, "screened", files[0], free(operators))
+    monkeypatch.setattr("ld_pruner.scoring.process_count", lambda: 3)  # their passes are computed here one after the other
+    assert Table(setting, exact).score(operators, 5, "screened", files[1], free(operators)) == alone
+    assert files[0].parts == files[1].parts
+
+
+@pytest.mark.parametrize(("conditions", "pairs"), [(1, 4), (3, 4), (8, 32), (50, 4), (7, 1), (9, 10)])
+def test_passes_are_small_enough_and_complete_every_score(conditions, pairs):
+    sites = [f"site {number}" for number in range(21)]
+    passes, done = Passes(sites, conditions, pairs), dict.fromkeys(sites, 0)
+    while coming := passes.following(sites, done, 3):
+        for group, start, stop in coming:
+            assert len(group) * (stop - start) <= pairs and all(done[site] == start for site in group)
+            done |= dict.fromkeys(group, stop)
+        if len(passes.parts) == 1 and all(done.values()):
+            passes.rank({site: -number for number, site in enumerate(sites)})
+    assert set(done.values()) == {conditions}
+
+
+def test_killed_scoring_goes_on(setting, exact, tmp_path):
+    operators, costs = setting[2], free(setting[2])
+    whole = Table(setting, exact).score(operators, 5, "screened", ScoreFile(), costs)
 
     class Killed(Exception):
         pass
@@ -73,19 +140,12 @@ def test_killed_scoring_goes_on(setting, tmp_path):
 
     path = tmp_path / "scores.json"
     with pytest.raises(Killed):
-        scorer(setting).score(operators, 5, "screened", ScoreFile.open(path), free(operators), 4, 0, report=die)
-    known = json.loads(path.read_text())
-    assert len(known["parts"]) >= 3 and len(known["screen"]) == len(operators)
-    second = scorer(setting)
-    computed = []
-    original = second.score_pairs
-    second.score_pairs = lambda group, chosen: computed.extend(o.site for o in group) or original(group, chosen)
-    resumed = second.score(operators, 5, "screened", ScoreFile.open(path), free(operators), 4, 0)
-    complete = {site for site, values in known["parts"].items() if len(values) == 3}
-    assert complete and not complete & set(computed)
-    assert sorted(resumed, key=resumed.get)[:5] == sorted(whole, key=whole.get)[:5]
-    for site in sorted(whole, key=whole.get)[:5]:
-        assert resumed[site] == pytest.approx(whole[site], rel=1e-4)
+        Table(setting, exact).score(operators, 5, "screened", ScoreFile.open(path), costs, report=die)
+    known = json.loads(path.read_text())["parts"]
+    assert len(known) >= 3
+    second = Table(setting, exact)
+    assert second.score(operators, 5, "screened", ScoreFile.open(path), costs) == whole
+    assert not {(site, condition) for site, parts in known.items() for condition in range(len(parts))} & set(second.asked)
 
 
 def test_damaged_score_file_is_named(tmp_path):
