@@ -24,7 +24,7 @@ from common.settings import AtLeastOne, Count, Seed, Share, check_fields
 from ld_pruner.costs import Unit, operator_costs
 from ld_pruner.initial_weights import Batch, Initial, initial_weights
 from ld_pruner.latent_score import Formula
-from ld_pruner.operators import Operator, list_operators
+from ld_pruner.operators import REPLACEMENTS, Operator, list_operators
 from ld_pruner.scoring import LatentScorer
 from ld_pruner.selection import Removal, choose, inside
 
@@ -44,7 +44,7 @@ class LDPruner:
 
     k: Count | None
     ratio: Share | None
-    kinds: tuple[str, ...]
+    kinds: tuple[str, ...] | Literal["paper"]
     exclude: tuple[str, ...]
     residual: Literal["zero", "identity"]
     nested: Literal["count", "skip"]
@@ -121,7 +121,7 @@ class LDPruner:
         """Those that may go, and what they save; InputError where there are none, or too few for k or the ratio."""
         operators = list_operators(unet, self.kinds, self.exclude, self.residual)
         if not operators:
-            raise InputError(f"method.kinds={list(self.kinds)} and method.exclude leave no operator to remove.")
+            raise InputError(f"method.kinds={self.kinds} and method.exclude leave no operator to remove.")
         removal = Removal.of(unet, operators)
         self._check_reach(operators, removal)
         return operators, removal
@@ -144,10 +144,10 @@ class LDPruner:
             raise InputError(f"method.k={self.k}: this U-Net has {most} removable operators, so k is from 0 to {most}.")
 
     def _key(self, calibration: Calibration, teacher: str) -> str:
-        """Names what the scores depend on: not k or the ratio, not how they are selected."""
+        """Names what the scores depend on: not k or the ratio, not how they are selected; REPLACEMENTS by its number."""
         free = ("k", "ratio", "nested", "scoring", "rows", "selection", "every", "score_per", "exclude", "kinds")
         settings = {name: value for name, value in asdict(self).items() if name not in free}
-        text = json.dumps([settings, calibration.fingerprint(), teacher], sort_keys=True)
+        text = json.dumps([settings, calibration.fingerprint(), teacher, REPLACEMENTS], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _batch(self, unet: nn.Module, calibration: Calibration) -> Batch:
