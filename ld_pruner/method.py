@@ -34,12 +34,12 @@ class LDPruner:
     """A method (see README): reads a teacher's denoiser and a calibration, returns a plan.
 
     k: how many operators to modify; or else ratio: the share of the U-Net's parameters to remove, at least, by the smallest
-    k that does (ld_pruner.selection). kinds, exclude, residual: which operators (ld_pruner.operators). nested: whether an
-    operator inside one that is chosen too uses up one of the k ("count", Algorithm 1 read literally) or not ("skip").
+    k that does (ld_pruner.selection). kinds, exclude, residual: which operators (ld_pruner.operators); kinds="paper" for
+    all of section 2.2, of which the shipped configuration counts the composed ones and samplers. nested: whether an operator
+    inside one that is chosen too uses up one of the k ("count", Algorithm 1 read literally) or not ("skip").
     initial_weights: ld_pruner.initial_weights. formula, squared, correction: ld_pruner.latent_score. scoring, screen_rows,
-    rows: ld_pruner.scoring. selection: "oneshot" as the paper, or "iterative": scores are computed again after
-    every `every` removals, on the network without them. score_per: what a score is divided by before ranking
-    (ld_pruner.costs).
+    rows: ld_pruner.scoring. selection: "oneshot" as the paper, or "iterative": scores are computed again after every `every`
+    removals, on the network without them. score_per: what a score is divided by before ranking (ld_pruner.costs).
     """
 
     k: Count | None
