@@ -8,8 +8,16 @@ from torch import nn
 
 from baselines.bk_sdm_table import Variant, plan_for
 from common.outlook import CalibrationSize, Outlook
-from common.plans import Plan
+from common.plans import Plan, apply_plan
 from common.settings import check_fields
+
+
+def build_student(unet: nn.Module, variant: str) -> nn.Module:
+    """BK-SDM-<variant> ("base", "small" or "tiny") of `unet`: a stock diffusers model with the teacher's weights copied.
+
+    InputError when the variant's table does not fit the U-Net.
+    """
+    return apply_plan(unet, plan_for(unet, variant))
 
 
 @dataclass

@@ -17,7 +17,7 @@ from baselines.bk_sdm_table import VARIANTS, plan_for
 from common.errors import InputError
 from common.hub import find_folder
 from common.outlook import CalibrationSize, Outlook
-from common.plans import Plan
+from common.plans import Plan, own_settings
 from common.teachers import load_part, read_index
 
 SAME = ("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "encoder_hid_dim", "class_embed_type")
@@ -26,7 +26,7 @@ LATENT_SIZE = "sample_size"  # not of the weights: a U-Net is measured at its te
 
 def settings_of(unet: nn.Module) -> dict[str, Any]:
     """Its configuration in JSON's types, without what diffusers notes for itself and without the size of latents."""
-    public = {name: value for name, value in unet.config.items() if not name.startswith("_") and name != LATENT_SIZE}
+    public = {name: value for name, value in own_settings(unet).items() if name != LATENT_SIZE}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in public.items()}
 
 
@@ -70,7 +70,7 @@ def student_sizes(unet: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
     import torch
 
     with torch.device("meta"):
-        student = type(unet).from_config({**unet.config, **plan.config_changes})
+        student = type(unet).from_config(own_settings(unet) | plan.config_changes)
     return {name: tuple(tensor.shape) for name, tensor in student.state_dict().items()}
 
 

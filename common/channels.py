@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -34,32 +34,51 @@ from common.sampling import denoiser_arguments, predict
 Importance = Callable[[Any, str], torch.Tensor | None]
 RESIZABLE = (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm)
 SAMPLERS = (Downsample2D, Upsample2D)
+Rounding = Literal["down", "up"]
 
 
 @dataclass(frozen=True)
 class ChannelPruning:
-    """What pruning has left: "resize" edits, the kept indices "<site>.out" and "<site>.in", and per group the share of its
-    importance that went, by the path of the group's first layer."""
+    """What pruning has left: "resize" edits, the kept indices "<site>.out" and "<site>.in", and per group, by the path of its
+    first layer, the share of its importance that went (groups that stay whole left out) and how many of its channels."""
 
     edits: tuple[Edit, ...]
     kept: dict[str, torch.Tensor]
     scores: dict[str, float]
+    gone: dict[str, tuple[int, int]]
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """The share of all channels that went, and the least and the largest of a group."""
+        each = [gone / count for gone, count in self.gone.values()]
+        gone, count = (sum(numbers) for numbers in zip(*self.gone.values(), strict=True))
+        return gone / count, min(each), max(each)
 
 
-def prune_channels(unet: nn.Module, ratio: float, importance: Importance, exclude: Sequence[str] = ()) -> ChannelPruning:
-    """Removes a share `ratio` of the channels of every group of `unet`, in place, those of least importance.
+def prune_channels(
+    unet: nn.Module, ratio: float, importance: Importance, exclude: Sequence[str] = (), rounding: Rounding = "down"
+) -> ChannelPruning:
+    """Removes a share `ratio` of the channels of every group of `unet`, in place, those of least importance; of n channels
+    n - floor(n * (1 - ratio)), at most n - 1.
 
-    Of n channels (of a norm's group, of a head) floor(n * (1 - ratio)) stay, at least one. exclude: shell patterns over
-    module paths; a group that would make an output of such a module narrower stays whole. InputError for a ratio outside
-    (0, 1), a pattern that matches nothing, an importance that is no number, and a U-Net that this does not fit.
+    A norm's groups and an attention's heads must stay equally wide. Of channels in p such parts, rounding="down" removes
+    floor((n - floor(n * (1 - ratio))) / p) of each part, as torch-pruning did when Diff-Pruning was published (to 1.2);
+    "up" applies the rule above to a part alone, as torch-pruning does now. Of 32 groups of 4, a ratio of 0.3 takes 25 or 50 %.
+
+    exclude: shell patterns over module paths; a group that would make an output of such a module narrower stays whole.
+    Nothing goes where all groups are excluded or too narrow. InputError for a ratio outside (0, 1), a pattern that matches
+    nothing, an importance that is no number, and a U-Net that this does not fit.
     """
     check_share("ratio", ratio)
+    if rounding not in get_args(Rounding):
+        raise InputError(f"rounding={rounding!r} is none of {', '.join(get_args(Rounding))}.")
     ignored = _ignored(unet, exclude)
     parts = _parts(unet)
     names = {module: name for name, module in unet.named_modules()}
     graph = _dependency_graph(unet)
     widths = {name: module.channels for name, module in unet.named_modules() if isinstance(module, SAMPLERS)}
     scores: dict[str, float] = {}
+    counts: dict[str, tuple[int, int]] = {}
     decided: list[tuple[Any, list[int]]] = []  # all before the first removal: indices and weights are of the whole network
     for group in (_at_narrowest(graph, group) for group in graph.get_all_groups(ignored_layers=ignored)):
         first = group[0].dep
@@ -71,12 +90,11 @@ def prune_channels(unet: nn.Module, ratio: float, importance: Importance, exclud
         if not torch.isfinite(values).all():
             raise InputError(f"The importance of {site} is not a number everywhere; are the teacher's weights finite?")
         values = values.detach().cpu().double()
-        gone = _least_important(values, count, ratio)
+        gone = _least_important(values, count, ratio, rounding)
+        counts[site] = len(gone), len(values)
         if gone:
             decided.append((first, gone))
             scores[site] = (values[gone].sum() / values.sum().clamp_min(torch.finfo(values.dtype).tiny)).item()
-    if not decided:
-        raise InputError(f"A share of {ratio} removes no channel: all are excluded, or in too narrow norm groups and heads.")
     kept: dict[tuple[str, str], list[int]] = {}
     for first, gone in decided:
         group = graph.get_pruning_group(first.target.module, first.handler, gone)
@@ -96,6 +114,7 @@ def prune_channels(unet: nn.Module, ratio: float, importance: Importance, exclud
         edits=tuple(Edit(name, "resize", _sizes(module), scores.get(name)) for name, module in [*changed, *samplers]),
         kept={f"{name}.{side}": torch.tensor(channels) for (name, side), channels in kept.items()},
         scores=scores,
+        gone=counts,
     )
 
 
@@ -159,12 +178,16 @@ def _at_narrowest(graph: Any, group: Any) -> Any:
     return graph.get_pruning_group(narrowest.dep.target.module, narrowest.dep.handler, sorted(narrowest.idxs))
 
 
-def _least_important(values: torch.Tensor, parts: int, ratio: float) -> list[int]:
+def _least_important(values: torch.Tensor, parts: int, ratio: float, rounding: Rounding) -> list[int]:
     """Indices, ascending, of the channels to remove: the same places in each of the `parts` equal parts."""
+
+    def removed(channels: int) -> int:
+        return channels - math.floor(channels * (1 - ratio) + 1e-9)  # the floor of 10 * (1 - 0.9) is 1, not 0
+
     by_place = values.unflatten(0, (parts, -1)).mean(0)
     size = len(by_place)
-    stay = max(1, math.floor(size * (1 - ratio) + 1e-9))  # the floor of 10 * (1 - 0.9) is 1, not 0
-    places = by_place.argsort(stable=True)[: size - stay]
+    count = min(size - 1, removed(size) if rounding == "up" else removed(len(values)) // parts)
+    places = by_place.argsort(stable=True)[:count]
     return (places + torch.arange(parts)[:, None] * size).flatten().sort().values.tolist()
 
 

@@ -1,4 +1,7 @@
-"""The removable layers of a U-Net, ResNet blocks and transformers, their sizes, and two scores that need no data."""
+"""The removable layers of a U-Net, ResNet blocks and transformers, their sizes, and two scores that need no data.
+
+What is left of a module that is removed follows from where its residual is added, inside it or by its caller: `removal`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +11,8 @@ from typing import Literal, get_args
 from zlib import crc32
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
+from diffusers.models.attention_processor import ADDED_KV_ATTENTION_PROCESSORS, Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
@@ -36,6 +39,23 @@ class Layer:
     kind: str
     edit: Edit
     parameters: int
+
+
+def removal(module: nn.Module) -> str:
+    """The operation (common.pruned_unet) that removes what `module` computes and keeps what would pass it by.
+
+    "identity" where the module adds its input to what it computes, "shortcut" where it also divides the sum, or has a
+    convolution on that way; "zero" for attention and feed-forward to which the module around them adds the input.
+    """
+    if isinstance(module, ResnetBlock2D):
+        return "identity" if module.conv_shortcut is None and module.output_scale_factor == 1 else "shortcut"
+    if isinstance(module, Attention):
+        if isinstance(module.processor, ADDED_KV_ATTENTION_PROCESSORS):
+            return "identity"  # these add the input whatever residual_connection says, and divide by nothing
+        if module.residual_connection:
+            return "identity" if module.rescale_output_factor == 1 else "shortcut"
+        return "zero"
+    return "zero" if isinstance(module, FeedForward) else "identity"
 
 
 def list_layers(
@@ -75,16 +95,14 @@ def _layer(site: str, module: nn.Module, transformer: type, width_changing: str)
     if isinstance(module, ResnetBlock2D):
         if module.up or module.down:
             return None  # a sampler in the form of a ResNet block
-        if module.in_channels == module.out_channels:
-            rest = "identity" if module.output_scale_factor == 1 else "shortcut"
-            return Layer(site, "resnet", Edit(site, rest), parameters)
-        if width_changing == "keep":
+        if module.in_channels != module.out_channels and width_changing == "keep":
             return None
-        return Layer(site, "resnet", Edit(site, "shortcut"), parameters - count_parameters(module.conv_shortcut))
+        kept = 0 if module.conv_shortcut is None else count_parameters(module.conv_shortcut)
+        return Layer(site, "resnet", Edit(site, removal(module)), parameters - kept)
     if isinstance(module, transformer):
         return Layer(site, "transformer", Edit(site, "identity"), parameters)
     if isinstance(module, Attention) and site.rpartition(".")[0].endswith("attentions"):
-        return Layer(site, "attention", Edit(site, "identity"), parameters)  # UNet2DModel: the residual is inside
+        return Layer(site, "attention", Edit(site, removal(module)), parameters)  # UNet2DModel: the residual is inside
     return None
 
 
@@ -108,7 +126,7 @@ def layer_sizes(
     kept = {
         layer.site: f"{layer.site}.conv_shortcut"
         for layer in layers
-        if layer.edit.operation == "shortcut" and unet.get_submodule(layer.site).conv_shortcut is not None
+        if layer.edit.operation == "shortcut" and getattr(unet.get_submodule(layer.site), "conv_shortcut", None) is not None
     }
     sites = ["", *(layer.site for layer in layers), *kept.values()]
     found = site_costs(unet, sites, unit, folder, teacher, conditions)

@@ -137,7 +137,7 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     if base is None:
         raise InputError(f"A plan applies to UNet2DConditionModel and UNet2DModel, not to {type(unet).__name__}.")
     weight = next(unet.parameters())
-    settings = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+    settings = own_settings(unet)
     if plan.config_changes or not plan.edits:
         student_class, settings = base, settings | plan.config_changes
     else:
@@ -156,6 +156,12 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
         raise InputError(f"The plan brings no weights for {missing[0]} ({len(missing)} in all); load it with Plan.load.")
     student.load_state_dict({name: weights[name].clone() for name in wanted}, assign=True)
     return student.train(unet.training)
+
+
+def own_settings(unet: nn.Module) -> dict[str, Any]:
+    """The entries of its configuration without diffusers' notes on it, above all `_use_default_values`: what from_config finds
+    in that list it drops, also where a plan changes it."""
+    return {name: value for name, value in unet.config.items() if not name.startswith("_")}
 
 
 def source_name(name: str, sources: dict[str, str]) -> str:

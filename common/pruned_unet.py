@@ -8,7 +8,8 @@ the sizes that the operation needs:
 
     identity                        the module's input goes on unchanged
     zero                            the module's output is zero: the residual branch around it vanishes
-    shortcut                        a ResNet block keeps its 1x1 shortcut (or identity) and loses its residual branch
+    shortcut                        a ResNet block, or an attention that adds its own input, loses its residual branch and
+                                    keeps its shortcut (1x1 or identity) and its divisor
     conv1x1  in, out, bias          a 1x1 convolution takes the place of a wider module
     avg_pool stride                 average pooling takes the place of a strided module
     upsample scale                  nearest upsampling takes the place of an upsampling module
@@ -25,6 +26,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers' pipeline loader looks the name up here
 from diffusers.models.resnet import ResnetBlock2D
@@ -53,7 +55,7 @@ class Zero(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """What is left of a ResNet block: (shortcut of its input) / output_scale_factor."""
+    """What is left of a ResNet block, or of an attention with its own residual: (shortcut of its input) / its divisor."""
 
     def __init__(self, conv_shortcut: nn.Module | None, output_scale_factor: float):
         super().__init__()
@@ -113,8 +115,10 @@ def build_replacement(module: nn.Module, edit: dict[str, Any]) -> nn.Module:
     if operation == "zero":
         return Zero()
     if operation == "shortcut":
+        if isinstance(module, Attention) and module.residual_connection:
+            return Shortcut(None, module.rescale_output_factor)
         if not isinstance(module, ResnetBlock2D):
-            raise ValueError(f"{edit['site']}: 'shortcut' is for ResNet blocks, this is a {type(module).__name__}.")
+            raise ValueError(f"{edit['site']}: 'shortcut' is for what adds its own input, this is a {type(module).__name__}.")
         return Shortcut(module.conv_shortcut, module.output_scale_factor)
     if operation == "conv1x1":
         weight = next(module.parameters())

@@ -20,7 +20,7 @@ from experiments.command_line import one_line_errors
 from experiments.lookup import find
 from experiments.metric_table import higher_is_better
 from experiments.paper_table import markdown
-from experiments.publish import write_index
+from experiments.publish import fault_lines, write_index
 from experiments.rows import ROWS_FILE, Row, comparable, group_name, read_rows
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
@@ -196,6 +196,7 @@ def page(claims: Sequence[Mapping[str, Any]], found: Sequence[tuple[list[str], l
             f"difference counts that is larger than between {len(evidence.seeds)} seeds of one job ({seeds}), for a trained",
             f"student: {margins} (`{evidence.command(SEEDS)}`).",
             "",
+            *fault_lines(evidence.folder),
             markdown(["", "claim", "published", "measured here", "verdict", "rows"], lines, words=6),
             "",
             "The commands:",

@@ -82,7 +82,7 @@ def removed_parameters(edit: Edit, unet: nn.Module) -> int:
     if edit.operation == "resize":
         with torch.device("meta"):
             kept = count_parameters(build_replacement(copy.deepcopy(module).to("meta"), edit.to_dict()))
-    if edit.operation == "shortcut" and module.conv_shortcut is not None:
+    if edit.operation == "shortcut" and getattr(module, "conv_shortcut", None) is not None:
         kept = count_parameters(module.conv_shortcut)
     return count_parameters(module) - kept
 

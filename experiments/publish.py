@@ -24,6 +24,8 @@ from experiments.result_pages import shown_command, write_additivity, write_page
 from experiments.rows import Row, read_rows
 from experiments.sweeps import read_records, told
 
+FAULTS = "faults.md"
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -84,13 +86,20 @@ def index_lines(path: Path, folder: Path) -> list[str]:
     return [f"- [{sweep['experiment']}]({name}/README.md){f': {title}' if title else ''}  \n  `{sweep['command']}`"]
 
 
+def fault_lines(folder: Path) -> list[str]:
+    """The link to faults.md, where a person has noted which of the pages are of faults that are mended since."""
+    if not (folder / FAULTS).is_file():
+        return []
+    return [f"Some figures are of faults that are mended, and will be measured anew: [{FAULTS}]({FAULTS}).", ""]
+
+
 def write_index(folder: Path, attempt: Callable[[str], Any] = nullcontext) -> None:
     """README.md of all that is published, by task, with the command of each; `attempt` is entered for every page of it."""
     tasks: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("sweep.json")):
         with attempt(str(path)):
             tasks.setdefault(path.relative_to(folder).parts[0], []).extend(index_lines(path, folder))
-    lines = ["# Results", ""]
+    lines = ["# Results", "", *fault_lines(folder)]
     for page in sorted(folder.rglob("claims.md")):
         name = page.relative_to(folder)
         of_task = "" if name.parent == Path() else f", {name.parent}"

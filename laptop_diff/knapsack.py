@@ -1,68 +1,120 @@
 """Which layers to remove: minimal summed loss with at least a wanted size removed (LAPTOP-Diff, arXiv 2404.11098).
 
-A 0-1 knapsack. The paper solves a variant of it by dynamic programming (as far as is known); here HiGHS solves it exactly
-as an integer programme, for sizes of any unit: parameters, MACs, milliseconds.
+A 0-1 knapsack. The paper solves a variant of it by dynamic programming (as far as is known). Here what is filled is the
+knapsack of the layers that stay: largest summed loss, sizes within what the budget leaves. Sets of layers are built outwards
+from the one that the order of loss per size gives (Pisinger, A minimal algorithm for the 0-1 knapsack problem, 1997), and
+those drop out that another set beats in both sums, or that could not pass the best so far even by splitting a layer. All in
+whole numbers, since a float is an exact fraction: sizes may be of any unit (parameters, MACs, milliseconds) and any ratio.
 """
 
+import math
 from collections.abc import Sequence
-
-import numpy as np
+from fractions import Fraction
 
 from common.errors import InputError
 from common.layer_pruner import lowest_layers
+
+MANY, BEAM = 1_000_000, 1_000
+Kept = tuple[int, int, int]
+"""A set of layers that stay: their summed size, minus their summed loss, and the set as bits; so they sort as they compete."""
 
 
 def select_layers(losses: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:
     """Indices, ascending, of the layers with the least summed loss whose sizes sum to at least `budget`; exact.
 
     losses: finite, one per layer; sizes: one per layer, not negative, in the unit of `budget`. A layer with a negative loss
-    is always among them: it lowers the sum. InputError when the lengths differ, a loss is not finite, or even all layers
-    together fall short of the budget.
+    is always among them: it lowers the sum. After MANY sets in question, as when many losses are proportional to
+    unrelated sizes, only the BEAM most promising are followed, and the sum may miss the least by a little.
+    InputError when the lengths differ, a number is not finite, a size is negative, or even all layers together fall short of
+    the budget.
     """
-    cost, size = np.asarray(losses, dtype=float), np.asarray(sizes, dtype=float)
-    if cost.shape != size.shape or cost.ndim != 1:
-        raise InputError(f"select_layers: {cost.size} losses for {size.size} sizes.")
-    if not np.isfinite(cost).all():
-        raise InputError(f"select_layers: the loss of layer {int(np.argmin(np.isfinite(cost)))} is not finite.")
-    largest = size.sum()
-    if budget > largest * (1 + 1e-12):
-        raise InputError(f"select_layers: a budget of {budget:g} is out of reach; all layers together have {largest:g}.")
-    taken = set(np.flatnonzero(cost < 0).tolist())
-    rest = [index for index in range(len(cost)) if index not in taken]
-    short = budget - size[list(taken)].sum()
-    if short > 0:
-        # an optimum holds no layer that costs more than some set that is large enough: the rest is of one scale then
-        bound = cost[[rest[i] for i in greedy_layers(cost[rest], size[rest], short)]].sum()
-        rest = [index for index in rest if cost[index] <= bound]
-        taken |= {rest[place] for place in _least_costly(cost[rest], size[rest], short, bound)}
-    return sorted(taken)
+    if len(losses) != len(sizes):
+        raise InputError(f"select_layers: {len(losses)} losses for {len(sizes)} sizes.")
+    for name, values in (("loss", losses), ("size", sizes)):
+        for index, value in enumerate(values):
+            if not math.isfinite(value):
+                raise InputError(f"select_layers: the {name} of layer {index} is not finite.")
+    if any(size < 0 for size in sizes):
+        raise InputError(f"select_layers: layer {next(i for i, size in enumerate(sizes) if size < 0)} has a negative size.")
+    if not math.isfinite(budget):
+        raise InputError(f"select_layers: the budget is {budget}; a finite number is needed.")
+    loss = _whole_numbers(losses)
+    *size, wanted = _whole_numbers([*sizes, budget])
+    largest = sum(size)
+    slack = 0 if isinstance(budget, int) else largest // 10**12  # a share of the sum, in floats, may be above it by rounding
+    if wanted > largest + slack:
+        raise InputError(f"select_layers: a budget of {budget:g} is out of reach; all layers together have {sum(sizes):g}.")
+    layers = [index for index in range(len(loss)) if loss[index] >= 0]
+    room = min(largest - wanted, sum(size[index] for index in layers))
+    if room < 0:
+        return list(range(len(loss)))
+    stay = {index for index in layers if size[index] == 0}
+    paid = [index for index in layers if loss[index] > 0 and 0 < size[index] <= room]
+    stay |= {paid[place] for place in _most_kept([loss[i] for i in paid], [size[i] for i in paid], room)}
+    room -= sum(size[index] for index in stay)
+    for index in layers:
+        if index not in stay and loss[index] == 0 and size[index] <= room:
+            stay.add(index)
+            room -= size[index]
+    return [index for index in range(len(loss)) if index not in stay]
 
 
-def _least_costly(cost: np.ndarray, size: np.ndarray, budget: float, bound: float) -> list[int]:
-    """The set of least cost with at least `budget`, by HiGHS; no cost is negative or above `bound`, the cost of some such set.
+def _whole_numbers(values: Sequence[float]) -> list[int]:
+    """The values times one common factor, exactly."""
+    fractions = [Fraction(value.item() if hasattr(value, "item") else value) for value in values]
+    factor = math.lcm(*(fraction.denominator for fraction in fractions))
+    return [int(fraction * factor) for fraction in fractions]
 
-    Rows are scaled to about 1, since HiGHS' tolerances are absolute; whether the budget is met is checked exactly.
+
+def _most_kept(losses: list[int], sizes: list[int], room: int) -> list[int]:
+    """The layers that can stay within `room` with the largest summed loss; losses and sizes are positive, no size above it."""
+    order = sorted(range(len(losses)), key=lambda index: Fraction(losses[index], sizes[index]), reverse=True)
+    losses, sizes = [losses[index] for index in order], [sizes[index] for index in order]
+    first = size = 0  # of the layers that do not all fit any more, in order of loss per size
+    while first < len(order) and size + sizes[first] <= room:
+        size += sizes[first]
+        first += 1
+    states = [(size, -sum(losses[:first]), (1 << first) - 1)]
+    best, inside, outside, seen = states[0], first - 1, first, 0
+    while states and (inside >= 0 or outside < len(order)):
+        for place, sign in ((outside, 1), (inside, -1)):
+            if not 0 <= place < len(order):
+                continue
+            step, gain, bit = sign * sizes[place], sign * losses[place], 1 << place
+            moved = [(size + step, lost - gain, kept ^ bit) for size, lost, kept in states]
+            outside, inside = (outside + 1, inside) if sign > 0 else (outside, inside - 1)
+            best = min([best, *(state for state in moved if state[0] <= room)], key=lambda state: state[1])
+            more = (losses[outside], sizes[outside]) if outside < len(order) else (0, 1)
+            less = (losses[inside], sizes[inside]) if inside >= 0 else None
+            states = _in_question(sorted([*states, *moved]), room, -best[1], more, less)
+            seen += len(states)
+            if seen > MANY and len(states) > BEAM:
+                states = sorted(sorted(states, key=lambda state: _reach(state, room, more, less))[-BEAM:])
+    return [order[place] for place in range(len(order)) if best[2] >> place & 1]
+
+
+def _in_question(states: list[Kept], room: int, best: int, more: tuple[int, int], less: tuple[int, int] | None) -> list[Kept]:
+    """The sorted states without those that another beats or that cannot pass the summed loss `best`.
+
+    more, less: (loss, size) of the layer that can be added next, and of the one that can be taken away next, if any.
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp
+    found: list[Kept] = []
+    most = -1
+    for state in states:
+        if -state[1] > most:
+            most = -state[1]
+            left = room - state[0]
+            loss, size = more if left >= 0 else less or (0, 0)
+            if (left >= 0 or less) and (best - most) * size < left * loss:
+                found.append(state)
+    return found
 
-    if bound == 0 or budget >= size.sum() * (1 - 1e-12):
-        return greedy_layers(cost, size, budget)
-    unit = size.max()
-    wanted = budget / unit
-    for _ in range(8):
-        found = milp(
-            cost / bound,
-            constraints=LinearConstraint(size[None] / unit, lb=wanted),
-            integrality=np.ones_like(cost),
-            bounds=Bounds(0, 1),
-            options={"mip_rel_gap": 0.0},
-        )
-        chosen = [index for index, value in enumerate(found.x) if value > 0.5]
-        short = budget - size[chosen].sum()
-        if short <= 0:
-            return chosen
-        wanted += max(short / unit, 1e-9)
-    raise RuntimeError("HiGHS kept returning a set below the budget.")
+
+def _reach(state: Kept, room: int, more: tuple[int, int], less: tuple[int, int] | None) -> int:
+    """What the summed loss could become by a part of the next layer until the room is full, times the two sizes."""
+    left = room - state[0]
+    (loss, size), (_, other) = (more, less or (0, 1)) if left >= 0 else (less, more)
+    return (left * loss - state[1] * size) * other
 
 
 def greedy_layers(losses: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:

@@ -23,8 +23,9 @@ def initial_weights(
     """Tensors named "<site>.weight" (out, in, 1, 1) and "<site>.bias" (out,) for every operator replaced by a 1x1.
 
     random: uniform in +-1/sqrt(in) (PyTorch's default for convolutions). identity: output channel i copies input channel
-    i modulo in. slice: the centre tap of the old kernel (a ResNet block: its own 1x1 shortcut). least_squares: the linear
-    map that fits the operator's outputs best on batch(), the positional and named arguments of one forward pass.
+    i modulo in. slice: the centre tap of the old kernel (a ResNet block: its own 1x1 shortcut, divided as the block divides).
+    least_squares: the linear map that fits the operator's outputs best on batch(), the positional and named arguments of one
+    forward pass.
     """
     if choice not in CHOICES:
         raise InputError(f"initial_weights={choice!r} is none of {', '.join(CHOICES)}.")
@@ -49,6 +50,8 @@ def initial_weights(
             old = module.conv_shortcut if hasattr(module, "conv_shortcut") else module
             weight = old.weight[:, :, old.weight.shape[2] // 2, old.weight.shape[3] // 2].detach().clone()
             bias = bias if old.bias is None else old.bias.detach().clone()
+            divisor = getattr(module, "output_scale_factor", 1)
+            weight, bias = weight / divisor, bias / divisor
         tensors[f"{operator.site}.weight"] = weight.to(like)[:, :, None, None].contiguous()
         tensors[f"{operator.site}.bias"] = bias
     return tensors

@@ -23,7 +23,7 @@ from common.settings import AtLeastOne, Count, Seed, Share, check_fields
 from ld_pruner.costs import Unit, operator_costs
 from ld_pruner.initial_weights import Batch, Initial, initial_weights
 from ld_pruner.latent_score import Formula
-from ld_pruner.operators import Operator, list_operators
+from ld_pruner.operators import REPLACEMENTS, Operator, list_operators
 from ld_pruner.scoring import LatentScorer
 from ld_pruner.selection import Removal, choose, inside
 
@@ -33,8 +33,9 @@ class LDPruner:
     """A method (see README): reads a teacher's denoiser and a calibration, returns a plan.
 
     k: how many operators to modify; or else ratio: the share of the U-Net's parameters to remove, at least, by the smallest
-    k that does (ld_pruner.selection). kinds, exclude, residual: which operators (ld_pruner.operators). nested: whether an
-    operator inside one that is chosen too uses up one of the k ("count", Algorithm 1 read literally) or not ("skip").
+    k that does (ld_pruner.selection). kinds, exclude, residual: which operators (ld_pruner.operators); kinds="paper" for
+    all of section 2.2, of which the shipped configuration counts the composed ones and samplers. nested: whether an operator
+    inside one that is chosen too uses up one of the k ("count", Algorithm 1 read literally) or not ("skip").
     initial_weights: ld_pruner.initial_weights, on weight_rows noisy latents where it looks at any. formula, squared,
     correction: ld_pruner.latent_score. scoring, rows: ld_pruner.scoring. selection: "oneshot" as the paper, or "iterative":
     scores are computed again after every `every` removals, on the network without them. score_per: what a score is divided
@@ -43,7 +44,7 @@ class LDPruner:
 
     k: Count | None
     ratio: Share | None
-    kinds: tuple[str, ...]
+    kinds: tuple[str, ...] | Literal["paper"]
     exclude: tuple[str, ...]
     residual: Literal["zero", "identity"]
     nested: Literal["count", "skip"]
@@ -120,7 +121,7 @@ class LDPruner:
         """Those that may go, and what they save; InputError where there are none, or too few for k or the ratio."""
         operators = list_operators(unet, self.kinds, self.exclude, self.residual)
         if not operators:
-            raise InputError(f"method.kinds={list(self.kinds)} and method.exclude leave no operator to remove.")
+            raise InputError(f"method.kinds={self.kinds} and method.exclude leave no operator to remove.")
         removal = Removal.of(unet, operators)
         self._check_reach(operators, removal)
         return operators, removal
@@ -146,7 +147,7 @@ class LDPruner:
         """Names what the scores depend on, to the last bit: not k or the ratio, not how they are selected."""
         free = ("k", "ratio", "nested", "scoring", "selection", "every", "score_per")
         settings = {name: value for name, value in asdict(self).items() if name not in free}
-        return content_name("ld_pruner", settings, calibration.fingerprint(), teacher)
+        return content_name("ld_pruner", settings, calibration.fingerprint(), teacher, REPLACEMENTS)
 
     def _batch(self, unet: nn.Module, calibration: Calibration) -> Batch:
         """Arguments of one forward pass on noisy latents, for the least-squares weights."""

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.cost import probe_inputs
+from common.cost import count_parameters, probe_inputs
 from common.errors import InputError
+from common.layers import removal
 from common.plans import Edit
 from common.sampling import predict
 
@@ -19,13 +20,15 @@ KINDS = {
     "attention": ("Attention",),
     "feed_forward": ("FeedForward",),
     "norm": ("GroupNorm", "LayerNorm"),
-    "activation": ("SiLU",),
+    "activation": ("SiLU", "ReLU", "GELU", "Mish"),
     "resnet": ("ResnetBlock2D",),
     "transformer_block": ("BasicTransformerBlock",),
     "transformer": ("Transformer2DModel",),
     "downsampler": ("Downsample2D",),
     "upsampler": ("Upsample2D",),
 }
+PAPER = "paper"  # all kinds: section 2.2 names convolutions, attention, norms, activations and what is composed of them
+REPLACEMENTS = 2  # counts up when the rule of what replaces an operator changes: scores kept under another do not count
 NEVER = ("conv_in", "conv_out", "time_proj", "time_embedding", "time_embed_act", "add_embedding", "encoder_hid_proj")
 
 
@@ -61,12 +64,11 @@ def _shapes(unet: nn.Module, sites: Sequence[str], into: dict[str, tuple[torch.S
 def replacement_edit(site: str, module: nn.Module, source: torch.Size, result: torch.Size, residual: str) -> Edit | None:
     """The cheapest edit that keeps the shape, or None where there is none.
 
-    Equal shapes: identity (or zero for attention and feed-forward when `residual` is "zero"); other channels: a 1x1
-    convolution; smaller maps: average pooling; larger maps: nearest upsampling.
+    Equal shapes: what the module would pass on without what it computes (common.layers.removal), or, when `residual` is
+    "identity", its input; other channels: a 1x1 convolution; smaller maps: average pooling; larger maps: nearest upsampling.
     """
     if source == result:
-        branch = type(module).__name__ in (*KINDS["attention"], *KINDS["feed_forward"])
-        return Edit(site, "zero" if branch and residual == "zero" else "identity")
+        return Edit(site, removal(module) if residual == "zero" else "identity")
     if len(source) != 4 or len(result) != 4:
         return None
     if source[2:] == result[2:]:
@@ -82,26 +84,37 @@ def replacement_edit(site: str, module: nn.Module, source: torch.Size, result: t
     return Edit(site, "upsample", {"scale": round(result[2] / source[2])})
 
 
+def _kept_parameters(module: nn.Module, edit: Edit) -> int:
+    """How many parameters stand at the site after the edit."""
+    if edit.operation == "conv1x1":
+        return edit.sizes["in"] * edit.sizes["out"] + edit.sizes["out"]
+    shortcut = getattr(module, "conv_shortcut", None)
+    return count_parameters(shortcut) if edit.operation == "shortcut" and shortcut is not None else 0
+
+
 @torch.no_grad()
 def list_operators(
     unet: nn.Module,
-    kinds: Sequence[str] = tuple(KINDS),
+    kinds: Sequence[str] | str = PAPER,
     exclude: Sequence[str] = (),
     residual: str = "identity",
 ) -> list[Operator]:
     """All operators of the wanted kinds in the order of the module tree; works on the meta device.
 
-    conv_in, conv_out and the time embedding are never among them. `exclude` holds shell patterns over module paths.
-    residual: what an attention or feed-forward operator on a residual branch leaves behind: "identity" hands its input on
-    (the paper's rule read literally), "zero" removes the branch.
+    kinds: keys of KINDS, one of them, or "paper" for all. conv_in, conv_out, the time embedding and those 1x1 convolutions that
+    are already what would replace them are never among the operators. `exclude` holds shell patterns over module paths.
+    residual: what an attention or feed-forward operator whose caller adds its input leaves behind: "identity" hands its input
+    on (the paper's rule read literally), "zero" removes the branch; where the operator adds its input itself (attention of a
+    UNet2DModel, ResNet blocks), that input is what is left.
     InputError for an unknown kind, and for a pattern that matches no operator.
     """
-    unknown = [kind for kind in kinds if kind not in KINDS]
+    wanted = tuple(KINDS) if kinds == PAPER else (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    unknown = [kind for kind in wanted if kind not in KINDS]
     if unknown:
-        raise InputError(f"Unknown operator kind {unknown[0]!r}; the kinds are {', '.join(KINDS)}.")
+        raise InputError(f"Unknown operator kind {unknown[0]!r}; the kinds are {', '.join(KINDS)}, or {PAPER!r} for all.")
     if residual not in ("identity", "zero"):
         raise InputError(f"residual={residual!r} is neither 'identity' nor 'zero'.")
-    kind_of = {name: kind for kind in kinds for name in KINDS[kind]}
+    kind_of = {name: kind for kind in wanted for name in KINDS[kind]}
     sites = {
         site: kind_of[type(module).__name__]
         for site, module in unet.named_modules()
@@ -118,8 +131,7 @@ def list_operators(
         module = unet.get_submodule(site)
         edit = replacement_edit(site, module, *shapes[site], residual)
         if edit is not None:
-            kept = edit.sizes["in"] * edit.sizes["out"] + edit.sizes["out"] if edit.operation == "conv1x1" else 0
-            operators.append(Operator(site, kind, edit, sum(p.numel() for p in module.parameters()) - kept))
+            operators.append(Operator(site, kind, edit, count_parameters(module) - _kept_parameters(module, edit)))
     for pattern in exclude:
         if operators and not any(fnmatch.fnmatch(operator.site, pattern) for operator in operators):
             raise InputError(f"exclude pattern {pattern!r} matches no operator; paths look like {operators[0].site!r}.")

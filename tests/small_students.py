@@ -14,7 +14,9 @@ from common.teachers import Teacher
 from ld_pruner.initial_weights import initial_weights
 from ld_pruner.operators import list_operators
 
-DIFF_PRUNING = DiffPruning(ratio=0.5, parameters=None, variant="magnitude", threshold=0.05, every=1, rows=1, exclude=(), seed=0)
+DIFF_PRUNING = DiffPruning(
+    ratio=0.5, parameters=None, rounding="down", variant="magnitude", threshold=0.05, every=1, rows=1, exclude=(), seed=0
+)
 LD_PRUNER = (
     "down_blocks.0.attentions.0",
     "down_blocks.1.resnets.0",

@@ -71,7 +71,9 @@ def test_each_task_has_its_pages(outputs, capsys):
     index = (pages / "README.md").read_text()
     assert "## t2i\n\n- [x/main](t2i/x/main/README.md): Table 7" in index and "## uig" in index and "claims.md" not in index
     (pages / "t2i" / "claims.md").touch()
-    assert "[claims.md](t2i/claims.md)" in (published(outputs) / "README.md").read_text()
+    (pages / "faults.md").touch()
+    again = (published(outputs) / "README.md").read_text()
+    assert "[claims.md](t2i/claims.md)" in again and "[faults.md](faults.md)" in again and "faults.md" not in index
 
 
 def test_the_sweep_with_most_jobs_is_shown_and_the_later_one_among_equals(outputs):

@@ -4,14 +4,11 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
+from baselines.bk_sdm import build_student
 from baselines.bk_sdm_table import plan_for, removed_sites
 from common.cost import count_parameters
 from common.errors import InputError
-from common.plans import Plan, apply_plan
-
-
-def build_student(unet, variant):
-    return apply_plan(unet, plan_for(unet, variant))
+from common.plans import Plan
 
 
 def stable_diffusion(version):

@@ -6,18 +6,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 from torch.nn import functional as F
 
 from baselines.diff_pruning import DiffPruning, Trial, accumulate_gradients, nearest_trial
 from common.batches import mix_seed, seeded_normal
-from common.cost import count_parameters
+from common.cost import count_macs, count_parameters, probe_inputs
 from common.distillation import noising_scheduler, training_target
 from common.errors import InputError
 from common.plans import Plan, apply_plan
 
-METHOD = DiffPruning(ratio=0.3, parameters=None, variant="diff_pruning", threshold=0.05, every=250, rows=4, exclude=(), seed=0)
+METHOD = DiffPruning(
+    ratio=0.3, parameters=None, rounding="down", variant="diff_pruning", threshold=0.05, every=250, rows=4, exclude=(), seed=0
+)
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ def test_the_channels_of_least_taylor_importance_go(tiny_teacher, data_calibrati
         product = (weights[f"{name}.weight"] * gradients[f"{name}.weight"]).transpose(0, dimension).flatten(1)
         parts.append(product.abs().sum(1) if variant == "diff_pruning" else product.sum(1).abs())
     by_place = torch.stack(parts).mean(0).view(4, 4).mean(0)  # four norm groups of four channels
-    stay = by_place.argsort(descending=True)[:2].sort().values  # floor(4 * 0.7)
+    stay = by_place.argsort(descending=True)[:3].sort().values  # of 16 go 16 - floor(16 * 0.7) = 5, of each group floor(5 / 4)
     expected = (stay + 4 * torch.arange(4)[:, None]).flatten()
     assert torch.equal(plan.tensors[f"{block}.conv1.out"], expected)
     assert torch.equal(plan.tensors[f"{block}.conv2.in"], expected)
@@ -123,6 +125,46 @@ def test_every_variant_gives_a_plan_of_the_same_size(tiny_teacher, data_calibrat
     assert again == plan and all(torch.equal(again.tensors[name], value) for name, value in plan.tensors.items())
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in unet.parameters())
     assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
+
+
+# google/ddpm-cifar10-32, the U-Net of the paper's first table
+CIFAR10 = {
+    "sample_size": 32,
+    "block_out_channels": (128, 256, 256, 256),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+}
+
+
+@pytest.mark.parametrize(
+    ("rounding", "parameters", "billions", "shares"),
+    [
+        ("down", 19_851_157, 3.4, (0.25, 154 / 512)),  # the authors' ddpm_prune.py with torch-pruning 1.2 counts this too
+        ("up", 13_949_333, 2.1, (154 / 512, 0.5)),
+    ],
+)
+def test_the_paper_s_ratio_gives_the_paper_s_size(rounding, parameters, billions, shares):
+    """Table 1: 35.7M and 6.1G MACs (convolutions and linear maps) become 19.8M and 3.4G at a ratio of 0.3."""
+    with torch.device("meta"):
+        unet = UNet2DModel(**CIFAR10)
+    pruned = UNet2DModel(**CIFAR10)
+    method = replace(METHOD, variant="random", rounding=rounding)
+    plan = method.plan(pruned, None, "", None)
+    student = apply_plan(unet, replace(plan, tensors={name: value.to("meta") for name, value in plan.tensors.items()}))
+    arguments, conditions = probe_inputs(unet)
+    counts = [count_macs(network, arguments, conditions).without_attention_products / 1e9 for network in (unet, student)]
+    assert (count_parameters(unet), count_parameters(student)) == (35_746_307, parameters)
+    assert counts == pytest.approx([6.1, billions], abs=0.05)
+    reached = {name: value for name, value in plan.settings.items() if name.endswith("_reached")}
+    ends = reached.pop("least_in_a_group_reached"), reached.pop("most_in_a_group_reached")
+    assert ends == pytest.approx(shares)
+    assert ends[0] < reached.pop("channel_ratio_reached") < ends[1]
+    assert reached == {"ratio_reached": pytest.approx(1 - parameters / 35_746_307)}
 
 
 def test_variants_and_seeds_choose_differently(tiny_teacher, data_calibration):
@@ -181,6 +223,12 @@ def test_what_can_be_reached_is_told_and_can_be_had(narrowest):
     def prune(channel_ratio):
         return pretended(channel_ratio, narrowest)
 
+    def rounded_down(channel_ratio):
+        return pretended(channel_ratio, narrowest) if channel_ratio > 0.1 else Trial(channel_ratio, None, 0.0)
+
+    with pytest.raises(InputError, match=r"^method\.parameters=0\.01: the fewest channels that can go are 0\.\d+ of"):
+        nearest_trial(rounded_down, 0.01)
+    assert nearest_trial(rounded_down, 0.5) == nearest_trial(prune, 0.5)
     for parameters, told in ((0.01, "the fewest channels"), (0.995, "the most channels")):
         with pytest.raises(InputError, match=rf"^method\.parameters={parameters}: {told} that can go are 0\.\d+ of") as caught:
             nearest_trial(prune, parameters)
@@ -202,12 +250,12 @@ def test_a_share_of_the_parameters_is_the_ratio_found_for_it(tiny_teacher, data_
     assert len(accumulations) == 1
     reached = plan.settings["ratio_reached"]
     assert 1 - count_parameters(apply_plan(unet, plan)) / count_parameters(unet) == pytest.approx(reached)
-    by_ratio = replace(METHOD, ratio=plan.settings["channel_ratio_reached"]).plan(unet, data_calibration, "tiny", tmp_path)
+    by_ratio = replace(METHOD, ratio=plan.settings["channel_ratio"]).plan(unet, data_calibration, "tiny", tmp_path)
     assert by_ratio.edits == plan.edits and by_ratio.settings["ratio_reached"] == reached
     assert all(torch.equal(by_ratio.tensors[name], value) for name, value in plan.tensors.items())
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in unet.parameters())
     for step in (-1 / 8, 1 / 8):
-        other = replace(METHOD, ratio=plan.settings["channel_ratio_reached"] + step)
+        other = replace(METHOD, ratio=plan.settings["channel_ratio"] + step)
         assert abs(other.plan(unet, data_calibration, "tiny", tmp_path).settings["ratio_reached"] - 0.6) >= abs(reached - 0.6)
 
 
@@ -220,7 +268,9 @@ def test_a_share_of_the_parameters_is_the_ratio_found_for_it(tiny_teacher, data_
         ({"ratio": None}, r"^method\.ratio=null, method\.parameters=null: exactly one of them is needed"),
         ({"ratio": None, "parameters": 0.0}, "method.parameters=0.0: a number above 0 and below 1"),
         ({"ratio": None, "parameters": 1.0}, "method.parameters=1.0: a number above 0 and below 1"),
-        ({**SEARCHED, "parameters": 0.5, "exclude": ("*",)}, "removes no channel"),
+        ({"exclude": ("*",)}, "A share of 0.3 removes no channel"),
+        ({**SEARCHED, "parameters": 0.5, "exclude": ("*",)}, "the most channels that can go are 0.0 of"),
+        ({"rounding": "nearest"}, "method.rounding='nearest' is none of down, up"),
         ({**SEARCHED, "parameters": 0.001}, r"method\.parameters=0\.001: the fewest channels that can go are 0\.\d+ of"),
         ({**SEARCHED, "parameters": 0.999}, r"method\.parameters=0\.999: the most channels that can go are 0\.\d+ of"),
         ({"variant": "l1"}, "method.variant='l1' is none of diff_pruning, taylor, magnitude, random"),

@@ -3,18 +3,23 @@
 import json
 import os
 import shutil
+from inspect import signature
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from safetensors.torch import load_file
 
 from baselines.bk_sdm_table import plan_for
 from baselines.published import Published
+from common.architectures import meta_teacher
+from common.cost import count_parameters
 from common.errors import InputError
 from common.plans import Plan, apply_plan
 from common.student_folders import load_student, save_student
 from common.teachers import load_denoiser, load_teacher
 from tests.conftest import publish_variant
+from tests.test_conf import compose_config
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -40,6 +45,56 @@ def test_bk_sdm_s_checkpoints_are_rows_and_round_trip(tiny_teacher, tiny_teacher
     assert saved.keys() == given.keys() and all(torch.equal(saved[name], given[name]) for name in given)
     loaded = load_student(tiny_teacher, tmp_path / "student").denoiser
     assert all(torch.equal(tensor, student.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("row", "variant", "count"),
+    [
+        ("bk_sdm_base", "base", 579_384_964),
+        ("bk_sdm_small", "small", 482_346_884),
+        ("bk_sdm_tiny", "tiny", 323_384_964),
+        ("small_sd", "base", 579_384_964),
+        ("tiny_sd", "tiny", 323_384_964),
+    ],
+)
+def test_rows_of_full_size_are_recognised(row, variant, count):
+    """The teacher's configuration is of diffusers 0.2: mid_block_type, which Small changes, is one of its many defaults."""
+    unet = meta_teacher("CompVis/stable-diffusion-v1-4").denoiser
+    assert "mid_block_type" in unet.config["_use_default_values"]
+    cfg = compose_config("config", "scale=paper", "teacher=sd14", f"row=published/{row}")
+    plan = instantiate(cfg.method).outlook(unet, None).plan
+    assert plan.settings["variant"] == variant
+    assert count_parameters(apply_plan(unet, plan)) == count
+
+
+def without_defaults(folder, target):
+    """A copy of the pipeline whose U-Net's configuration lacks all that equals diffusers' defaults, as old ones do."""
+    from diffusers import UNet2DConditionModel
+
+    shutil.copytree(folder, target)
+    path = target / "unet" / "config.json"
+    defaults = {name: each.default for name, each in signature(UNet2DConditionModel.__init__).parameters.items()}
+    defaults = json.loads(json.dumps(defaults, default=str))
+    kept = {name: value for name, value in json.loads(path.read_text()).items() if value != defaults.get(name, ...)}
+    path.write_text(json.dumps(kept))
+    return target
+
+
+@pytest.mark.parametrize("variant", ["base", "small", "tiny"])
+@pytest.mark.parametrize("old", ["teacher", "published", "both"])
+def test_configurations_without_defaults_are_recognised(tiny_teacher_folder, tmp_path, variant, old):
+    folder = publish_variant(tiny_teacher_folder, tmp_path / "nota", variant)
+    if old != "published":
+        tiny_teacher_folder = without_defaults(tiny_teacher_folder, tmp_path / "old_teacher")
+    if old != "teacher":
+        folder = without_defaults(folder, tmp_path / "old_nota")
+    teacher = load_teacher(str(tiny_teacher_folder))
+    assert bool(teacher.denoiser.config.get("_use_default_values")) == (old != "published")
+    plan = published_plan(folder, teacher)
+    assert plan.settings["variant"] == variant and plan.edits == plan_for(teacher.denoiser, variant).edits
+    student = apply_plan(teacher.denoiser, plan).state_dict()
+    given = load_denoiser(folder).state_dict()
+    assert student.keys() == given.keys() and all(torch.equal(student[name], given[name]) for name in given)
 
 
 def test_bk_sdm_s_checkpoint_is_a_teacher(published_folders, tmp_path):

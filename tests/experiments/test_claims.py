@@ -94,6 +94,10 @@ def test_the_page(results, capsys, monkeypatch):
         "| 1 | good is better | p | distance: good **1600**; bad **2000** | **holds** | [x/table](x/table/README.md) |" in text
     )
     assert "distance 1.0 %" in text and "1 of 1 claims measured" in capsys.readouterr().out
+    assert "faults.md" not in text
+    (results / "faults.md").touch()
+    check(argparse.Namespace(results=results))
+    assert all("[faults.md](faults.md)" in (results / name).read_text() for name in ("claims.md", "README.md"))
 
 
 def test_rows_of_other_protocols_are_not_compared(results):

@@ -1,6 +1,8 @@
 """The knapsack is exact: against enumeration, and against dynamic programming over integer sizes; SDXL up to a plan."""
 
 import json
+import random
+from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
 
@@ -75,8 +77,17 @@ def test_edges():
     assert select_layers([0.0, 0.0], [3, 4], 4) in ([1], [0, 1])
     with pytest.raises(InputError, match="out of reach; all layers together have 7"):
         select_layers([1.0, 2.0], [3, 4], 8)
-    with pytest.raises(InputError, match="layer 1 is not finite"):
-        select_layers([1.0, float("nan")], [3, 4], 2)
+    with pytest.raises(InputError, match="out of reach"):
+        select_layers([1.0, 2.0], [10**15, 10**15], 2 * 10**15 + 1)
+    for values in ([1.0, float("nan")], [1.0, float("inf")]):
+        with pytest.raises(InputError, match="the loss of layer 1 is not finite"):
+            select_layers(values, [3, 4], 2)
+        with pytest.raises(InputError, match="the size of layer 1 is not finite"):
+            select_layers([3, 4], values, 2)
+        with pytest.raises(InputError, match="a finite number is needed"):
+            select_layers([3, 4], [3, 4], values[1])
+    with pytest.raises(InputError, match="layer 0 has a negative size"):
+        select_layers([3, 4], [-1, 4], 2)
     with pytest.raises(InputError, match="1 losses for 2 sizes"):
         select_layers([1.0], [3, 4], 2)
 
@@ -107,6 +118,78 @@ def test_losses_of_very_different_scale(seed):
         assert losses[select_layers(losses, sizes, budget)].sum() == pytest.approx(
             by_enumeration(losses, sizes, budget), rel=1e-6
         )
+
+
+def exact_least(losses, sizes, budget):
+    """The least sum by enumeration, in fractions."""
+    losses, sizes = [Fraction(loss) for loss in losses], [Fraction(size) for size in sizes]
+    best = None
+    for bits in range(1 << len(losses)):
+        chosen = [index for index in range(len(losses)) if bits >> index & 1]
+        if sum(sizes[index] for index in chosen) >= Fraction(budget):
+            loss = sum((losses[index] for index in chosen), Fraction())
+            best = loss if best is None else min(best, loss)
+    return best
+
+
+LOSSES = {
+    "of one scale": lambda draw: draw.uniform(0, 1),
+    "of 600 orders": lambda draw: draw.random() * 10 ** draw.uniform(-300, 300),
+    "whole": lambda draw: draw.randint(0, 3),
+    "ends": lambda draw: draw.choice([0, 1e-300, 1.0, 1.0, 1e300]),
+    "of both signs": lambda draw: draw.uniform(-1, 1),
+}
+SIZES = {
+    "of 12 orders": lambda draw: int(10 ** draw.uniform(0, 12)),
+    "few": lambda draw: draw.choice([0, 320, 640, 1280]),
+    "ends": lambda draw: draw.choice([0, 1, 2, 10**12]),
+    "times": lambda draw: draw.lognormvariate(0, 2),
+}
+
+
+@pytest.mark.parametrize("losses", LOSSES)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_exact_at_every_ratio_and_silent(losses, sizes, capfd):
+    draw = random.Random(f"{losses} {sizes}")
+    for _ in range(40):
+        count = draw.randint(1, 8)
+        cost, size = [LOSSES[losses](draw) for _ in range(count)], [SIZES[sizes](draw) for _ in range(count)]
+        budget = draw.choice([draw.uniform(0, 1) * sum(size), sum(draw.sample(size, draw.randint(0, count)))])
+        chosen = select_layers(cost, size, budget)
+        assert sum(Fraction(size[index]) for index in chosen) >= Fraction(min(budget, sum(map(Fraction, size))))
+        assert sum(Fraction(cost[index]) for index in chosen) == exact_least(cost, size, min(budget, sum(map(Fraction, size))))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_layer_a_million_times_as_large_is_no_reason_to_take_it():
+    assert select_layers([1, 5, 2], [1, 10**6, 1], 1) == [0]
+    assert select_layers([1.0, 5.0, 2.0], [1, 10**6, 1], 10**6) == [1]
+    assert select_layers([1.0, 5.0, 2.0], [1, 10**6, 1], 10**6 + 1) == [0, 1]
+    assert select_layers([1e-300, 1e300], [10**12, 10**12], 1) == [0]
+
+
+def test_five_hundred_layers_of_every_scale(capfd):
+    numbers = np.random.default_rng(4)
+    losses, sizes = 10 ** numbers.uniform(-9, 0, 500), (10 ** numbers.uniform(0, 12, 500)).astype(np.int64)
+    budget = int(sizes.sum()) // 2
+    chosen = select_layers(losses, sizes, budget)
+    assert sum(int(sizes[index]) for index in chosen) >= budget
+    # no layer can come back, and no two can change places for a smaller sum
+    spare = sum(int(sizes[index]) for index in chosen) - budget
+    left = sorted(set(range(500)) - set(chosen))
+    assert all(sizes[index] > spare for index in chosen)
+    assert not any(losses[i] < losses[j] and sizes[j] - sizes[i] <= spare for j in chosen for i in left)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_losses_in_proportion_to_unrelated_sizes_end_near_the_least(monkeypatch):
+    monkeypatch.setattr("laptop_diff.knapsack.MANY", 2_000)
+    monkeypatch.setattr("laptop_diff.knapsack.BEAM", 50)
+    draw = random.Random(0)
+    sizes = [draw.randint(10**11, 10**12) for _ in range(40)]
+    budget = sum(sizes) // 3
+    removed = sum(sizes[index] for index in select_layers(sizes, sizes, budget))  # losses are the sizes: at least the budget
+    assert budget <= removed < budget * (1 + 1e-3)
 
 
 def test_negative_losses_and_the_largest_budget():

@@ -6,10 +6,20 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
+from common.plans import Plan, apply_plan, edited
+from common.teachers import load_denoiser
 from ld_pruner import list_operators
 from ld_pruner.initial_weights import CHOICES, initial_weights
+from tests.test_conf import compose_config
 
-PAIRED = [("norm", "norm"), ("attention", "attention")]
+# the last linear maps of what a module adds to its input, or its caller does: without them nothing is added
+LAST = {
+    "attention": ("to_out.0",),
+    "feed_forward": ("net.2",),
+    "resnet": ("conv2",),
+    "transformer_block": ("attn1.to_out.0", "attn2.to_out.0", "ff.net.2"),
+    "transformer": ("proj_out",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +31,7 @@ def stable_diffusion():
 
 
 def test_stable_diffusion_counts(stable_diffusion):
-    operators = list_operators(stable_diffusion)
+    operators = list_operators(stable_diffusion, "paper")
     counts = Counter(operator.kind for operator in operators)
     # 22 ResNets, 16 transformers, 32 attentions, 3 + 3 samplers; 61 GroupNorms + 48 LayerNorms; of 98 convolutions
     # conv_in, conv_out and the 14 shortcuts (1x1 already) are left out
@@ -40,6 +50,8 @@ def test_stable_diffusion_counts(stable_diffusion):
     replaced = Counter((operator.kind, operator.edit.operation) for operator in operators)
     assert replaced["resnet", "conv1x1"] == 14 and replaced["resnet", "identity"] == 8
     assert replaced["downsampler", "avg_pool"] == 3 and replaced["upsampler", "upsample"] == 3
+    assert len(operators) == 322
+    assert len(list_operators(stable_diffusion, compose_config("config", "method=ld_pruner").method.kinds)) == 108
     transformers = sum(o.parameters_saved for o in operators if o.kind == "transformer")
     assert round(transformers / 1e6, 2) == 267.24  # papers: 31.1 % of the U-Net
 
@@ -61,6 +73,65 @@ def test_unconditional_unet_has_operators():
     assert {"resnet", "attention", "downsampler", "upsampler"} <= {operator.kind for operator in list_operators(unet)}
 
 
+def unconditional(**settings):
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    shared = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    return UNet2DModel(attention_head_dim=4, **shared | blocks | settings)
+
+
+def conditional(cross="CrossAttn", **settings):
+    blocks = {"down_block_types": (f"{cross}DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", f"{cross}UpBlock2D")}
+    shared = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    return UNet2DConditionModel(attention_head_dim=4, cross_attention_dim=12, **shared | blocks | settings)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        unconditional,
+        lambda: unconditional(mid_block_scale_factor=2.0),  # diffusers divides the sum in ResNet blocks and attention
+        conditional,
+        lambda: conditional(mid_block_scale_factor=2.0, resnet_out_scale_factor=1.5),
+        lambda: conditional("SimpleCrossAttn", mid_block_type="UNetMidBlock2DSimpleCrossAttn"),  # DeepFloyd IF's
+    ],
+    ids=["unconditional", "unconditional_scaled", "conditional", "conditional_scaled", "added_kv"],
+)
+@torch.no_grad()
+def test_without_an_operator_the_network_is_as_if_its_last_weights_were_zero(build):
+    """diffusers' own forward pass tells where the residual is added and what is divided by what."""
+    torch.manual_seed(0)
+    unet = build().eval()
+    text = {} if isinstance(unet, UNet2DModel) else {"encoder_hidden_states": torch.randn(2, 7, 12)}
+    noisy = torch.randn(2, unet.config.in_channels, 8, 8)
+    seen = Counter()
+    for operator in list_operators(unet, tuple(LAST), residual="zero"):
+        if operator.edit.operation == "conv1x1":
+            continue
+        module = unet.get_submodule(operator.site)
+        last = [weight for path in LAST[operator.kind] for weight in module.get_submodule(path).parameters()]
+        before = [weight.clone() for weight in last]
+        for weight in last:
+            weight.zero_()
+        expected = unet(noisy, 300, **text).sample
+        for weight, value in zip(last, before, strict=True):
+            weight.copy_(value)
+        with edited(unet, [operator.edit], {}):
+            assert torch.allclose(unet(noisy, 300, **text).sample, expected, rtol=1e-5, atol=1e-6), operator
+        assert operator.parameters_saved == sum(weight.numel() for weight in module.parameters())
+        seen[operator.kind] += 1
+    assert seen["attention"] >= 3 and seen["resnet"] >= 3
+
+
+def test_a_student_without_attention_trains_all_that_is_left(tiny_uig_teacher_folder):
+    unet = load_denoiser(tiny_uig_teacher_folder)
+    operators = list_operators(unet, "attention", residual="zero")
+    assert len(operators) == 16 and {operator.edit.operation for operator in operators} == {"identity"}
+    for chosen in (operators, operators[-1:], operators[8:9]):
+        student = apply_plan(unet, Plan("test", tuple(operator.edit for operator in chosen))).requires_grad_(True)
+        student(torch.randn(2, 3, 16, 16), 500).sample.square().mean().backward()
+        assert [name for name, weight in student.named_parameters() if weight.grad is None] == []
+
+
 def test_kinds_exclude_and_residual(tiny_teacher):
     unet = tiny_teacher.denoiser
     only = list_operators(unet, kinds=("attention",), exclude=("down_blocks.*",), residual="zero")
@@ -69,8 +140,10 @@ def test_kinds_exclude_and_residual(tiny_teacher):
     assert len(only) == 2 * (1 + 9)
     with pytest.raises(ValueError, match="'up_block.\\*' matches no operator"):
         list_operators(unet, exclude=("up_block.*",))
-    with pytest.raises(ValueError, match="the kinds are conv, attention"):
-        list_operators(unet, kinds=("convolution",))
+    assert list_operators(unet, "attention", ("down_blocks.*",), "zero") == only
+    for kinds in (("convolution",), "convolution", ("paper", "conv")):
+        with pytest.raises(ValueError, match="the kinds are conv, attention.*'paper' for all"):
+            list_operators(unet, kinds)
     with pytest.raises(ValueError, match="residual"):
         list_operators(unet, residual="half")
 
