@@ -107,9 +107,9 @@ class TrainingProgress(L.Callback):
     def on_train_end(self, *args: Any) -> None:
         self.bar.__exit__(None, None, None)
 
-    def on_exception(self, *args: Any) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if hasattr(self, "bar"):
-            self.bar.__exit__(None, None, None)
+            self.bar.__exit__(type(exception), exception, exception.__traceback__)
 
 
 def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
