@@ -22,6 +22,7 @@ from common.errors import InputError
 from common.fsdp import shared_like, whole
 from common.processes import is_first, on_this_machine, process_count
 from common.progress import progress_bar
+from common.signals import handlers_of_now
 
 # batches come from memory and are numbered (common/batches.py): no workers are needed, and resuming mid-epoch is exact
 IRRELEVANT = (
@@ -112,6 +113,19 @@ class TrainingProgress(L.Callback):
             self.bar.__exit__(type(exception), exception, exception.__traceback__)
 
 
+class OwnSignals(L.Callback):
+    """Keeps signals as they were before Lightning took them over.
+
+    At SIGTERM its handler ends a training with exit code 0, and with several processes waits for those that are computing.
+    """
+
+    def __init__(self) -> None:
+        self.put_back = handlers_of_now()
+
+    def on_train_start(self, *args: Any) -> None:
+        self.put_back()
+
+
 def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
     """As latest_checkpoint, in a folder that is there afterwards, without older checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +205,7 @@ def fit(
             accumulate_grad_batches=accumulate,
             logger=[CSVLogger(folder, name="log", version=f"from_{done}"), *loggers],
             plugins=[WholeCheckpoints()],
-            callbacks=[*callbacks, TrainingProgress(description), saver],
+            callbacks=[OwnSignals(), *callbacks, TrainingProgress(description), saver],
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,

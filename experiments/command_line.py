@@ -9,16 +9,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from common.collectives import speaks
 from common.errors import InputError
 from common.files import ROOT
 from common.processes import is_first
+from common.signals import Ended, raised_signals
 
 
 def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`command` with InputError and a full disk told in one line (exit code 2), and an interrupt likewise (130).
+    """`command` with InputError and a full disk told in one line (exit code 2), and a signal that ends it likewise (128 + it).
 
     Of several processes that run a job together, one tells it.
     """
@@ -26,7 +27,8 @@ def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
     @functools.wraps(command)
     def run(settings: Any) -> Any:
         try:
-            return command(settings)
+            with raised_signals():
+                return command(settings)
         except Exception as error:
             end_if_unread()
             message = explain(error)
@@ -36,12 +38,17 @@ def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
                 raise
             print(f"error: {message}", file=sys.stderr)
             sys.exit(2)
-        except KeyboardInterrupt:
-            if is_first():
-                print("interrupted; the same command goes on from here", file=sys.stderr)
-            sys.exit(130)
+        except Ended as ended:
+            tell_end(ended)
 
     return run
+
+
+def tell_end(ended: Ended) -> NoReturn:
+    """Says what ended the command, in one line of one process, and exits with 128 and the signal's number."""
+    if speaks():
+        print(f"{ended}; the same command goes on from here", file=sys.stderr, flush=True)
+    sys.exit(ended.exit_code)
 
 
 @contextmanager
@@ -55,8 +62,11 @@ def one_line_composition_errors() -> Iterator[None]:
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print over several lines
     try:
-        yield
+        with raised_signals():
+            yield
         end_if_unread()
+    except Ended as ended:
+        tell_end(ended)
     except (HydraException, OmegaConfBaseException) as error:
         if is_first():
             print(f"error: {composition_error(error)}", file=sys.stderr)

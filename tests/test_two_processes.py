@@ -52,17 +52,21 @@ JOBS = {
 }
 
 
-def together(*arguments, count=2, **environment):
+def start_together(*arguments, count=2, **environment):
     """The same command as `count` processes that know of each other, as torchrun would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
+    return [
         start(*arguments, **shared, RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", OMP_NUM_THREADS="1", **environment)
         for rank in range(count)
     ]
-    return [each.wait(200) for each in started]
+
+
+def together(*arguments, count=2, **environment):
+    """As start_together, to the end."""
+    return [each.wait(200) for each in start_together(*arguments, count=count, **environment)]
 
 
 def both(task, teacher, folder, *settings, method):
