@@ -8,6 +8,7 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,7 +47,8 @@ def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def tell_end(ended: Ended) -> NoReturn:
     """Says what ended the command, in one line of one process, and exits with 128 and the signal's number."""
-    if speaks():
+    worker = current_process().name.startswith("Loky")  # of joblib's launcher: the command itself tells it
+    if not worker and speaks():
         print(f"{ended}; the same command goes on from here", file=sys.stderr, flush=True)
     sys.exit(ended.exit_code)
 
