@@ -14,9 +14,24 @@ from typing import Any, NoReturn
 
 from common.collectives import speaks
 from common.errors import InputError
-from common.files import ROOT
+from common.files import ROOT, refusal
 from common.processes import is_first
 from common.signals import Ended, raised_signals
+
+GO_ON = "the same command then goes on from here"
+REFUSALS = {  # of the system: what a person does about them
+    errno.ENOSPC: f"free some; {GO_ON}",
+    errno.EDQUOT: f"free some; {GO_ON}",
+    errno.EROFS: "give another folder (outputs=<folder>)",
+    errno.EACCES: "give another folder (outputs=<folder>), or the permission",
+    errno.EPERM: "give another folder (outputs=<folder>), or the permission",
+    errno.ENOTDIR: "a file is where a folder is needed: move it, or give another folder (outputs=<folder>)",
+    errno.EEXIST: "a file is where a folder is needed: move it, or give another folder (outputs=<folder>)",
+    errno.EISDIR: "a folder is where a file is needed: move it",
+    errno.ENAMETOOLONG: "give a shorter one",
+    errno.EIO: f"the disk, or the connection to it, has failed; {GO_ON}",
+    errno.EMFILE: f"allow more (ulimit -n); {GO_ON}",
+}
 
 
 def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -69,6 +84,13 @@ def one_line_composition_errors() -> Iterator[None]:
         end_if_unread()
     except Ended as ended:
         tell_end(ended)
+    except OSError as error:  # in making the job's folder
+        message = explain(error)
+        if message is None:
+            raise
+        if is_first():
+            print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
     except (HydraException, OmegaConfBaseException) as error:
         if is_first():
             print(f"error: {composition_error(error)}", file=sys.stderr)
@@ -102,7 +124,8 @@ def explain(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, InputError):
             return " ".join(str(error).split())
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
-            return f"no space left on the disk ({getattr(error, 'filename', None) or 'outputs'}); free some and rerun"
+        if (number := refusal(error)) in REFUSALS:
+            where = getattr(error, "filename", None)
+            return f"{os.strerror(number)}{f': {where}' if where else ''}; {REFUSALS[number]}"
         error = error.__cause__
     return None

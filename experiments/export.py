@@ -11,14 +11,15 @@ the tolerance end the command with an error, and nothing is written. `pip instal
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
 from common.files import whole_folder, write_json
+from common.strict_json import read_json
 from experiments.command_line import one_line_errors
+from experiments.rows import PARTS
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 EXPORT_FILE = "export.json"
@@ -32,10 +33,7 @@ def read_job(folder: Path) -> dict[str, Any]:
     missing = [path.relative_to(folder) for path in (row, student) if not path.is_file()]
     if missing:
         raise InputError(f"{folder} lacks {missing[0]}: give the folder of a finished job (<outputs>/<task>/<method>/<id>).")
-    try:
-        return json.loads(row.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{row} is damaged ({error}); delete it and run the job again.") from error
+    return read_json(row, "delete it and run the job again", PARTS)
 
 
 def check_out(out: Path) -> None:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from common.errors import InputError
 from experiments.jobs import job_settings
 from experiments.preparation import Prepared, prepare
-from experiments.rows import CHOICES
+from experiments.rows import CHOICES, PARTS
 from experiments.stages import stage
 
 
@@ -58,18 +58,14 @@ def find_row(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
 
     What it lacks of cfg.metrics is measured over the samples that the job has kept, and the row written anew.
     """
-    import json
-
     from common.files import write_json
+    from common.strict_json import read_json
     from experiments.job_report import print_table
 
     path = folder / "result.json"
     if not path.is_file():
         return None
-    try:
-        row = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is damaged ({error}); delete it and the job ends anew.") from error
+    row = read_json(path, "delete it and the job ends anew", PARTS)
     print(f"This job is done: {path} (delete the folder to run it again).")
     if add_to_row(cfg, row, folder):
         write_json(path, row)
@@ -133,6 +129,7 @@ def compute(cfg: DictConfig, folder: Path, prepared: Prepared, run: Any) -> Call
     """
     from common.collectives import barrier, on_first
     from common.student_folders import load_student, save_student
+    from common.training import drop_checkpoints
     from experiments.caches import cache_folder
     from experiments.evaluate import evaluate
     from experiments.planning import make_plans, prune
@@ -154,6 +151,7 @@ def compute(cfg: DictConfig, folder: Path, prepared: Prepared, run: Any) -> Call
                 work = folder / "distill"
                 student = train_student(cfg, teacher, student, plans, method, prompts[0], work, cache, loggers(run))
             on_first(lambda: save_student(teacher, student, folder / "student"))
+        on_first(lambda: drop_checkpoints(folder / "distill"))  # of a run that was killed before it came to this, too
         if trains:
             models["distilled"] = load_student(teacher, folder / "student").to(teacher.device)
     with stage("measuring", seconds, cfg):

@@ -1,11 +1,11 @@
 """The row of a finished job: costs measured, pictures drawn, everything put together."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from common.strict_json import read_json
 from experiments.stages import stage
 
 
@@ -109,6 +109,6 @@ def add_training(row: dict[str, Any], folder: Path) -> None:
     from experiments.train_student import REPORT
 
     if (folder / REPORT).is_file():
-        row["training"] = json.loads((folder / REPORT).read_text())
+        row["training"] = read_json(folder / REPORT, f"delete {folder.parent} and run the job again")
         trained = row["training"].get("denoiser", {})
         row["reached"] |= {name: value for name, value in trained.items() if name.endswith("_reached")}

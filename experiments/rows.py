@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.strict_json import from_json
 
 SAMPLED_BY = ("images", "reference_images", "steps", "guidance_scale", "split", "seed", "seeds", "scheduler")  # of a protocol
 KNOBS = ("variant", "k", "ratio", "parameters", "sparsity")  # what a sweep of a method is usually over
@@ -42,7 +43,7 @@ def read_rows(folders: Iterable[Path]) -> list[Row]:
             raise InputError(f"{folder} is no folder; give one that holds jobs, such as outputs.")
         for path, text in texts_below(folder):
             try:
-                row = json.loads(text)
+                row = from_json(text)
                 missing = [name for name in PARTS if name not in row]
                 if missing:
                     raise ValueError(f"it lacks {', '.join(missing)}")

@@ -8,7 +8,6 @@ Each stage leaves its result in `work`; a killed run, started again, goes on fro
 the weights of an uninterrupted one.
 """
 
-import json
 import shutil
 from pathlib import Path
 
@@ -22,6 +21,7 @@ def check_work(cfg: DictConfig, work: Path) -> None:
     """InputError when `work` was begun with other settings; the number of steps and how often to save may change."""
     from common.errors import InputError
     from common.files import write_json
+    from common.strict_json import read_json
 
     settings = OmegaConf.to_container(cfg, resolve=True)
     begun = {"seed": settings["seed"], "start": settings["start"], **settings["teacher_training"]}
@@ -32,7 +32,7 @@ def check_work(cfg: DictConfig, work: Path) -> None:
     path = work / "settings.json"
     if not path.is_file():
         write_json(path, begun)
-    elif json.loads(path.read_text()) != begun:
+    elif read_json(path, f"delete {work}, or give work=<another folder>") != begun:
         raise InputError(f"{work} was begun with other settings ({path}); delete it, or give work=<another folder>.")
 
 
@@ -41,9 +41,10 @@ def check_work(cfg: DictConfig, work: Path) -> None:
 def main(cfg: DictConfig) -> None:
     import torch
 
-    from common.files import write_json
+    from common.files import check_writable, write_json
     from common.pictures import save_grid, upright
     from common.processes import refuse_others
+    from common.strict_json import read_json
     from common.student_folders import save_whole
     from experiments.autoencoder_training import (
         encode_images,
@@ -56,6 +57,7 @@ def main(cfg: DictConfig) -> None:
 
     refuse_others("experiments.train_teacher")
     work, out = Path(cfg.work), Path(cfg.out)
+    check_writable(out.absolute().parent, "the folder of out")
     check_work(cfg, work)
     settings = cfg.teacher_training
     training = hydra.utils.instantiate(settings.data, split="train")
@@ -69,7 +71,7 @@ def main(cfg: DictConfig) -> None:
     rows = cached_tensors(work / "latents.safetensors", lambda: {"tensor": encode_images(autoencoder, training.images)})
     parts, last_loss = train_denoiser(cfg, rows["tensor"], training, autoencoder, work)
     pipeline = hydra.utils.instantiate(settings.pipeline)(**{settings.autoencoder.part: autoencoder}, **parts)
-    earlier = [] if cfg.start is None else json.loads((Path(cfg.start) / "training.json").read_text())
+    earlier = [] if cfg.start is None else read_json(Path(cfg.start) / "training.json", "give another start=<teacher>", None)
     save_whole(pipeline.to(dtype=torch.float16), out)
     for picture in ("samples.png", "reconstructions.png"):
         shutil.copyfile(work / picture, out / picture)
