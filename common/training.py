@@ -147,13 +147,14 @@ def check_checkpoint(path: Path, module: L.LightningModule) -> None:
     from zipfile import is_zipfile
 
     try:
+        if not is_zipfile(path):
+            raise ValueError("it is no checkpoint")
         kept = torch.load(path, map_location="meta", mmap=True, weights_only=True)
         shapes = {name: tensor.shape for name, tensor in kept["state_dict"].items()}
         absent = next((name for name in PARTS_OF_A_CHECKPOINT if name not in kept), None)
         wrong = f"it lacks {absent}" if absent else None
     except UnpicklingError:
-        more = "it holds more than tensors and plain values, of which nothing was run"
-        wrong = more if is_zipfile(path) else "it is no checkpoint"
+        wrong = "it holds more than tensors and plain values, of which nothing was run"
     except Exception as error:  # zip and torch each raise their own kind for a damaged file
         wrong = first_line(error)
     if wrong is None and shapes != {name: tensor.shape for name, tensor in module.state_dict().items()}:

@@ -29,6 +29,7 @@ REFUSALS = {  # of the system: what a person does about them
     errno.EEXIST: "a file is where a folder is needed: move it, or give another folder (outputs=<folder>)",
     errno.EISDIR: "a folder is where a file is needed: move it",
     errno.ENAMETOOLONG: "give a shorter one",
+    errno.EFBIG: f"allow larger files (ulimit -f); {GO_ON}",
     errno.EIO: f"the disk, or the connection to it, has failed; {GO_ON}",
     errno.EMFILE: f"allow more (ulimit -n); {GO_ON}",
 }

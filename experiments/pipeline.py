@@ -85,8 +85,8 @@ def new_row(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]
         "command": shlex.join(["python", "run.py", *hydra_config.overrides.task]),
         "choices": {name: hydra_config.runtime.choices.get(name) for name in CHOICES},
     }
-    with tracking(cfg, folder) as run:
-        finish = compute(cfg, folder, prepared, run)
+    with tracking(cfg, folder) as tracker:
+        finish = compute(cfg, folder, prepared, tracker)
         return on_first(lambda: write_row(folder, {"settings": job_settings(cfg), **made_by, **finish()}))
 
 
@@ -122,13 +122,24 @@ def add_to_row(cfg: DictConfig, row: dict[str, Any], folder: Path) -> bool:
     return before != row
 
 
-def compute(cfg: DictConfig, folder: Path, prepared: Prepared, run: Any) -> Callable[[], dict[str, Any]]:
+def kept_student(teacher: Any, folder: Path) -> Any:
+    """The student that the job has saved; InputError with the remedy when its folder is damaged."""
+    from common.student_folders import load_student
+
+    try:
+        return load_student(teacher, folder)
+    except (InputError, OSError, LookupError, StopIteration) as error:
+        told = str(error).rstrip(".") or "its model_index.json names no autoencoder"
+        raise InputError(f"{folder} is damaged ({told}); delete it and the student is trained anew.") from error
+
+
+def compute(cfg: DictConfig, folder: Path, prepared: Prepared, tracker: Any) -> Callable[[], dict[str, Any]]:
     """The stages of a job that its processes share; each finds what an interrupted run has left in `folder` and goes on there.
 
-    run: the job's W&B run, or None. Returns what is left for one process to do: measure speeds, draw, put the row together.
+    tracker: the job's W&B run, or None. Returns what is left for one process to do: measure speeds, draw, put the row together.
     """
     from common.collectives import barrier, on_first
-    from common.student_folders import load_student, save_student
+    from common.student_folders import save_student
     from common.training import drop_checkpoints
     from experiments.caches import cache_folder
     from experiments.evaluate import evaluate
@@ -149,11 +160,11 @@ def compute(cfg: DictConfig, folder: Path, prepared: Prepared, run: Any) -> Call
             student = models["pruned"]
             if trains:
                 work = folder / "distill"
-                student = train_student(cfg, teacher, student, plans, method, prompts[0], work, cache, loggers(run))
+                student = train_student(cfg, teacher, student, plans, method, prompts[0], work, cache, loggers(tracker))
             on_first(lambda: save_student(teacher, student, folder / "student"))
         on_first(lambda: drop_checkpoints(folder / "distill"))  # of a run that was killed before it came to this, too
         if trains:
-            models["distilled"] = load_student(teacher, folder / "student").to(teacher.device)
+            models["distilled"] = kept_student(teacher, folder / "student").to(teacher.device)
     with stage("measuring", seconds, cfg):
         metrics, images = evaluate(cfg, models, prompts, folder / "samples", cache)
         by_steps = {}
@@ -162,4 +173,4 @@ def compute(cfg: DictConfig, folder: Path, prepared: Prepared, run: Any) -> Call
             by_steps[str(steps)], _ = evaluate(changed, models, prompts, folder / "samples" / f"steps={steps}", cache)
     barrier()  # no other process computes while speeds are measured
     found = {"models": metrics, "by_steps": by_steps, "seconds": seconds}
-    return lambda: result_row(cfg, folder, run, models, plans, prompts, images, found)
+    return lambda: result_row(cfg, folder, tracker, models, plans, prompts, images, found)

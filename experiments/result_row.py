@@ -12,7 +12,7 @@ from experiments.stages import stage
 def result_row(
     cfg: DictConfig,
     folder: Path,
-    run: Any,
+    tracker: Any,
     models: dict[str, Any],
     plans: dict[str, Any],
     prompts: tuple[list[str], list[str] | None],
@@ -50,10 +50,10 @@ def result_row(
     if sparse_files:
         row["models"][last]["sparse_file"] = sparse_files
     add_training(row, folder / "distill")
-    if run is not None:
-        log_result(run, row, plan, drawn, prompts[0])
+    if tracker is not None:
+        tracker.attempt(lambda run: log_result(run, row, plan, drawn, prompts[0]))
         if cfg.wandb.log_student:
-            log_student(run, folder / "student")
+            tracker.attempt(lambda run: log_student(run, folder / "student"))
     return row
 
 
