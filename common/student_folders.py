@@ -11,7 +11,7 @@ from torch import nn
 from common.files import whole_folder
 from common.hub import PARTS
 from common.strict_json import to_json
-from common.teachers import Teacher, autoencoder_part, load_autoencoder, load_denoiser, read_index
+from common.teachers import Teacher, autoencoder_part, load_autoencoder, load_denoiser, read_index, without_library_bars
 from common.weight_files import best_weights, kind_of
 
 
@@ -86,6 +86,7 @@ def tidy_configs(folder: Path) -> None:
 
 def save_whole(part: Any, folder: Path) -> None:
     """part.save_pretrained(folder), whole or not at all, with tidy_configs."""
+    without_library_bars()
     with whole_folder(folder) as scratch:
         part.save_pretrained(scratch)
         tidy_configs(scratch)

@@ -43,6 +43,8 @@ def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     @functools.wraps(command)
     def run(settings: Any) -> Any:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(line_buffering=True)  # a log has each line at its time, among those of standard error
         try:
             with raised_signals():
                 return command(settings)

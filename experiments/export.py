@@ -17,6 +17,7 @@ from typing import Any
 
 from common.errors import InputError
 from common.files import whole_folder, write_json
+from common.progress import under_way
 from common.strict_json import read_json
 from experiments.command_line import one_line_errors
 from experiments.rows import PARTS
@@ -124,7 +125,8 @@ def export(arguments: argparse.Namespace) -> None:
     from common.teachers import load_teacher
     from experiments.exported_formats import Wanted, export_formats, loads_alone
 
-    teacher = load_teacher(str(job / "student"))
+    with under_way("loading the student"):
+        teacher = load_teacher(str(job / "student"))
     guidance = row["protocol"].get("guidance_scale") or 1.0
     tolerance = arguments.tolerance or TOLERANCES[arguments.dtype]
     wanted = Wanted(formats, arguments.dtype, tolerance, arguments.batch, arguments.rounds, arguments.seed)
@@ -132,7 +134,9 @@ def export(arguments: argparse.Namespace) -> None:
         shutil.copytree(job / "student", scratch, dirs_exist_ok=True)
         tidy_configs(scratch)
         copy_beside(job, row, scratch)
-        found = {"denoiser": type(teacher.denoiser).__name__} | loads_alone(scratch, teacher, guidance, arguments.seed)
+        with under_way("loading it without this project"):
+            alone = loads_alone(scratch, teacher, guidance, arguments.seed)
+        found = {"denoiser": type(teacher.denoiser).__name__, **alone}
         exported = export_formats(teacher, scratch, guidance, wanted) if formats else {}
         document = {"job": "/".join(job.resolve().parts[-3:]), "student": found, **exported}
         write_json(scratch / EXPORT_FILE, document)

@@ -11,6 +11,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from common.progress import under_way
 from experiments.command_line import one_line_composition_errors, one_line_errors
 from experiments.jobs import register_job_folder
 
@@ -121,6 +122,7 @@ def by_ear(cfg: DictConfig, teacher: Any, clips: Any, sound: Any) -> dict[str, d
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 @one_line_errors
+@under_way("the teacher's card")
 def main(cfg: DictConfig) -> None:
     import torch
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from common.progress import under_way
 from experiments.command_line import one_line_composition_errors, one_line_errors
 
 
@@ -38,6 +39,7 @@ def check_work(cfg: DictConfig, work: Path) -> None:
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train_teacher")
 @one_line_errors
+@under_way("training a teacher")
 def main(cfg: DictConfig) -> None:
     import torch
 
@@ -60,15 +62,18 @@ def main(cfg: DictConfig) -> None:
     check_writable(out.absolute().parent, "the folder of out")
     check_work(cfg, work)
     settings = cfg.teacher_training
-    training = hydra.utils.instantiate(settings.data, split="train")
-    held_out = hydra.utils.instantiate(settings.data, split="test").images
+    with under_way("reading the data"):
+        training = hydra.utils.instantiate(settings.data, split="train")
+        held_out = hydra.utils.instantiate(settings.data, split="test").images
     autoencoder = train_autoencoder(cfg, training.images, work)
-    decibels = peak_signal_to_noise(autoencoder, held_out)
+    with under_way("reconstructing held-out images"):
+        decibels = peak_signal_to_noise(autoencoder, held_out)
     print(f"autoencoder: held-out reconstructions {decibels:.2f} dB PSNR", flush=True)
     shown = held_out[:: max(1, len(held_out) // 32)][:32].split(8)
     pairs = [sheet for chunk in shown for sheet in (chunk.float() / 127.5 - 1, reconstruct_images(autoencoder, chunk))]
     save_grid(upright(torch.cat(pairs), cfg.task.sound), work / "reconstructions.png", columns=8)
-    rows = cached_tensors(work / "latents.safetensors", lambda: {"tensor": encode_images(autoencoder, training.images)})
+    with under_way("encoding images"):
+        rows = cached_tensors(work / "latents.safetensors", lambda: {"tensor": encode_images(autoencoder, training.images)})
     parts, last_loss = train_denoiser(cfg, rows["tensor"], training, autoencoder, work)
     pipeline = hydra.utils.instantiate(settings.pipeline)(**{settings.autoencoder.part: autoencoder}, **parts)
     earlier = [] if cfg.start is None else read_json(Path(cfg.start) / "training.json", "give another start=<teacher>", None)
