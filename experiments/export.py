@@ -18,9 +18,8 @@ from typing import Any
 from common.errors import InputError
 from common.files import whole_folder, write_json
 from common.progress import under_way
-from common.strict_json import read_json
 from experiments.command_line import one_line_errors
-from experiments.rows import PARTS
+from experiments.rows import read_row
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 EXPORT_FILE = "export.json"
@@ -34,7 +33,7 @@ def read_job(folder: Path) -> dict[str, Any]:
     missing = [path.relative_to(folder) for path in (row, student) if not path.is_file()]
     if missing:
         raise InputError(f"{folder} lacks {missing[0]}: give the folder of a finished job (<outputs>/<task>/<method>/<id>).")
-    return read_json(row, "delete it and run the job again", PARTS)
+    return read_row(row, "delete it and run the job again")
 
 
 def check_out(out: Path) -> None:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from common.errors import InputError
 from experiments.jobs import job_settings
 from experiments.preparation import Prepared, prepare
-from experiments.rows import CHOICES, PARTS
+from experiments.rows import CHOICES, read_row
 from experiments.stages import stage
 
 
@@ -59,13 +59,12 @@ def find_row(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
     What it lacks of cfg.metrics is measured over the samples that the job has kept, and the row written anew.
     """
     from common.files import write_json
-    from common.strict_json import read_json
     from experiments.job_report import print_table
 
     path = folder / "result.json"
     if not path.is_file():
         return None
-    row = read_json(path, "delete it and the job ends anew", PARTS)
+    row = read_row(path, "delete it and the job ends anew")
     print(f"This job is done: {path} (delete the folder to run it again).")
     if add_to_row(cfg, row, folder):
         write_json(path, row)

@@ -72,7 +72,9 @@ def test_outputs_that_cannot_be_written_are_told_before_any_work(tmp_path, outpu
     assert line.startswith("error: ") and told in line
 
 
-@pytest.mark.parametrize("text", ["", '{"settings": {', "{}", "[1]"])
+@pytest.mark.parametrize(
+    "text", ["", '{"settings": {', "{}", "[1]", '{"settings": {}, "models": 1, "plan": [], "protocol": {}}']
+)
 def test_a_damaged_row_is_told_with_the_remedy(tiny_teacher_folder, tmp_path, text):
     from hydra import compose, initialize_config_dir
 
