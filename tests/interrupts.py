@@ -68,9 +68,8 @@ def test_ended_in_every_stage_the_row_is_the_same(method, tiny_teacher_folders, 
     arguments = job(task, tiny_teacher_folders[task], ended, *further, method=method)
     print(f"\n{method} ({task})".ljust(22) + "".join(number.name.ljust(12) for number in SIGNALS))
     wrong = []
-    for stage, line in STAGES.items():
-        if not re.search(f"^{line}", done.stderr, re.MULTILINE):
-            continue  # of other methods
+    begins = {stage: re.search(f"^{line}", done.stderr, re.MULTILINE) for stage, line in STAGES.items()}
+    for stage in sorted((stage for stage, begin in begins.items() if begin), key=lambda stage: begins[stage].start()):
         shown = []
         for number in SIGNALS:
             finished = end(arguments, number, is_in(ended, stage, steps_of(ended, stage)))
