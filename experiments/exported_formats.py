@@ -128,9 +128,7 @@ def compare_sampling(teacher: Teacher, runners: dict[str, Runner], guidance: flo
     }
 
 
-def export_part(
-    part: ExportedPart, folder: Path, wanted: Wanted, bar: Counter
-) -> tuple[dict[str, Any], dict[str, Runner]]:
+def export_part(part: ExportedPart, folder: Path, wanted: Wanted, bar: Counter) -> tuple[dict[str, Any], dict[str, Runner]]:
     """Files of one network below `folder`, with their figures by format, and what runs them."""
     paths = {name: folder / name / part.name / FILES[name] for name in FORMATS}
     bar.advance(0, f"{part.name} to ONNX")

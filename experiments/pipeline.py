@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from experiments.jobs import job_settings
 from experiments.preparation import Prepared, prepare
 from experiments.rows import CHOICES, read_row
@@ -127,8 +127,8 @@ def kept_student(teacher: Any, folder: Path) -> Any:
 
     try:
         return load_student(teacher, folder)
-    except (InputError, OSError, LookupError, StopIteration) as error:
-        told = str(error).rstrip(".") or "its model_index.json names no autoencoder"
+    except (InputError, OSError, LookupError, AttributeError, StopIteration) as error:
+        told = first_line(error).rstrip(".")
         raise InputError(f"{folder} is damaged ({told}); delete it and the student is trained anew.") from error
 
 
