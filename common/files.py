@@ -77,7 +77,7 @@ def check_writable(folder: Path, setting: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"{setting}={folder} cannot be written: {error.strerror}; give another folder.") from error
+        raise InputError(f"{folder} cannot be written ({error.strerror}): give another {setting}=<folder>.") from error
 
 
 @contextmanager

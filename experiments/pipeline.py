@@ -42,11 +42,13 @@ def found_or_made(
     make it, together.
     """
     from common.collectives import first_enters, on_first
+    from common.files import check_writable
     from common.locks import claimed
     from experiments.sweeps import sweep_folder
 
     row = on_first(lambda: find(folder))
     if row is None:
+        on_first(lambda: check_writable(folder, "outputs"))
         prepared = ready()
         with first_enters(lambda: claimed(folder, wait=sweep_folder() is not None)):
             row = on_first(lambda: find(folder)) or make(folder, prepared)

@@ -59,7 +59,7 @@ def main(cfg: DictConfig) -> None:
 
     refuse_others("experiments.train_teacher")
     work, out = Path(cfg.work), Path(cfg.out)
-    check_writable(out.absolute().parent, "the folder of out")
+    check_writable(out.absolute().parent, "out")
     check_work(cfg, work)
     settings = cfg.teacher_training
     with under_way("reading the data"):
