@@ -15,6 +15,7 @@ from common.collectives import on_first
 from common.content import content_name
 from common.files import write_json
 from common.sampling import Conditions, predict
+from common.strict_json import read_json
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def kept_milliseconds(
     path = folder / f"{content_name(teacher, name, list(sites))}-milliseconds.json"
     if not path.is_file():
         write_json(path, site_milliseconds(denoiser, sites, conditions))
-    return json.loads(path.read_text())
+    return read_json(path, "delete it and the times are measured anew", sites)
 
 
 def site_costs(

@@ -1,11 +1,13 @@
 """Where a teacher's folder is: shipped with the project, given by its path, or downloaded once from the Hugging Face hub."""
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from common.errors import InputError, first_line
 from common.files import SHIPPED
+from common.progress import under_way
 from common.weight_files import best_weights, kind_of
 
 NETWORKS = ("unet", "vae", "vqvae", "text_encoder", "text_encoder_2")
@@ -88,6 +90,10 @@ def snapshot(name: str, revision: str | None, wanted: Callable[[list[str]], list
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():  # its bars are not for a log
+        disable_progress_bars()
 
     def told(what: str) -> InputError:
         return InputError(f"The hub repository {name!r} {what}, or download it elsewhere and give {instead}.")
@@ -95,7 +101,8 @@ def snapshot(name: str, revision: str | None, wanted: Callable[[list[str]], list
     try:
         listed = HfApi().model_info(name, revision=revision).siblings  # list_repo_files waits long for a hub out of reach
         found = wanted([file.rfilename for file in listed])
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=found))
+        with under_way(f"loading {name} from the hub"):
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=found))
         if COMMITS.get((name, revision, "model"), folder.name) != folder.name:
             raise InputError(f"The hub repository {name!r} has changed since this command began; run it again.")
         return folder

@@ -1,6 +1,5 @@
 """What a pruning method decides: edits at sites of a denoiser, where they came from, and how they are carried out."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.errors import InputError
+from common import strict_json
+from common.errors import InputError, first_line
 from common.masks import MASK, masked_copy, masked_weights, plan_masks
 
 PLAN_FILE, PLAN_TENSORS = "plan.json", "plan.safetensors"
@@ -75,7 +75,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan without its tensors."""
-        return json.dumps(self.to_dict(), indent=1)
+        return strict_json.to_json(self.to_dict(), indent=1)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Plan":
@@ -88,8 +88,8 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """The inverse of to_json; InputError with one line when the text is no plan."""
         try:
-            return cls.from_dict(json.loads(text))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            return cls.from_dict(strict_json.from_json(text))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"This is not a plan in JSON: {error!r}.") from error
 
     def save(self, folder: Path) -> None:
@@ -104,17 +104,21 @@ class Plan:
 
     @classmethod
     def load(cls, folder: Path) -> "Plan":
-        """The inverse of save."""
+        """The inverse of save; InputError naming a damaged file."""
         from dataclasses import replace
 
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        plan = cls.from_json((folder / PLAN_FILE).read_text())
+        remedy = f"delete {folder} to plan anew"
+        try:
+            plan = cls.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
+        except ValueError as error:  # InputError, and what is not text
+            raise InputError(f"{folder / PLAN_FILE} is damaged ({first_line(error)}); {remedy}.") from error
         try:
             tensors = load_file(folder / PLAN_TENSORS) if (folder / PLAN_TENSORS).is_file() else {}
         except SafetensorError as error:
-            raise InputError(f"{folder / PLAN_TENSORS} is damaged ({error}); delete {folder} to plan anew.") from error
+            raise InputError(f"{folder / PLAN_TENSORS} is damaged ({error}); {remedy}.") from error
         return replace(plan, tensors=tensors)
 
 

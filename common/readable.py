@@ -47,7 +47,7 @@ def readable(source: Source, wanted: Sequence[int], description: str) -> np.ndar
 def _known_damage(kept: Path) -> dict[int, str] | None:
     try:
         return {int(row): error for row, error in json.loads(kept.read_text()).items()}
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return None
 
 

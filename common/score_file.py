@@ -1,13 +1,22 @@
 """Scores that survive a kill: written as they come, read again by the same command."""
 
-import json
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from common.collectives import on_first
 from common.errors import InputError
 from common.files import write_json
 from common.processes import is_first
+from common.strict_json import read_json
+
+
+def is_scores(parts: Any) -> bool:
+    """Whether they are lists of numbers by site."""
+    if not (isinstance(parts, dict) and all(isinstance(each, list) for each in parts.values())):
+        return False
+    return all(isinstance(value, int | float) for value in chain(*parts.values()))
 
 
 @dataclass
@@ -29,11 +38,11 @@ class ScoreFile:
     def read(cls, path: Path | None) -> "ScoreFile":
         if path is None or not path.is_file():
             return cls(path)
-        try:
-            document = json.loads(path.read_text())
-            return cls(path, document["parts"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(f"The score file {path} is damaged; delete it and the scores are computed anew.") from error
+        remedy = "delete it and the scores are computed anew"
+        parts = read_json(path, remedy, ("parts",))["parts"]
+        if not is_scores(parts):
+            raise InputError(f"{path} is damaged (its scores are no numbers by site); {remedy}.")
+        return cls(path, parts)
 
     def known(self, site: str) -> list[float]:
         """The first parts of the site's score, as far as they are computed."""

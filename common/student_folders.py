@@ -10,7 +10,8 @@ from torch import nn
 
 from common.files import whole_folder
 from common.hub import PARTS
-from common.teachers import Teacher, autoencoder_part, load_autoencoder, load_denoiser, read_index
+from common.strict_json import to_json
+from common.teachers import Teacher, autoencoder_part, load_autoencoder, load_denoiser, read_index, without_library_bars
 from common.weight_files import best_weights, kind_of
 
 
@@ -80,11 +81,12 @@ def tidy_configs(folder: Path) -> None:
         tidy = {name: value for name, value in config.items() if name != "_name_or_path"}
         tidy |= {name: "float32" for name in ("dtype", "torch_dtype") if tidy.get(name) == "float16"}
         if tidy != config:
-            path.write_text(json.dumps(tidy, indent=2) + "\n")
+            path.write_text(to_json(tidy, indent=2) + "\n")
 
 
 def save_whole(part: Any, folder: Path) -> None:
     """part.save_pretrained(folder), whole or not at all, with tidy_configs."""
+    without_library_bars()
     with whole_folder(folder) as scratch:
         part.save_pretrained(scratch)
         tidy_configs(scratch)

@@ -123,9 +123,11 @@ def list_path(tar: Path, caption_key: str | None) -> Path:
 
 def kept_list(tar: Path, caption_key: str | None) -> dict[str, Any] | None:
     try:
-        return json.loads(list_path(tar, caption_key).read_text())
+        kept = json.loads(list_path(tar, caption_key).read_text())
     except (OSError, ValueError):
         return None
+    whole = isinstance(kept, dict) and kept.keys() >= {"samples", "without_image", "damage"}
+    return kept if whole else None  # a damaged one is made anew
 
 
 def list_members(tar: Path, caption_key: str | None) -> dict[str, Any]:

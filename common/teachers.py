@@ -152,6 +152,15 @@ def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
     return {"backend": used, "length": tokenizer.model_max_length, "special": tokenizer.special_tokens_map}
 
 
+def without_library_bars() -> None:
+    """Keeps diffusers and transformers from drawing bars while they load and save: the project's own tell of it."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def load_part(folder: Path, name: str, library: str, class_name: str, network: bool) -> Any:
     """One part of a pipeline folder, by the library and class that model_index.json names; `network`: it has weights."""
     import diffusers
@@ -159,8 +168,7 @@ def load_part(folder: Path, name: str, library: str, class_name: str, network: b
 
     from common import pruned_unet
 
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+    without_library_bars()
     module = {"diffusers": diffusers, "transformers": transformers, "pruned_unet": pruned_unet}.get(library)
     if module is None or not hasattr(module, class_name):
         raise InputError(f"{folder / name}: {library}.{class_name} is not a class this project can load.")

@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -18,35 +17,33 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from common.batches import TensorRows, training_loader
 from common.collectives import on_first
-from common.errors import InputError
+from common.errors import InputError, first_line
+from common.files import whole_file
 from common.fsdp import shared_like, whole
 from common.processes import is_first, on_this_machine, process_count
 from common.progress import progress_bar
+from common.signals import handlers_of_now
 
 # batches come from memory and are numbered (common/batches.py): no workers are needed, and resuming mid-epoch is exact
 IRRELEVANT = (
     ".*(num_workers|treespec|many workers|not resumable|exists and is not empty|logging interval|Grad strides"
     "|broadcast_buffers).*"
 )
+PARTS_OF_A_CHECKPOINT = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step")
+UNFINISHED = ".*.ckpt.*.partial"  # what a kill leaves of a checkpoint
 STRATEGIES = ("auto", "ddp", "fsdp")
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are written whole or not at all: to a temporary name in the same folder, then renamed."""
+    """Checkpoints of tensors and plain values, written whole or not at all."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.partial")
-        with open(scratch, "wb") as handle:
+        with whole_file(Path(path)) as handle:
             torch.save(checkpoint, handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(scratch, path)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Mapped, not read: of the processes on a machine each would hold all of it."""
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=bool(weights_only))
+        """Mapped, not read: of the processes on a machine each would hold all of it. Nothing in it is run."""
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
 
 class ExponentialAverage(L.Callback):
@@ -107,16 +104,29 @@ class TrainingProgress(L.Callback):
     def on_train_end(self, *args: Any) -> None:
         self.bar.__exit__(None, None, None)
 
-    def on_exception(self, *args: Any) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if hasattr(self, "bar"):
-            self.bar.__exit__(None, None, None)
+            self.bar.__exit__(type(exception), exception, exception.__traceback__)
+
+
+class OwnSignals(L.Callback):
+    """Keeps signals as they were before Lightning took them over.
+
+    At SIGTERM its handler ends a training with exit code 0, and with several processes waits for those that are computing.
+    """
+
+    def __init__(self) -> None:
+        self.put_back = handlers_of_now()
+
+    def on_train_start(self, *args: Any) -> None:
+        self.put_back()
 
 
 def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
     """As latest_checkpoint, in a folder that is there afterwards, without older checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, done = latest_checkpoint(folder)
-    for older in folder.glob("step=*.ckpt"):
+    for older in (*folder.glob("step=*.ckpt"), *folder.glob(UNFINISHED)):
         if older != checkpoint:
             older.unlink()
     return checkpoint, done
@@ -124,10 +134,39 @@ def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
 
 def latest_checkpoint(folder: Path) -> tuple[Path | None, int]:
     """The checkpoint with the most optimiser steps in `folder`, and that number; (None, 0) without one."""
-    found = {int(re.search(r"step=(\d+)", path.stem).group(1)): path for path in folder.glob("step=*.ckpt")}
+    names = ((re.fullmatch(r"step=(\d+)", path.stem), path) for path in folder.glob("step=*.ckpt"))
+    found = {int(name.group(1)): path for name, path in names if name}
     if not found:
         return None, 0
     return found[max(found)], max(found)
+
+
+def check_checkpoint(path: Path, module: L.LightningModule) -> None:
+    """InputError where the checkpoint is damaged, holds more than tensors and plain values, or is of another network."""
+    from pickle import UnpicklingError
+    from zipfile import is_zipfile
+
+    try:
+        if not is_zipfile(path):
+            raise ValueError("it is no checkpoint")
+        kept = torch.load(path, map_location="meta", mmap=True, weights_only=True)
+        shapes = {name: tensor.shape for name, tensor in kept["state_dict"].items()}
+        absent = next((name for name in PARTS_OF_A_CHECKPOINT if name not in kept), None)
+        wrong = f"it lacks {absent}" if absent else None
+    except UnpicklingError:
+        wrong = "it holds more than tensors and plain values, of which nothing was run"
+    except Exception as error:  # zip and torch each raise their own kind for a damaged file
+        wrong = first_line(error)
+    if wrong is None and shapes != {name: tensor.shape for name, tensor in module.state_dict().items()}:
+        wrong = "it is of another network"
+    if wrong is not None:
+        raise InputError(f"The checkpoint {path} is damaged ({wrong}); delete it, and the training starts anew.")
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Deletes the checkpoints of trainings in `folder` and in the folders inside; their logs stay."""
+    for path in (*folder.rglob("*.ckpt"), *folder.rglob(UNFINISHED)):
+        path.unlink(missing_ok=True)
 
 
 def parallel_settings(strategy: str) -> dict[str, Any]:
@@ -179,6 +218,8 @@ def fit(
     lightning.Trainer (precision, devices, strategy, gradient_clip_val, ...).
     """
     checkpoint, done = on_first(lambda: last_checkpoint(folder))
+    if checkpoint is not None:
+        on_first(lambda: check_checkpoint(checkpoint, module))
     saver = ModelCheckpoint(
         dirpath=folder, filename="{step}", every_n_train_steps=checkpoint_every, save_top_k=1, save_on_exception=False
     )
@@ -191,14 +232,14 @@ def fit(
             accumulate_grad_batches=accumulate,
             logger=[CSVLogger(folder, name="log", version=f"from_{done}"), *loggers],
             plugins=[WholeCheckpoints()],
-            callbacks=[*callbacks, TrainingProgress(description), saver],
+            callbacks=[OwnSignals(), *callbacks, TrainingProgress(description), saver],
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
             **{"log_every_n_steps": 10, **trainer},
         )
         device = next(module.parameters()).device
-        runner.fit(module, loader, ckpt_path=checkpoint)
+        runner.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     if done < steps:
         runner.save_checkpoint(folder / f"step={steps}.ckpt")
     module.to(device)  # Lightning leaves it on the CPU

@@ -13,6 +13,7 @@ import hydra
 from omegaconf import DictConfig
 
 from common.errors import InputError
+from common.progress import under_way
 from experiments.command_line import one_line_composition_errors, one_line_errors
 from experiments.jobs import chosen, job_identity, job_settings
 
@@ -172,6 +173,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="additivity")
 @one_line_errors
+@under_way("additivity of losses")
 def main(cfg: DictConfig) -> None:
     from common.content import content_name
     from common.files import write_json

@@ -7,7 +7,6 @@ model (pruned or trained) between the rows of experiment=seeds.
 """
 
 import argparse
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -16,6 +15,7 @@ from typing import Any
 
 from common.errors import InputError
 from common.files import write_atomically
+from common.strict_json import read_json
 from experiments.command_line import one_line_errors
 from experiments.lookup import find
 from experiments.metric_table import higher_is_better
@@ -27,6 +27,7 @@ CLAIMS = Path(__file__).with_name("claims.yaml")
 SEEDS = "t2i/seeds"  # the rows that show the noise
 LEAST_SEEDS = 3
 PERCENT = ("caption_retrieval", "sparsity_actual", "upward")
+PUBLISH = "publish it anew (experiments.publish)"  # what to do about a damaged file
 HOLDS, FAILS, OPEN, UNKNOWN = "holds", "does not hold", "within the noise", "not measured"
 SHORT = {HOLDS: "hold", FAILS: "do not", OPEN: "within the noise", UNKNOWN: "not measured"}
 
@@ -79,7 +80,7 @@ class Evidence:
         """The figure that a selector means; None where it was not measured."""
         if "path" in selector:
             path = self.folder / claim["file"]
-            value: Any = json.loads(path.read_text()) if path.is_file() else {}
+            value: Any = read_json(path, PUBLISH) if path.is_file() else {}
             for part in selector["path"].split("."):
                 value = value.get(part) if isinstance(value, dict) else None
         else:
@@ -89,7 +90,7 @@ class Evidence:
     def command(self, experiment: str) -> str:
         """The command whose rows lie in a folder of the results."""
         path = self.folder / experiment / "sweep.json"
-        return json.loads(path.read_text())["command"] if path.is_file() else ""
+        return read_json(path, PUBLISH, ("command",))["command"] if path.is_file() else ""
 
 
 def cases(check: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], list[Mapping[str, Any]]]]:

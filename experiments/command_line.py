@@ -8,25 +8,46 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import current_process
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from common.collectives import speaks
 from common.errors import InputError
-from common.files import ROOT
+from common.files import ROOT, refusal
 from common.processes import is_first
+from common.signals import Ended, raised_signals
+
+GO_ON = "the same command then goes on from here"
+REFUSALS = {  # of the system: what a person does about them
+    errno.ENOSPC: f"free some; {GO_ON}",
+    errno.EDQUOT: f"free some; {GO_ON}",
+    errno.EROFS: "give another folder (outputs=<folder>)",
+    errno.EACCES: "give another folder (outputs=<folder>), or the permission",
+    errno.EPERM: "give another folder (outputs=<folder>), or the permission",
+    errno.ENOTDIR: "a file is where a folder is needed: move it, or give another folder (outputs=<folder>)",
+    errno.EEXIST: "a file is where a folder is needed: move it, or give another folder (outputs=<folder>)",
+    errno.EISDIR: "a folder is where a file is needed: move it",
+    errno.ENAMETOOLONG: "give a shorter one",
+    errno.EFBIG: f"allow larger files (ulimit -f); {GO_ON}",
+    errno.EIO: f"the disk, or the connection to it, has failed; {GO_ON}",
+    errno.EMFILE: f"allow more (ulimit -n); {GO_ON}",
+}
 
 
 def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`command` with InputError and a full disk told in one line (exit code 2), and an interrupt likewise (130).
+    """`command` with InputError and a full disk told in one line (exit code 2), and a signal that ends it likewise (128 + it).
 
     Of several processes that run a job together, one tells it.
     """
 
     @functools.wraps(command)
     def run(settings: Any) -> Any:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(line_buffering=True)  # a log has each line at its time, among those of standard error
         try:
-            return command(settings)
+            with raised_signals():
+                return command(settings)
         except Exception as error:
             end_if_unread()
             message = explain(error)
@@ -36,12 +57,18 @@ def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
                 raise
             print(f"error: {message}", file=sys.stderr)
             sys.exit(2)
-        except KeyboardInterrupt:
-            if is_first():
-                print("interrupted; the same command goes on from here", file=sys.stderr)
-            sys.exit(130)
+        except Ended as ended:
+            tell_end(ended)
 
     return run
+
+
+def tell_end(ended: Ended) -> NoReturn:
+    """Says what ended the command, in one line of one process, and exits with 128 and the signal's number."""
+    worker = current_process().name.startswith("Loky")  # of joblib's launcher: the command itself tells it
+    if not worker and speaks():
+        print(f"{ended}; the same command goes on from here", file=sys.stderr, flush=True)
+    sys.exit(ended.exit_code)
 
 
 @contextmanager
@@ -55,8 +82,18 @@ def one_line_composition_errors() -> Iterator[None]:
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print over several lines
     try:
-        yield
+        with raised_signals():
+            yield
         end_if_unread()
+    except Ended as ended:
+        tell_end(ended)
+    except OSError as error:  # in making the job's folder
+        message = explain(error)
+        if message is None:
+            raise
+        if is_first():
+            print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
     except (HydraException, OmegaConfBaseException) as error:
         if is_first():
             print(f"error: {composition_error(error)}", file=sys.stderr)
@@ -90,7 +127,8 @@ def explain(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, InputError):
             return " ".join(str(error).split())
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
-            return f"no space left on the disk ({getattr(error, 'filename', None) or 'outputs'}); free some and rerun"
+        if (number := refusal(error)) in REFUSALS:
+            where = getattr(error, "filename", None)
+            return f"{os.strerror(number)}{f': {where}' if where else ''}; {REFUSALS[number]}"
         error = error.__cause__
     return None

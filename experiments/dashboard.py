@@ -8,7 +8,7 @@ from typing import Any
 
 from common.errors import InputError
 from experiments.command_line import one_line_errors
-from experiments.tracking import STEP
+from experiments.tracking import STEP, in_short
 
 # a panel without values stays empty
 METRICS = ("fid", "clip_score", "pickscore", "fad_vggish", "fd_effnet", "fad_musicnn", "caption_retrieval")
@@ -89,7 +89,11 @@ def dashboard(arguments: argparse.Namespace) -> None:
         import wandb_workspaces  # noqa: F401
     except ImportError as error:
         raise InputError('The dashboard needs wandb-workspaces: pip install -c constraints.txt -e ".[dashboard]"') from error
-    if not wandb.login(prompt=False):
+    try:
+        known = wandb.login(prompt=False)
+    except Exception as error:  # of a key, the environment, the connection
+        raise InputError(f"W&B lets nobody in ({in_short(error)}): run `wandb login`, or set WANDB_API_KEY.") from error
+    if not known:
         raise InputError("The dashboard lives on a W&B server: run `wandb login`, or set WANDB_API_KEY.")
     for made in (workspace(arguments.entity, arguments.project), comparison(arguments.entity, arguments.project)):
         print(made.save().url)

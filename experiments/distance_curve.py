@@ -1,6 +1,5 @@
 """The distance to real images while a student is distilled."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from omegaconf import DictConfig
 
 from common.collectives import barrier, on_first
 from common.files import write_json
+from common.strict_json import read_json
 from common.teachers import Teacher
 from common.training import ExponentialAverage
 from experiments.last_word import last_word
@@ -86,4 +86,5 @@ class DistanceCurve(L.Callback):
 
 def read_curve(folder: Path) -> list[dict[str, float]]:
     """What a DistanceCurve wrote, by step."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("step=*.json"))]
+    remedy = "delete it, and the curve is without it"
+    return [read_json(path, remedy, ("step",)) for path in sorted(folder.glob("step=*.json"))]

@@ -11,14 +11,15 @@ the tolerance end the command with an error, and nothing is written. `pip instal
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
 from common.files import whole_folder, write_json
+from common.progress import under_way
 from experiments.command_line import one_line_errors
+from experiments.rows import read_row
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 EXPORT_FILE = "export.json"
@@ -32,10 +33,7 @@ def read_job(folder: Path) -> dict[str, Any]:
     missing = [path.relative_to(folder) for path in (row, student) if not path.is_file()]
     if missing:
         raise InputError(f"{folder} lacks {missing[0]}: give the folder of a finished job (<outputs>/<task>/<method>/<id>).")
-    try:
-        return json.loads(row.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{row} is damaged ({error}); delete it and run the job again.") from error
+    return read_row(row, "delete it and run the job again")
 
 
 def check_out(out: Path) -> None:
@@ -126,7 +124,8 @@ def export(arguments: argparse.Namespace) -> None:
     from common.teachers import load_teacher
     from experiments.exported_formats import Wanted, export_formats, loads_alone
 
-    teacher = load_teacher(str(job / "student"))
+    with under_way("loading the student"):
+        teacher = load_teacher(str(job / "student"))
     guidance = row["protocol"].get("guidance_scale") or 1.0
     tolerance = arguments.tolerance or TOLERANCES[arguments.dtype]
     wanted = Wanted(formats, arguments.dtype, tolerance, arguments.batch, arguments.rounds, arguments.seed)
@@ -134,7 +133,9 @@ def export(arguments: argparse.Namespace) -> None:
         shutil.copytree(job / "student", scratch, dirs_exist_ok=True)
         tidy_configs(scratch)
         copy_beside(job, row, scratch)
-        found = {"denoiser": type(teacher.denoiser).__name__} | loads_alone(scratch, teacher, guidance, arguments.seed)
+        with under_way("loading it without this project"):
+            alone = loads_alone(scratch, teacher, guidance, arguments.seed)
+        found = {"denoiser": type(teacher.denoiser).__name__, **alone}
         exported = export_formats(teacher, scratch, guidance, wanted) if formats else {}
         document = {"job": "/".join(job.resolve().parts[-3:]), "student": found, **exported}
         write_json(scratch / EXPORT_FILE, document)

@@ -27,7 +27,7 @@ from common.other_runtimes import (
     write_onnx,
     write_openvino,
 )
-from common.progress import ProgressCounter, progress_bar
+from common.progress import Counter, progress_bar
 from common.sampling import denoise
 from common.teachers import Teacher
 
@@ -128,9 +128,7 @@ def compare_sampling(teacher: Teacher, runners: dict[str, Runner], guidance: flo
     }
 
 
-def export_part(
-    part: ExportedPart, folder: Path, wanted: Wanted, bar: ProgressCounter
-) -> tuple[dict[str, Any], dict[str, Runner]]:
+def export_part(part: ExportedPart, folder: Path, wanted: Wanted, bar: Counter) -> tuple[dict[str, Any], dict[str, Runner]]:
     """Files of one network below `folder`, with their figures by format, and what runs them."""
     paths = {name: folder / name / part.name / FILES[name] for name in FORMATS}
     bar.advance(0, f"{part.name} to ONNX")

@@ -9,10 +9,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from experiments.jobs import job_settings
 from experiments.preparation import Prepared, prepare
-from experiments.rows import CHOICES
+from experiments.rows import CHOICES, read_row
 from experiments.stages import stage
 
 
@@ -42,11 +42,13 @@ def found_or_made(
     make it, together.
     """
     from common.collectives import first_enters, on_first
+    from common.files import check_writable
     from common.locks import claimed
     from experiments.sweeps import sweep_folder
 
     row = on_first(lambda: find(folder))
     if row is None:
+        on_first(lambda: check_writable(folder, "outputs"))
         prepared = ready()
         with first_enters(lambda: claimed(folder, wait=sweep_folder() is not None)):
             row = on_first(lambda: find(folder)) or make(folder, prepared)
@@ -58,18 +60,13 @@ def find_row(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
 
     What it lacks of cfg.metrics is measured over the samples that the job has kept, and the row written anew.
     """
-    import json
-
     from common.files import write_json
     from experiments.job_report import print_table
 
     path = folder / "result.json"
     if not path.is_file():
         return None
-    try:
-        row = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is damaged ({error}); delete it and the job ends anew.") from error
+    row = read_row(path, "delete it and the job ends anew")
     print(f"This job is done: {path} (delete the folder to run it again).")
     if add_to_row(cfg, row, folder):
         write_json(path, row)
@@ -89,8 +86,8 @@ def new_row(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]
         "command": shlex.join(["python", "run.py", *hydra_config.overrides.task]),
         "choices": {name: hydra_config.runtime.choices.get(name) for name in CHOICES},
     }
-    with tracking(cfg, folder) as run:
-        finish = compute(cfg, folder, prepared, run)
+    with tracking(cfg, folder) as tracker:
+        finish = compute(cfg, folder, prepared, tracker)
         return on_first(lambda: write_row(folder, {"settings": job_settings(cfg), **made_by, **finish()}))
 
 
@@ -126,13 +123,25 @@ def add_to_row(cfg: DictConfig, row: dict[str, Any], folder: Path) -> bool:
     return before != row
 
 
-def compute(cfg: DictConfig, folder: Path, prepared: Prepared, run: Any) -> Callable[[], dict[str, Any]]:
+def kept_student(teacher: Any, folder: Path) -> Any:
+    """The student that the job has saved; InputError with the remedy when its folder is damaged."""
+    from common.student_folders import load_student
+
+    try:
+        return load_student(teacher, folder)
+    except (InputError, OSError, LookupError, AttributeError, StopIteration) as error:
+        told = first_line(error).rstrip(".")
+        raise InputError(f"{folder} is damaged ({told}); delete it and the student is trained anew.") from error
+
+
+def compute(cfg: DictConfig, folder: Path, prepared: Prepared, tracker: Any) -> Callable[[], dict[str, Any]]:
     """The stages of a job that its processes share; each finds what an interrupted run has left in `folder` and goes on there.
 
-    run: the job's W&B run, or None. Returns what is left for one process to do: measure speeds, draw, put the row together.
+    tracker: the job's W&B run, or None. Returns what is left for one process to do: measure speeds, draw, put the row together.
     """
     from common.collectives import barrier, on_first
-    from common.student_folders import load_student, save_student
+    from common.student_folders import save_student
+    from common.training import drop_checkpoints
     from experiments.caches import cache_folder
     from experiments.evaluate import evaluate
     from experiments.planning import make_plans, prune
@@ -152,10 +161,11 @@ def compute(cfg: DictConfig, folder: Path, prepared: Prepared, run: Any) -> Call
             student = models["pruned"]
             if trains:
                 work = folder / "distill"
-                student = train_student(cfg, teacher, student, plans, method, prompts[0], work, cache, loggers(run))
+                student = train_student(cfg, teacher, student, plans, method, prompts[0], work, cache, loggers(tracker))
             on_first(lambda: save_student(teacher, student, folder / "student"))
+        on_first(lambda: drop_checkpoints(folder / "distill"))  # of a run that was killed before it came to this, too
         if trains:
-            models["distilled"] = load_student(teacher, folder / "student").to(teacher.device)
+            models["distilled"] = kept_student(teacher, folder / "student").to(teacher.device)
     with stage("measuring", seconds, cfg):
         metrics, images = evaluate(cfg, models, prompts, folder / "samples", cache)
         by_steps = {}
@@ -164,4 +174,4 @@ def compute(cfg: DictConfig, folder: Path, prepared: Prepared, run: Any) -> Call
             by_steps[str(steps)], _ = evaluate(changed, models, prompts, folder / "samples" / f"steps={steps}", cache)
     barrier()  # no other process computes while speeds are measured
     found = {"models": metrics, "by_steps": by_steps, "seconds": seconds}
-    return lambda: result_row(cfg, folder, run, models, plans, prompts, images, found)
+    return lambda: result_row(cfg, folder, tracker, models, plans, prompts, images, found)

@@ -8,11 +8,13 @@ Started several times on the same `outputs`, on one machine or on many, the proc
 import hydra
 from omegaconf import DictConfig
 
+from common.progress import under_way
 from experiments.command_line import one_line_composition_errors, one_line_errors
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="precompute")
 @one_line_errors
+@under_way("training rows")
 def main(cfg: DictConfig) -> None:
     from common.processes import pick_device
     from common.teachers import load_teacher

@@ -8,7 +8,6 @@ an experiment the one with most finished jobs is shown. <out>/<task>/laptop_diff
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from common.files import write_atomically
 from experiments.command_line import one_line_errors
 from experiments.result_pages import shown_command, write_additivity, write_page
 from experiments.rows import Row, read_rows
-from experiments.sweeps import read_records, told
+from experiments.sweeps import read_records, read_sweep, told
 
 FAULTS = "faults.md"
 
@@ -45,7 +44,7 @@ def task_of(row: Row) -> str:
 
 def found_by(path: Path, outputs: Path) -> Iterator[Shown]:
     """What the sweep described in sweep.json at `path` has found, task by task; nothing where it is of no experiment."""
-    sweep = json.loads(path.read_text())
+    sweep = read_sweep(path.parent)
     records = list(read_records(path.parent).values())
     finished = dict.fromkeys(outputs / record["folder"] for record in records if record["error"] is None)
     there = [folder for folder in finished if (folder / "result.json").is_file()]
@@ -81,7 +80,7 @@ def safe(name: str) -> str:
 
 def index_lines(path: Path, folder: Path) -> list[str]:
     """The index's line about the page beside sweep.json at `path`."""
-    sweep, name = json.loads(path.read_text()), path.parent.relative_to(folder)
+    sweep, name = read_sweep(path.parent), path.parent.relative_to(folder)
     title = (sweep["table"] or {}).get("title")
     return [f"- [{sweep['experiment']}]({name}/README.md){f': {title}' if title else ''}  \n  `{sweep['command']}`"]
 

@@ -4,7 +4,6 @@ What a job has left beside its row may have been deleted: the page is made of wh
 """
 
 import io
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import write_atomically
+from common.files import write_atomically, write_json
+from common.strict_json import read_json, to_json
 from experiments.metric_table import is_drawn
 from experiments.paper_table import markdown, note, paper_table
 from experiments.rows import ROWS_FILE, Row, distance_name, groups_of, labels, metric_names, student
@@ -114,10 +114,10 @@ def write_page(sweep: Mapping[str, Any], rows: Sequence[Row], done: int, folder:
             told = ["Samples from equal seeds:", ""] if path.suffix == ".webp" else []
             lines += [*told, f"![{path.stem}]({path.name})", ""]
         pictures += drawn
-    texts = [json.dumps({key: value for key, value in row.items() if key != "path"}) for row in rows]
+    texts = [to_json({key: value for key, value in row.items() if key != "path"}) for row in rows]
     write_atomically(folder / ROWS_FILE, ("\n".join(texts) + "\n").encode())
     write_atomically(folder / "README.md", "\n".join(lines).encode())
-    write_atomically(folder / "sweep.json", (json.dumps(sweep, indent=1) + "\n").encode())
+    write_json(folder / "sweep.json", sweep)
     for path in [*folder.glob("*.png"), *folder.glob("*.webp")]:
         if path not in pictures:  # of jobs that an earlier page showed
             path.unlink()
@@ -127,7 +127,7 @@ def write_additivity(found: Path, task: str, folder: Path) -> None:
     """The page of experiments.additivity: its document, picture, and correlations as a table."""
     from experiments.additivity import COLUMNS, explanation, lines_of_correlations
 
-    document = json.loads((found / "additivity.json").read_text())
+    document = read_json(found / "additivity.json", "delete it and run experiments.additivity again")
     command = f"python -m experiments.additivity task={task}"
     lines = [f"# laptop_diff/additivity, {task}", "", f"    {command}", ""]
     lines += [markdown(COLUMNS, lines_of_correlations(document)), "", explanation(document), ""]
@@ -137,6 +137,6 @@ def write_additivity(found: Path, task: str, folder: Path) -> None:
     else:
         (folder / "additivity.png").unlink(missing_ok=True)  # of an earlier page
     sweep = {"command": command, "experiment": "laptop_diff/additivity", "task": task, "table": None}
-    write_atomically(folder / "additivity.json", (json.dumps(document, separators=(",", ":")) + "\n").encode())
+    write_atomically(folder / "additivity.json", (to_json(document, separators=(",", ":")) + "\n").encode())
     write_atomically(folder / "README.md", "\n".join(lines).encode())
-    write_atomically(folder / "sweep.json", (json.dumps(sweep, indent=1) + "\n").encode())
+    write_json(folder / "sweep.json", sweep)

@@ -1,18 +1,18 @@
 """The row of a finished job: costs measured, pictures drawn, everything put together."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from common.strict_json import read_json
 from experiments.stages import stage
 
 
 def result_row(
     cfg: DictConfig,
     folder: Path,
-    run: Any,
+    tracker: Any,
     models: dict[str, Any],
     plans: dict[str, Any],
     prompts: tuple[list[str], list[str] | None],
@@ -50,10 +50,10 @@ def result_row(
     if sparse_files:
         row["models"][last]["sparse_file"] = sparse_files
     add_training(row, folder / "distill")
-    if run is not None:
-        log_result(run, row, plan, drawn, prompts[0])
+    if tracker is not None:
+        tracker.attempt(lambda run: log_result(run, row, plan, drawn, prompts[0]))
         if cfg.wandb.log_student:
-            log_student(run, folder / "student")
+            tracker.attempt(lambda run: log_student(run, folder / "student"))
     return row
 
 
@@ -109,6 +109,6 @@ def add_training(row: dict[str, Any], folder: Path) -> None:
     from experiments.train_student import REPORT
 
     if (folder / REPORT).is_file():
-        row["training"] = json.loads((folder / REPORT).read_text())
+        row["training"] = read_json(folder / REPORT, f"delete {folder.parent} and run the job again")
         trained = row["training"].get("denoiser", {})
         row["reached"] |= {name: value for name, value in trained.items() if name.endswith("_reached")}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.strict_json import from_json, read_json
 from experiments.identity import by_value
 
 SAMPLED_BY = ("images", "reference_images", "steps", "guidance_scale", "split", "seed", "seeds", "scheduler")  # of a protocol
@@ -43,16 +44,38 @@ def read_rows(folders: Iterable[Path]) -> list[Row]:
             raise InputError(f"{folder} is no folder; give one that holds jobs, such as outputs.")
         for path, text in texts_below(folder):
             try:
-                row = json.loads(text)
-                missing = [name for name in PARTS if name not in row]
-                if missing:
-                    raise ValueError(f"it lacks {', '.join(missing)}")
+                row = whole(from_json(text))
                 rows.setdefault(json.dumps(row, sort_keys=True), {**row, "path": path})
-            except (ValueError, TypeError) as error:  # JSON's own error is a ValueError
+            except (ValueError, RecursionError) as error:  # JSON's own error is a ValueError
                 print(f"left out: {path} is no whole row: {error}", file=sys.stderr)
     if not rows:
         raise InputError(f"No result.json or {ROWS_FILE} below {', '.join(map(str, folders))}: run a job first.")
     return list(rows.values())
+
+
+def whole(row: Any) -> Row:
+    """The row; ValueError saying what is wrong where it is none."""
+    if not isinstance(row, dict):
+        raise ValueError("it is no JSON object")
+    missing = [name for name in PARTS if name not in row]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    shapes = {name: list if name == "plan" else dict for name in PARTS}
+    wrong = [name for name, shape in shapes.items() if not isinstance(row[name], shape)]
+    wrong += [f"models.{who}" for who in ("teacher", "pruned") if not wrong and not isinstance(row["models"].get(who), dict)]
+    if wrong:
+        raise ValueError(f"its {wrong[0]} is of another shape")
+    return row
+
+
+def read_row(path: Path, remedy: str) -> Row:
+    """The row in a job's result.json; InputError naming it and the remedy when it is damaged."""
+    try:
+        return whole(read_json(path, remedy))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); {remedy}.") from error
 
 
 def texts_below(folder: Path) -> Iterator[tuple[str, str]]:

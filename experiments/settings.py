@@ -83,7 +83,8 @@ class SavedImages:
 class WeightsAndBiases:
     project: str
     entity: str | None
-    mode: Literal["auto", "online", "offline"]
+    dir: str | None
+    mode: Literal["auto", "online", "offline", "disabled"]
     timeout: Positive
     log_student: bool
 

@@ -9,10 +9,14 @@ from omegaconf import DictConfig
 
 @contextmanager
 def stage(name: str, seconds: dict[str, float], cfg: DictConfig) -> Iterator[None]:
-    """Adds the time spent inside to seconds[name]; InputError with advice where memory does not suffice."""
+    """Adds the time spent inside to seconds[name], and tells of the stage in a log.
+
+    InputError with advice where memory does not suffice.
+    """
+    from common.progress import under_way
     from experiments.memory import memory_advice
 
     started = time.perf_counter()
-    with memory_advice(name, cfg):
+    with memory_advice(name, cfg), under_way(f"stage: {name}"):
         yield
     seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 1)

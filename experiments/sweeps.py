@@ -28,6 +28,7 @@ from common.errors import InputError
 from common.files import write_atomically, write_json
 from common.locks import held
 from common.processes import is_first
+from common.strict_json import read_json
 from experiments.command_line import explain
 from experiments.jobs import register_job_folder
 
@@ -151,6 +152,7 @@ class SweepEnd(Callback):
         """What the first of the processes does that sweep together."""
         # never released by hand: the end of the process does that, be it a kill
         self.lock = held(self.folder / ".lock", f"This sweep is running already, in another process ({self.folder}).")
+        read_records(self.folder)  # a damaged one is told now, and not after the work
         self.optimized = stamp(Path(config.hydra.sweep.dir) / OPTIMIZED)
         asked = [*config.hydra.overrides.hydra, *config.hydra.overrides.task]
         command = shlex.join(["python", "run.py", "-m", *(word for word in asked if word != "hydra.mode=MULTIRUN")])
@@ -223,9 +225,10 @@ def stamp(path: Path) -> int | None:
 def read_sweep(folder: Path) -> dict[str, Any]:
     """What the sweep in `folder` was asked for; empty where it has not begun."""
     path = folder / "sweep.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path, "delete it, and the same command writes it anew") if path.is_file() else {}
 
 
 def read_records(folder: Path) -> dict[int, dict[str, Any]]:
     """How the jobs of the sweep in `folder` ended, by number."""
-    return {int(path.stem): json.loads(path.read_text()) for path in sorted((folder / "jobs").glob("*.json"))}
+    remedy, keys = "delete it, and the same command writes it anew", ("folder", "command", "error")
+    return {int(path.stem): read_json(path, remedy, keys) for path in sorted((folder / "jobs").glob("*.json"))}

@@ -11,6 +11,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from common.progress import under_way
 from experiments.command_line import one_line_composition_errors, one_line_errors
 from experiments.jobs import register_job_folder
 
@@ -122,9 +123,8 @@ def by_ear(cfg: DictConfig, teacher: Any, clips: Any, sound: Any) -> dict[str, d
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 @one_line_errors
+@under_way("the teacher's card")
 def main(cfg: DictConfig) -> None:
-    import json
-
     import torch
 
     from common.files import write_atomically, write_json
@@ -132,6 +132,7 @@ def main(cfg: DictConfig) -> None:
     from common.processes import pick_device
     from common.sampling import sample_latents
     from common.sound_files import write_sounds
+    from common.strict_json import read_json
     from common.teachers import load_teacher
     from experiments.autoencoder_training import peak_signal_to_noise
 
@@ -165,7 +166,7 @@ def main(cfg: DictConfig) -> None:
         figures["by ear"] = by_ear(cfg, teacher, train, sound)
     save_grid(upright(drawn, cfg.task.sound), teacher.folder / "samples.png", columns=8)
     write_json(teacher.folder / "card.json", figures)
-    history = json.loads((teacher.folder / "training.json").read_text())
+    history = read_json(teacher.folder / "training.json", "train the teacher again", None)
     text = card_text(teacher, cfg, figures, history, captions, subsets(train))
     write_atomically(teacher.folder / "README.md", text.encode())
     print(text)

@@ -1,8 +1,8 @@
-"""The Weights & Biases run of a job."""
+"""The Weights & Biases run of a job, which never costs the job anything."""
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from common.errors import InputError, first_line
+from common.errors import InputError
 from common.plans import Plan
 from common.processes import is_first
 from experiments.jobs import job_settings
@@ -19,68 +19,123 @@ from experiments.sweeps import sweep_folder
 
 STEP = "trainer/global_step"
 SAMPLES = 8  # in the table
+LONGEST = 160  # characters of what W&B says of an error
+MODES = ("online", "offline", "disabled")
+OLDER_MODES = {"dryrun": "offline", "run": "online"}
+VARIABLES = {"name": "WANDB_NAME", "group": "WANDB_RUN_GROUP", "job_type": "WANDB_JOB_TYPE"}  # which W&B reads by itself
+
+
+class Tracker:
+    """A job's W&B run, which costs the job nothing: what fails in it is told in one line, once, and the job goes on."""
+
+    def __init__(self, run: Any):
+        self.run, self.told = run, False
+
+    def attempt(self, action: Callable[[Any], Any]) -> None:
+        """action(run), with a failure of whatever kind told and left behind."""
+        try:
+            action(self.run)
+        except Exception as error:
+            if not self.told:
+                tell(f"W&B fails ({in_short(error)}); the job goes on without")
+            self.told = True
+
+
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def in_short(error: BaseException) -> str:
+    """What W&B says of an error, in a part of a line."""
+    told = " ".join(str(error).split()) or type(error).__name__
+    return told if len(told) <= LONGEST else f"{told[:LONGEST]} ..."
 
 
 @contextmanager
-def tracking(cfg: DictConfig, folder: Path) -> Iterator[Any]:
+def tracking(cfg: DictConfig, folder: Path) -> Iterator[Tracker | None]:
     """The run of the job in `folder`, in the group of its sweep, ended as the job ends.
 
-    None with logging=none, and in all but the first of the processes of a job.
+    None with logging=none or a mode of "disabled", where no run can begin, and in all but the first of the processes of a job.
     """
-    if cfg.wandb is None or not is_first():
+    run = None if cfg.wandb is None or not is_first() else start_run(cfg, folder)
+    if run is None:
         yield None
         return
-    run = start_run(cfg, folder)
+    tracker = Tracker(run)
     try:
-        yield run
-    except BaseException:
-        run.finish(exit_code=1)
+        yield tracker
+    except BaseException as error:
+        code = getattr(error, "exit_code", 1)
+        tracker.attempt(lambda run: run.finish(exit_code=code))
         raise
-    run.finish()
+    tracker.attempt(lambda run: run.finish())
 
 
-def pick_mode(mode: str) -> str:
+def pick_mode(mode: str, timeout: float) -> str:
     """cfg.wandb.mode with "auto" resolved: see conf/logging/wandb.yaml."""
-    import wandb
-
-    if mode not in ("auto", "online", "offline"):
-        raise InputError(f"wandb.mode={mode!r} is none of auto, online, offline.")
+    if mode not in ("auto", *MODES):
+        raise InputError(f"wandb.mode={mode!r} is none of auto, {', '.join(MODES)}.")
     if mode != "auto":
         return mode
-    return os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
+        return "disabled"
+    given = os.environ.get("WANDB_MODE", "")
+    if given in (*MODES, *OLDER_MODES):
+        return OLDER_MODES.get(given, given)
+    if given:
+        os.environ["WANDB_MODE"] = "offline"  # said once in a process
+        tell(f"WANDB_MODE={given} is none of {', '.join(MODES)}: W&B runs are kept offline")
+        return "offline"
+    try:
+        import wandb
+
+        return "online" if wandb.login(prompt=False, timeout=timeout) else "offline"
+    except Exception as error:  # of a key, the environment, the connection
+        os.environ["WANDB_MODE"] = "offline"
+        tell(f"W&B lets nobody in ({in_short(error)}); its runs are kept offline")
+        return "offline"
 
 
 def start_run(cfg: DictConfig, folder: Path) -> Any:
-    """A run named after the job's folder; offline, which is said once in a process, where the server does not answer."""
+    """A run named after the job's folder, or None; offline where the server does not answer."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    mode = pick_mode(cfg.wandb.mode, cfg.wandb.timeout)
+    if mode == "disabled":
+        return None
+    place = Path(cfg.wandb.dir or folder)
+    try:
+        return begun_run(cfg, folder, place, mode)
+    except Exception as error:
+        if mode == "offline":
+            tell(f"W&B cannot begin a run ({in_short(error)}); the job goes on without")
+            return None
+        os.environ["WANDB_MODE"] = "offline"
+        tell(f"W&B does not answer ({in_short(error)}); going on offline, to send later: wandb sync {place}/wandb/*")
+    try:
+        return begun_run(cfg, folder, place, "offline", again=True)
+    except Exception as error:
+        tell(f"W&B cannot begin a run offline either ({in_short(error)}); the job goes on without")
+        return None
+
+
+def begun_run(cfg: DictConfig, folder: Path, place: Path, mode: str, again: bool = False) -> Any:
+    """A run in the folder `place`. again: another could not begin, by which the id stays taken."""
     import wandb
 
-    sweep = sweep_folder()
-    method = folder.parent.name
+    sweep, method = sweep_folder(), folder.parent.name
     about = {
         "project": cfg.wandb.project,
         "entity": cfg.wandb.entity,
-        "dir": folder,
-        "id": f"{cfg.task.name}-{method}-{folder.name}",
-        "resume": "allow",
-        "name": f"{method} {folder.name}",
-        "group": None if sweep is None else sweep.name,
-        "job_type": method,
+        "dir": place,
         "config": job_settings(cfg),
+        **({} if again else {"id": f"{cfg.task.name}-{method}-{folder.name}", "resume": "allow"}),
     }
-    settings = {"silent": True, "console": "off", "init_timeout": cfg.wandb.timeout}
-    mode = pick_mode(cfg.wandb.mode)
-    try:
-        run = wandb.init(**about, mode=mode, settings=wandb.Settings(**settings))
-    except wandb.errors.Error as error:
-        if mode != "online":
-            raise
-        os.environ["WANDB_MODE"] = "offline"
-        print(
-            f"W&B does not answer ({first_line(error)}); going on offline, to send later: wandb sync {folder}/wandb/*",
-            file=sys.stderr,
-        )
-        about |= {"id": None, "resume": None}  # the id stays taken by the run that could not begin
-        run = wandb.init(**about, mode="offline", settings=wandb.Settings(**settings))
+    own = {"name": f"{method} {folder.name}", "group": None if sweep is None else sweep.name, "job_type": method}
+    about |= {name: value for name, value in own.items() if not os.environ.get(VARIABLES[name])}
+    place.mkdir(parents=True, exist_ok=True)
+    settings = {"silent": True, "console": "off", "init_timeout": cfg.wandb.timeout, "finish_timeout": cfg.wandb.timeout}
+    known = {name: value for name, value in settings.items() if name in wandb.Settings.model_fields}
+    run = wandb.init(**about, mode=mode, settings=wandb.Settings(**known))
     run.define_metric(STEP)
     run.define_metric("sampling/steps")
     run.define_metric("sampling/*", step_metric="sampling/steps")
@@ -89,13 +144,13 @@ def start_run(cfg: DictConfig, folder: Path) -> Any:
     return run
 
 
-def loggers(run: Any) -> list[Any]:
+def loggers(tracker: Tracker | None) -> list[Any]:
     """What Lightning logs a training to besides its CSV file: the losses by term."""
-    if run is None:
+    if tracker is None:
         return []
-    from lightning.pytorch.loggers import WandbLogger
+    from experiments.loss_logger import LossLogger
 
-    return [WandbLogger(experiment=run)]
+    return [LossLogger(tracker, STEP)]
 
 
 def log_result(run: Any, row: Row, plan: Plan, images: dict[str, torch.Tensor], captions: list[str]) -> None:

@@ -8,13 +8,13 @@ Each stage leaves its result in `work`; a killed run, started again, goes on fro
 the weights of an uninterrupted one.
 """
 
-import json
 import shutil
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from common.progress import under_way
 from experiments.command_line import one_line_composition_errors, one_line_errors
 
 
@@ -22,6 +22,7 @@ def check_work(cfg: DictConfig, work: Path) -> None:
     """InputError when `work` was begun with other settings; the number of steps and how often to save may change."""
     from common.errors import InputError
     from common.files import write_json
+    from common.strict_json import read_json
 
     settings = OmegaConf.to_container(cfg, resolve=True)
     begun = {"seed": settings["seed"], "start": settings["start"], **settings["teacher_training"]}
@@ -32,18 +33,20 @@ def check_work(cfg: DictConfig, work: Path) -> None:
     path = work / "settings.json"
     if not path.is_file():
         write_json(path, begun)
-    elif json.loads(path.read_text()) != begun:
+    elif read_json(path, f"delete {work}, or give work=<another folder>") != begun:
         raise InputError(f"{work} was begun with other settings ({path}); delete it, or give work=<another folder>.")
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train_teacher")
 @one_line_errors
+@under_way("training a teacher")
 def main(cfg: DictConfig) -> None:
     import torch
 
-    from common.files import write_json
+    from common.files import check_writable, write_json
     from common.pictures import save_grid, upright
     from common.processes import refuse_others
+    from common.strict_json import read_json
     from common.student_folders import save_whole
     from experiments.autoencoder_training import (
         encode_images,
@@ -56,20 +59,24 @@ def main(cfg: DictConfig) -> None:
 
     refuse_others("experiments.train_teacher")
     work, out = Path(cfg.work), Path(cfg.out)
+    check_writable(out.absolute().parent, "out")
     check_work(cfg, work)
     settings = cfg.teacher_training
-    training = hydra.utils.instantiate(settings.data, split="train")
-    held_out = hydra.utils.instantiate(settings.data, split="test").images
+    with under_way("reading the data"):
+        training = hydra.utils.instantiate(settings.data, split="train")
+        held_out = hydra.utils.instantiate(settings.data, split="test").images
     autoencoder = train_autoencoder(cfg, training.images, work)
-    decibels = peak_signal_to_noise(autoencoder, held_out)
+    with under_way("reconstructing held-out images"):
+        decibels = peak_signal_to_noise(autoencoder, held_out)
     print(f"autoencoder: held-out reconstructions {decibels:.2f} dB PSNR", flush=True)
     shown = held_out[:: max(1, len(held_out) // 32)][:32].split(8)
     pairs = [sheet for chunk in shown for sheet in (chunk.float() / 127.5 - 1, reconstruct_images(autoencoder, chunk))]
     save_grid(upright(torch.cat(pairs), cfg.task.sound), work / "reconstructions.png", columns=8)
-    rows = cached_tensors(work / "latents.safetensors", lambda: {"tensor": encode_images(autoencoder, training.images)})
+    with under_way("encoding images"):
+        rows = cached_tensors(work / "latents.safetensors", lambda: {"tensor": encode_images(autoencoder, training.images)})
     parts, last_loss = train_denoiser(cfg, rows["tensor"], training, autoencoder, work)
     pipeline = hydra.utils.instantiate(settings.pipeline)(**{settings.autoencoder.part: autoencoder}, **parts)
-    earlier = [] if cfg.start is None else json.loads((Path(cfg.start) / "training.json").read_text())
+    earlier = [] if cfg.start is None else read_json(Path(cfg.start) / "training.json", "give another start=<teacher>", None)
     save_whole(pipeline.to(dtype=torch.float16), out)
     for picture in ("samples.png", "reconstructions.png"):
         shutil.copyfile(work / picture, out / picture)

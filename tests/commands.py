@@ -71,10 +71,12 @@ class Running:
         if self.process.is_alive():
             self.kill()
             raise subprocess.TimeoutExpired(self.arguments, timeout)
-        told = [
-            Path(self.folder, name).read_text() if Path(self.folder, name).exists() else "" for name in ("stdout", "stderr")
-        ]
-        return subprocess.CompletedProcess(self.arguments, self.process.exitcode, *told)
+        return subprocess.CompletedProcess(self.arguments, self.process.exitcode, self.told("stdout"), self.told("stderr"))
+
+    def told(self, name: str) -> str:
+        """What it has written so far to "stdout" or "stderr"."""
+        path = Path(self.folder, name)
+        return path.read_text() if path.exists() else ""
 
 
 def start(*arguments: str, before: Callable[[], None] | None = None, **environment: str) -> Running:

@@ -56,3 +56,39 @@ def test_a_recipe_without_losses_does_not_train(tiny_teacher_folder, tmp_path):
     own = [f"teacher.path={tiny_teacher_folder}", f"outputs={tmp_path}", "logging=none"]
     done = run("run.py", "method=bk_sdm", "distill=none", "distill.steps=5", *own)
     assert done.returncode == 2 and done.stderr.strip().startswith("error: distill.steps=5: distill=none has no losses")
+
+
+@pytest.mark.parametrize("multirun", [False, True])
+@pytest.mark.parametrize(
+    ("outputs", "told"),
+    [("{file}", "Not a directory: "), ("{long}", "File name too long: "), ("/sys/bonsai", ": /sys/bonsai")],
+)
+def test_outputs_that_cannot_be_written_are_told_before_any_work(tmp_path, outputs, told, multirun):
+    (tmp_path / "file").touch()
+    where = outputs.format(file=tmp_path / "file", long=tmp_path / ("x" * 300))
+    done = run("run.py", *(["-m"] if multirun else []), "logging=none", f"outputs={where}")
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and told in line
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"settings": {', "{}", "[1]", '{"settings": {}, "models": 1, "plan": [], "protocol": {}}']
+)
+def test_a_damaged_row_is_told_with_the_remedy(tiny_teacher_folder, tmp_path, text):
+    from hydra import compose, initialize_config_dir
+
+    from common.files import ROOT
+    from experiments.jobs import job_folder, register_job_folder
+
+    register_job_folder()
+    arguments = job("t2i", tiny_teacher_folder, tmp_path)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        folder = tmp_path / job_folder(compose("config", overrides=arguments[1:]))
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(text)
+    done = run(*arguments)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {folder}/result.json is damaged (") and line.endswith("; delete it and the job ends anew.")
+    assert (folder / "result.json").read_text() == text

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -38,7 +39,18 @@ def test_a_job_leaves_what_it_promises(finished):
         with Image.open(folder / picture) as image:
             assert image.width > 400
     assert all(len(line) <= 80 for line in finished[1].stdout.splitlines() if "result" not in line and "/" not in line)
-    assert not list(folder.rglob("*.partial"))
+    assert not [path for path in folder.rglob("*") if path.suffix in (".partial", ".ckpt")]
+    assert list(folder.glob("distill/log/from_0/metrics.csv"))
+
+
+def test_a_log_tells_of_each_stage_and_of_the_loss(finished):
+    told = finished[1].stderr
+    assert not any(character in told for character in "\r\x1b")
+    stages = [line.removeprefix("stage: ") for line in told.splitlines() if line.startswith("stage: ") and "done" not in line]
+    assert stages == ["loading", "scoring", "distilling", "measuring", "measuring", "drawing"]
+    for work in ("scoring operators: 0 of ", "encoding images: 0 of 20", "distilling: 0 of 6", "sampling: distilled: 0 of 16"):
+        assert f"\n{work}" in told
+    assert re.search(r"^distilling: 6 of 6 done in \d+:\d\d, loss \d+\.\d{4}$", told, re.MULTILINE)
 
 
 def test_the_saved_student_is_the_measured_one(finished):

@@ -120,7 +120,7 @@ def test_failures_are_told_although_the_report_cannot_be_written(tmp_path):
     done = sweep(tmp_path, *overrides)
     assert done.returncode == 1 and "1 of 2 jobs are done" in done.stdout
     told = done.stderr.splitlines()
-    assert told[-3].startswith("failed: #0: RuntimeError: out of luck") and told[-1].startswith("error: FileExistsError: ")
+    assert told[-3].startswith("failed: #0: RuntimeError: out of luck") and told[-1].startswith("error: File exists: ")
     assert "Warning" not in done.stderr and "Traceback" not in done.stderr
 
 

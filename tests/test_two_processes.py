@@ -52,25 +52,36 @@ JOBS = {
 }
 
 
-def together(*arguments, count=2, **environment):
+def start_together(*arguments, count=2, before=None, **environment):
     """The same command as `count` processes that know of each other, as torchrun would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
-        start(*arguments, **shared, RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", OMP_NUM_THREADS="1", **environment)
-        for rank in range(count)
+    shared |= {"GROUP_RANK": "0", "OMP_NUM_THREADS": "1"}
+    return [
+        start(*arguments, before=before, **shared, RANK=rank, LOCAL_RANK=rank, **environment) for rank in map(str, range(count))
     ]
-    return [each.wait(200) for each in started]
+
+
+def together(*arguments, **how):
+    """As start_together, to the end."""
+    return [each.wait(200) for each in start_together(*arguments, **how)]
+
+
+def keep_checkpoints():
+    """A job leaves none; to go on from one, it is kept."""
+    from common import training
+
+    training.drop_checkpoints = lambda folder: None
 
 
 def both(task, teacher, folder, *settings, method):
-    """Folder and row of the job in one process and in two."""
+    """Folder and row of the job in one process and in two, these with their checkpoints."""
     arguments = [*TRAINING, *settings]
     alone = run(*job(task, teacher, folder / "one", *arguments, method=method), OMP_NUM_THREADS="1")
     assert alone.returncode == 0, alone.stderr
-    first, second = together(*job(task, teacher, folder / "two", *arguments, method=method))
+    first, second = together(*job(task, teacher, folder / "two", *arguments, method=method), before=keep_checkpoints)
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert "distilling" in first.stderr and not second.stderr and not second.stdout
     return the_row(folder / "one"), the_row(folder / "two")

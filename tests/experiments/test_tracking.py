@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -16,17 +17,18 @@ from hydra.core.hydra_config import HydraConfig
 from common.errors import InputError
 from common.files import ROOT
 from common.plans import Edit, Plan
+from common.signals import Ended
 from experiments.jobs import register_job_folder
 from experiments.sweeps import VARIABLE
-from experiments.tracking import STEP, log_result, log_student, loggers, pick_mode, tracking
+from experiments.tracking import STEP, Tracker, log_result, log_student, loggers, pick_mode, tracking
 from tests.experiments.test_collect import job
 
 
 @pytest.fixture
 def composed(monkeypatch, tmp_path):
     """Composes a job's configuration as Hydra does for a job of a sweep called "a_sweep"."""
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))  # no login of whoever runs the tests
 
     def make(*overrides):
@@ -99,11 +101,11 @@ def test_what_a_job_writes_offline_is_read_back(composed, tmp_path):
     folder = tmp_path / "t2i" / "ld_pruner" / "abcd"
     (folder / "student").mkdir(parents=True)
     (folder / "student" / "weights").write_text("x")
-    with tracking(cfg, folder) as run:
-        (logger,) = loggers(run)
+    with tracking(cfg, folder) as tracker:
+        (logger,) = loggers(tracker)
         logger.log_metrics({"loss": 3.0, "loss/task": 1.0}, 10)
-        log_result(run, row, plan, images, ["a", "b"])
-        log_student(run, folder / "student")
+        log_result(tracker.run, row, plan, images, ["a", "b"])
+        log_student(tracker.run, folder / "student")
     found = read_back(folder)
     assert found["exit"] == 0 and found["run"].run_group == "a_sweep" and found["run"].job_type == "ld_pruner"
     config = {item.key or "/".join(item.nested_key): item.value_json for item in found["run"].config.update}
@@ -124,8 +126,9 @@ def test_a_run_ends_as_its_job_does(composed, tmp_path):
     with pytest.raises(RuntimeError), tracking(composed(), tmp_path):
         raise RuntimeError("the job fails")
     assert read_back(tmp_path)["exit"] == 1
-    with tracking(composed("logging=none"), tmp_path) as run:
-        assert run is None and loggers(run) == []
+    for nothing in ("logging=none", "wandb.mode=disabled"):
+        with tracking(composed(nothing), tmp_path) as tracker:
+            assert tracker is None and loggers(tracker) == []
 
 
 SILENT_SERVER = """
@@ -139,25 +142,101 @@ cfg = OmegaConf.create({"task": {"name": "t2i"}, "wandb": {**cfg, "timeout": 3}}
 for name in ("a", "b"):
     folder = Path(sys.argv[1]) / name
     folder.mkdir()
-    with tracking.tracking(cfg, folder) as run:
-        run.log({"loss": 1.0})
+    with tracking.tracking(cfg, folder) as tracker:
+        if tracker is not None:
+            tracker.attempt(lambda run: run.log({"loss": 1.0}))
 """
 
 
-def test_a_server_that_does_not_answer_stops_nothing_and_is_told_once(tmp_path):
-    server = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_MODE": "online"}
-    environment = {**os.environ, **server, "PYTHONPATH": str(ROOT)}
-    arguments = [sys.executable, "-c", SILENT_SERVER, str(tmp_path)]
-    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+def two_jobs(folder, **variables):
+    """Two jobs that track in one process, under the variables, and what they told."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    # whatever a case says, nothing outside is asked
+    environment |= {
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+        "NETRC": str(folder / "netrc"),
+        "PYTHONPATH": str(ROOT),
+        **variables,
+    }
+    arguments = [sys.executable, "-c", SILENT_SERVER, str(folder)]
+    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+KEY = "a" * 40
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    {
+        "no network": ({"WANDB_API_KEY": KEY, "WANDB_MODE": "online"}, "W&B does not answer"),
+        "a key, no network": ({"WANDB_API_KEY": KEY}, "W&B lets nobody in"),
+        "a short key": ({"WANDB_API_KEY": "abc"}, "W&B lets nobody in"),
+        "no number": ({"WANDB_INIT_TIMEOUT": "soon"}, "W&B lets nobody in"),
+        "an unknown mode": ({"WANDB_MODE": "sometimes"}, "WANDB_MODE=sometimes is none of online, offline, disabled"),
+    }.values(),
+)
+def test_a_server_that_does_not_answer_and_odd_variables_stop_nothing_and_are_told_once(tmp_path, variables, told):
+    done = two_jobs(tmp_path, **variables)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("W&B does not answer") == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and told in lines[0], done.stderr
     assert [read_back(tmp_path / name)["exit"] for name in ("a", "b")] == [0, 0]
+
+
+def test_a_server_that_hangs_holds_nobody_up(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        done = two_jobs(tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=address, WANDB_MODE="online")
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert [read_back(tmp_path / name)["exit"] for name in ("a", "b")] == [0, 0]
+
+
+def test_disabled_by_the_environment(tmp_path):
+    done = two_jobs(tmp_path, WANDB_DISABLED="true", WANDB_API_KEY="abc")
+    assert done.returncode == 0 and not done.stderr and not list(tmp_path.glob("*/wandb"))
+
+
+class Broken:
+    """A run whose every call fails."""
+
+    id = "x"
+
+    def __getattr__(self, name):
+        raise ConnectionError(f"{name}: the service\nhas died")
+
+
+def test_what_fails_on_the_way_is_told_once_and_costs_nothing(composed, monkeypatch, tmp_path, capsys):
+    from experiments import tracking as module
+
+    monkeypatch.setattr(module, "start_run", lambda cfg, folder: Broken())
+    with tracking(composed(), tmp_path) as tracker:
+        (logger,) = loggers(tracker)
+        logger.log_metrics({"loss": 3.0}, 10)
+        tracker.attempt(lambda run: log_result(run, job(tmp_path / "row"), Plan("x", (), "teacher"), {}, []))
+        tracker.attempt(lambda run: log_student(run, tmp_path))
+    assert capsys.readouterr().err == "W&B fails (log: the service has died); the job goes on without\n"
+
+
+def test_a_signal_in_a_call_of_wandb_is_no_failure_of_it():
+    def end(run):
+        raise Ended(15)
+
+    with pytest.raises(Ended):
+        Tracker(Broken()).attempt(end)
+
+
+def test_the_environment_counts_and_the_command_line_wins(composed, monkeypatch):
+    assert composed().wandb.project == "bonsai" and composed().wandb.entity is None and composed().wandb.dir is None
+    for name in ("PROJECT", "ENTITY", "DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", "mine")
+    assert [composed().wandb[name] for name in ("project", "entity", "dir")] == ["mine"] * 3
+    assert composed("wandb.project=given").wandb.project == "given"
 
 
 def test_offline_unless_there_is_a_key(composed, monkeypatch):
     composed()
-    assert pick_mode("auto") == "offline" and pick_mode("online") == "online"
+    assert pick_mode("auto", 3) == "offline" and pick_mode("online", 3) == "online"
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert pick_mode("auto") == "disabled"
+    assert pick_mode("auto", 3) == "disabled" and pick_mode("offline", 3) == "offline"
     with pytest.raises(InputError, match="none of auto, online, offline"):
-        pick_mode("sometimes")
+        pick_mode("sometimes", 3)

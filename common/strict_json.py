@@ -1,0 +1,65 @@
+"""JSON as its standard has it, and as it is read again.
+
+Numbers that JSON lacks are written as protobuf writes them, in the strings "NaN", "Infinity" and "-Infinity", and read as
+numbers.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError, first_line
+
+LACKING = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def to_json(document: Any, **options: Any) -> str:
+    """The document as JSON, with json.dumps' further options."""
+    return json.dumps(strict(document), allow_nan=False, **options)
+
+
+def strict(value: Any) -> Any:
+    """The value with strings for the numbers that JSON lacks."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {name: strict(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return value
+
+
+def from_json(text: str) -> Any:
+    """The inverse of to_json; ValueError for what is no JSON."""
+    return lax(json.loads(text))
+
+
+def lax(value: Any) -> Any:
+    """The inverse of strict."""
+    if isinstance(value, str):
+        return LACKING.get(value, value)
+    if isinstance(value, dict):
+        return {name: lax(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [lax(item) for item in value]
+    return value
+
+
+def read_json(path: Path, remedy: str, keys: Iterable[str] | None = ()) -> Any:
+    """What the project has written to `path`: an object with `keys`, or with None anything.
+
+    InputError naming the file, what is wrong with it, and the remedy ("delete it and ...") when it is damaged.
+    """
+    try:
+        document = from_json(path.read_text(encoding="utf-8"))
+        if keys is not None:
+            if not isinstance(document, dict):
+                raise ValueError("it is no JSON object")
+            missing = [name for name in keys if name not in document]
+            if missing:
+                raise ValueError(f"it lacks {', '.join(missing)}")
+        return document
+    except (ValueError, RecursionError) as error:  # no JSON, not text, or not this file's
+        raise InputError(f"{path} is damaged ({first_line(error)}); {remedy}.") from error
