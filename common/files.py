@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
+
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "teachers"
 
@@ -16,6 +18,17 @@ SHIPPED = ROOT / "teachers"
 def user_cache() -> Path:
     """Where what was found out about a person's data files is kept: $BONSAI_CACHE, else ~/.cache/bonsai."""
     return Path(os.environ.get("BONSAI_CACHE") or Path.home() / ".cache" / "bonsai")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; InputError when it does not."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not text
+        raise InputError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path} holds no JSON object.")
+    return document
 
 
 def write_atomically(path: Path, content: bytes) -> None:

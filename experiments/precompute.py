@@ -17,9 +17,12 @@ def main(cfg: DictConfig) -> None:
     from common.processes import pick_device
     from common.teachers import load_teacher
     from experiments.caches import cache_folder
+    from experiments.teacher_sound import check_sound, settle_sound
     from experiments.training_rows import training_rows
 
+    settle_sound(cfg)
     teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))
+    check_sound(cfg, teacher)
     folder = cache_folder(cfg)
     rows = training_rows(cfg, teacher, folder)
     for name, column in rows.columns.items():
