@@ -19,6 +19,7 @@ from common.pictures import to_uint8, with_channels
 from common.pipeline_checks import check_named_parts, check_parts_fit, check_tokenizers
 from common.pipeline_defaults import settle_sample_size, settle_scheduler
 from common.sampling import Conditions, describe_scheduler
+from common.single_file import folder_of_file, is_single_file
 from common.spectrogram import Spectrogram
 from common.teacher_parts import load_part
 from common.teacher_settings import check_pipeline_settings, named_parts
@@ -140,12 +141,14 @@ class Teacher:
         return self._fingerprint
 
 
-def load_teacher(name_or_path: str, revision: str | None = None) -> Teacher:
+def load_teacher(name_or_path: str, revision: str | None = None, config: str | None = None) -> Teacher:
     """Loads a shipped teacher by name, a local diffusers pipeline folder, or a hub repository, in float32 on the CPU.
 
-    Raises InputError with one line for a missing folder, an unreachable hub, a missing part or a damaged file.
+    config: the folder of a pipeline by whose settings a single file of weights is read (common/single_file.py). Raises
+    InputError with one line for a missing folder, an unreachable hub, a missing part, a damaged file, and for a setting that
+    is not honoured (common/teacher_settings.py).
     """
-    folder = find_folder(name_or_path, revision)
+    folder = folder_of_file(name_or_path, config) if is_single_file(name_or_path) else find_folder(name_or_path, revision)
     index = read_index(folder)
     check_pipeline_settings(folder, index)
     named = {name: value for name, value in named_parts(index).items() if name in PARTS}

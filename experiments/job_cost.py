@@ -66,7 +66,7 @@ class JobCost:
 
         self.cfg = cfg
         self.peaks: dict[tuple[int, bool, bool], int] = {}  # of distillation steps, as each takes seconds
-        self.teacher: Teacher = meta_teacher(cfg.teacher.path)
+        self.teacher: Teacher = meta_teacher(cfg.teacher.config or cfg.teacher.path)
         self.method = hydra.utils.instantiate(cfg.method, _convert_="all")
         look = getattr(self.method, "outlook", None)
         self.known = look is not None

@@ -37,6 +37,7 @@ NOT_PART_OF_A_JOB = (
     "evaluation.micro_batch_size",
 )
 AS_BEFORE = {
+    "teacher.config": None,
     "training_rows.dtype": "float32",
     "training_rows.flip": False,
     "evaluation.prompts": None,

@@ -21,8 +21,8 @@ def main(cfg: DictConfig) -> None:
     from experiments.training_rows import training_rows
 
     settle_sound(cfg)
-    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))
-    check_sound(cfg, teacher)
+    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config).to(pick_device(cfg.device))
+    check_sound(cfg, teacher.sound)
     folder = cache_folder(cfg)
     rows = training_rows(cfg, teacher, folder)
     for name, column in rows.columns.items():

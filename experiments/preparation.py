@@ -65,7 +65,7 @@ def checked_parts(cfg: DictConfig) -> tuple[Any, Any, tuple[list[str], list[str]
     for settings in cfg.metrics.values():
         hydra.utils.instantiate(settings)
     prompts = evaluation_prompts(cfg)
-    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision)
+    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config)
     check_sound(cfg, teacher.sound)
     check_image_size(cfg, teacher)
     if cfg.distill.steps:

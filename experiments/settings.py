@@ -101,6 +101,7 @@ class Task:
 class TeacherSettings:
     path: str
     revision: str | None
+    config: str | None
     sound: Any = None
 
 
