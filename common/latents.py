@@ -1,4 +1,4 @@
-"""Between what an autoencoder encodes and the latents that a denoiser sees."""
+"""Between images and what an autoencoder encodes, and between that and the latents that a denoiser sees."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,13 @@ from typing import Any
 import torch
 
 from common.errors import InputError
+from common.pictures import with_channels
 from common.teacher_settings import is_finite_number
+
+
+def pixels_for(autoencoder: Any, images: torch.Tensor) -> torch.Tensor:
+    """What an autoencoder encodes of uint8 images (batch, 1 or 3, height, width): float in [-1, 1], in its own channels."""
+    return with_channels(images, autoencoder.config.in_channels).float() / 127.5 - 1
 
 
 def scale_latents(config: Any, encoded: torch.Tensor) -> torch.Tensor:

@@ -12,10 +12,10 @@ from torch import nn
 from common.errors import InputError
 from common.files import read_json
 from common.hub import NETWORKS, PARTS, find_folder
-from common.latents import scale_latents, unscale_latents
+from common.latents import pixels_for, scale_latents, unscale_latents
 from common.mel_settings import read_mel
 from common.noise_schedule import check_noise
-from common.pictures import to_uint8, with_channels
+from common.pictures import to_uint8
 from common.pipeline_checks import check_named_parts, check_parts_fit, check_tokenizers
 from common.pipeline_defaults import settle_sample_size, settle_scheduler
 from common.sampling import Conditions, describe_scheduler
@@ -113,8 +113,7 @@ class Teacher:
         """Latents (count, *latent_shape) of uint8 images (count, 1 or 3, height, width): posterior means, scaled."""
         finished, config = [], self.autoencoder.config
         for chunk in images.split(at_once(batch_size, *images.shape[2:])):
-            pixels = with_channels(chunk, config.in_channels).to(self.device).float() / 127.5 - 1
-            encoded = self.autoencoder.encode(pixels)
+            encoded = self.autoencoder.encode(pixels_for(self.autoencoder, chunk.to(self.device)))
             latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
             finished.append(scale_latents(config, latents.cpu()))
         return torch.cat(finished)

@@ -38,6 +38,7 @@ NOT_PART_OF_A_JOB = (
 )
 AS_BEFORE = {
     "teacher.config": None,
+    "task.data.width": None,
     "training_rows.dtype": "float32",
     "training_rows.flip": False,
     "evaluation.prompts": None,

@@ -58,9 +58,8 @@ def test_a_grey_teacher_on_grey_images_and_not_on_colours(pictures):
     assert refused.returncode == 2 and "images are grey, and those of the data in colour" in refused.stderr.splitlines()[-1]
     done = on("grey")
     assert done.returncode == 0, done.stderr[-2000:]
-    folder, row = the_row(pictures / "out")
+    _, row = the_row(pictures / "out")
     assert np.isfinite(row["models"]["distilled"]["fd_effnet"])
-    assert Image.open(folder / "samples.png").mode == "RGB"
 
 
 @pytest.fixture

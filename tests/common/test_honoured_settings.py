@@ -199,6 +199,9 @@ def test_grey_teachers_take_colour_images_by_their_luma(tmp_path):
     import numpy
     from PIL import Image
 
+    from experiments.autoencoder_training import peak_signal_to_noise
+    from l1_diff.importance import reconstruction_losses
+
     folder = stable_diffusion(tmp_path / "teacher", vae={"in_channels": 1, "out_channels": 1})
     teacher = load_teacher(str(folder))
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
@@ -207,6 +210,9 @@ def test_grey_teachers_take_colour_images_by_their_luma(tmp_path):
     assert torch.equal(with_channels(images, 1), expected)
     assert torch.equal(teacher.encode_images(images), teacher.encode_images(expected))
     assert teacher.decode_latents(torch.randn(2, 4, 8, 8)).shape == (2, 1, 64, 64)
+    assert peak_signal_to_noise(teacher.autoencoder, images) == peak_signal_to_noise(teacher.autoencoder, expected)
+    losses = [[loss() for _, loss in reconstruction_losses(teacher.autoencoder, each, 2)] for each in (images, expected)]
+    assert losses[0] == losses[1]
     assert with_channels(expected, 3).shape == images.shape and torch.equal(with_channels(expected, 3)[:, 2:], expected)
 
 
