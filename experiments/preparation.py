@@ -66,7 +66,7 @@ def checked_parts(cfg: DictConfig) -> tuple[Any, Any, tuple[list[str], list[str]
         hydra.utils.instantiate(settings)
     prompts = evaluation_prompts(cfg)
     teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config)
-    check_sound(cfg, teacher.sound)
+    check_sound(cfg.teacher.path, cfg.task.sound, teacher.sound)
     check_image_size(cfg, teacher)
     if cfg.distill.steps:
         check_learns_from_noise(teacher.scheduler, guidance_size(teacher.denoiser) is not None)

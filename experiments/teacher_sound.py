@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from common.architectures import local_folder
@@ -12,35 +11,36 @@ from common.hub import find_folder
 from common.mel_settings import described, read_mel
 from common.spectrogram import Spectrogram
 
+TARGET = {"_target_": "common.spectrogram.Spectrogram"}
 
-def settle_sound(cfg: DictConfig) -> None:
-    """Fills teacher.sound=null with the settings in the teacher's mel/mel_config.json.
+
+def teacher_sound(cfg: DictConfig) -> dict[str, Any]:
+    """What ${teacher_sound:} stands for: teacher.sound, or where that is null what the teacher's mel/mel_config.json says.
 
     InputError where it has none, and where a local teacher's are others than those given (a hub's are compared when it is
     loaded: check_sound).
     """
-    if "sound" not in cfg.teacher:
-        return
-    if cfg.teacher.sound is not None:
+    given = cfg.teacher.get("sound")
+    if given is not None:
+        given = OmegaConf.to_container(given, resolve=True)
         folder = local_folder(cfg.teacher.path)
-        check_sound(cfg, None if folder is None else read_mel(folder))
-        return
+        check_sound(cfg.teacher.path, given, None if folder is None else read_mel(folder))
+        return given
     sound = read_mel(find_folder(cfg.teacher.path, cfg.teacher.revision))
     if sound is None:
         raise InputError(
             f"teacher.sound=null: {cfg.teacher.path} has no mel/mel_config.json that tells what its images stand for; give "
             "sample_rate, fft_size, hop, mels, frames and range_db as in conf/teacher/small_uag.yaml."
         )
-    OmegaConf.update(cfg, "teacher.sound", {"_target_": "common.spectrogram.Spectrogram", **asdict(sound)}, force_add=True)
+    return {**TARGET, **asdict(sound)}
 
 
-def check_sound(cfg: DictConfig, own: Spectrogram | None) -> None:
-    """InputError where teacher.sound is not what the teacher's folder says itself (`own`), if it says anything."""
-    if own is None or cfg.task.sound is None:
+def check_sound(path: str, given: dict[str, Any] | None, own: Spectrogram | None) -> None:
+    """InputError where the settings `given` are not what the teacher's folder says itself (`own`), if it says anything."""
+    if own is None or given is None or TARGET | asdict(own) == dict(given):
         return
-    given: Any = hydra.utils.instantiate(cfg.task.sound)
-    if given != own:
-        raise InputError(
-            f"teacher.path={cfg.teacher.path}: its mel/mel_config.json has {described(own)}, and teacher.sound says "
-            f"{described(given)}: give teacher.sound=null, which takes the teacher's own."
-        )
+    told = ", ".join(f"{name}={value}" for name, value in given.items() if name not in TARGET)
+    raise InputError(
+        f"teacher.path={path}: its mel/mel_config.json has {described(own)}, and teacher.sound says {told}: give "
+        "teacher.sound=null, which takes the teacher's own."
+    )

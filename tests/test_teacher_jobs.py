@@ -10,7 +10,7 @@ from PIL import Image
 
 from common.errors import InputError
 from common.spectrogram import Spectrogram
-from experiments.teacher_sound import settle_sound
+from experiments.settings import checked
 from tests.commands import run
 from tests.small_jobs import job, the_row
 from tests.small_teachers import NOISE, change, stable_diffusion
@@ -92,9 +92,8 @@ def test_null_takes_the_sound_of_the_teacher_everywhere(audio_teacher, tiny_uig_
     from hydra.utils import instantiate
 
     cfg = compose_config("config", "task=uag", f"teacher.path={audio_teacher}", "teacher.sound=null")
-    settle_sound(cfg)
     expected = Spectrogram(44100, 4096, 1024, 64, 64, 80)
     assert [instantiate(part) for part in (cfg.task.sound, cfg.task.data.sound, cfg.task.features.sound)] == [expected] * 3
     cfg = compose_config("config", "task=uag", f"teacher.path={tiny_uig_teacher_folder}", "teacher.sound=null")
     with pytest.raises(InputError, match=r"has no mel/mel_config\.json"):
-        settle_sound(cfg)
+        checked(cfg)
