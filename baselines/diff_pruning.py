@@ -39,9 +39,10 @@ from common.calibration import Calibration
 from common.channels import ChannelPruning, Importance, Rounding, prune_channels
 from common.content import content_name
 from common.cost import count_parameters
-from common.distillation import noising_scheduler, training_target
+from common.distillation import training_target
 from common.errors import InputError, check_one_given
 from common.files import write_atomically
+from common.noise_schedule import check_learns_from_noise, noising_scheduler
 from common.outlook import CalibrationSize, Outlook
 from common.plans import Plan
 from common.processes import is_first
@@ -62,6 +63,7 @@ def accumulate_gradients(
     The batch is the first `rows` of calibration.data(), its noise is seeded by (seed, row). threshold: a share of the
     largest loss so far, from 0 (all timesteps) to 1. InputError for an empty calibration set and a loss that is no number.
     """
+    check_learns_from_noise(calibration.scheduler, "timestep_cond" in calibration.conditions)
     latents, conditions = calibration.data()
     if not len(latents):
         raise InputError("The calibration set is empty: calibration.data_rows must be at least 1.")

@@ -18,7 +18,9 @@ from common.errors import InputError
 from common.hub import find_folder
 from common.outlook import CalibrationSize, Outlook
 from common.plans import Plan, own_settings
-from common.teachers import load_part, read_index
+from common.teacher_parts import load_part
+from common.teacher_settings import check_pipeline_settings, named_parts
+from common.teachers import read_index
 
 SAME = ("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "encoder_hid_dim", "class_embed_type")
 LATENT_SIZE = "sample_size"  # not of the weights: a U-Net is measured at its teacher's size
@@ -88,9 +90,11 @@ class Published:
     def plan(self, unet: nn.Module, calibration: Any, teacher: str, scores: Path | None) -> Plan:
         """The plan whose student is the published U-Net; of the calibration only the scheduler is read, where there is one."""
         folder = find_folder(self.path, self.revision, "method.path")
-        index = read_index(folder)
+        document = read_index(folder)
+        check_pipeline_settings(folder, document)
+        index = named_parts(document)
         for part in ("unet", "scheduler"):
-            if not index.get(part, [None])[0]:
+            if part not in index:
                 raise InputError(f"{folder} names no {part!r} in its model_index.json.")
         published = load_part(folder, "unet", *index["unet"], network=True)
         check_same_task(unet, published, folder)

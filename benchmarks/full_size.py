@@ -112,7 +112,7 @@ def run_stages(overrides: list[str], folder: Path, distill: bool) -> dict[str, A
         seconds[stage] = time.perf_counter() - clock
         clock = time.perf_counter()
 
-    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision)
+    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config)
     ended("load")
     method = instantiate(cfg.method, _convert_="all")
     plans = make_plans(cfg, teacher, method, folder, cache)

@@ -13,10 +13,12 @@ from torch import nn
 
 from common.errors import InputError
 from common.files import SHIPPED, whole_folder
-from common.teachers import NETWORKS, Teacher, read_index, read_json
+from common.pipeline_defaults import settle_sample_size, settle_scheduler
+from common.strict_json import read_json
+from common.teacher_settings import CONFIG_FILES, check_pipeline_settings, config_file, named_parts
+from common.teachers import NETWORKS, Teacher, read_index
 
 Part = tuple[str, str, dict[str, Any]]
-CONFIG_FILES = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json", "mel": "mel_config.json"}
 END_OF_TEXT = 49407  # the last of CLIP's 49,408 tokens
 
 
@@ -42,19 +44,30 @@ def architecture(name_or_repository: str) -> dict[str, Any]:
     return {**base, **found, "parts": {**base["parts"], **found["parts"]}}
 
 
+def local_folder(name_or_path: str) -> Path | None:
+    """The pipeline folder of a shipped teacher or of a path, where there is one."""
+    return next((f for f in (SHIPPED / name_or_path, Path(name_or_path)) if (f / "model_index.json").is_file()), None)
+
+
+def pipeline_of(name_or_path: str) -> dict[str, Any]:
+    """What the index of the pipeline says besides its parts: its class, and settings of its own."""
+    folder = local_folder(name_or_path)
+    return architecture(name_or_path)["pipeline"] if folder is None else read_index(folder)
+
+
 def parts_of(name_or_path: str) -> dict[str, Part]:
     """Library, class and configuration of each part: of a local pipeline folder, else as described here."""
-    folder = next((f for f in (SHIPPED / name_or_path, Path(name_or_path)) if (f / "model_index.json").is_file()), None)
+    folder = local_folder(name_or_path)
     if folder is None:
         return {name: tuple(part) for name, part in architecture(name_or_path)["parts"].items()}
-    named = read_index(folder)
     parts: dict[str, Part] = {}
-    for name, value in named.items():
-        if isinstance(value, list) and value[0]:
-            path = folder / name / CONFIG_FILES.get(name.removesuffix("_2"), "config.json")
-            if not path.is_file():
-                raise InputError(f"{folder} lacks {name}/{path.name}, and model_index.json names its part {name!r}.")
-            parts[name] = (*value, read_json(path))
+    index = read_index(folder)
+    check_pipeline_settings(folder, index)
+    for name, named in named_parts(index).items():
+        path = config_file(folder, name)
+        if not path.is_file():
+            raise InputError(f"{folder} lacks {name}/{path.name}, and model_index.json names its part {name!r}.")
+        parts[name] = (*named, read_json(path))
     return parts
 
 
@@ -79,12 +92,14 @@ def meta_teacher(name_or_path: str) -> Teacher:
     parts = parts_of(name_or_path)
     with torch.device("meta"):
         networks = {name: build(part).eval().requires_grad_(False) for name, part in parts.items() if name in NETWORKS}
+    pipeline = pipeline_of(name_or_path)
+    settle_sample_size(Path(name_or_path), pipeline, networks["unet"])
     return Teacher(
         name=Path(name_or_path).name,
         folder=Path(name_or_path),
         denoiser=networks["unet"],
         autoencoder=networks.get("vae") or networks["vqvae"],
-        scheduler=build(parts["scheduler"]),
+        scheduler=settle_scheduler(pipeline, build(parts["scheduler"])),
         text_encoder=networks.get("text_encoder"),
         text_encoder_2=networks.get("text_encoder_2"),
     )

@@ -30,6 +30,7 @@ def load_captioned_folder(
     test_folder: str | Path | None,
     limit: AtLeastOne | None,
     expected: Count | None,
+    width: ImageSize | None = None,
 ) -> CaptionedImages:
     """Images below `folder` and their captions, at most `limit` evenly spaced ones; shorter side resized, middle cropped.
 
@@ -38,7 +39,7 @@ def load_captioned_folder(
     in `folder` are each told in one line on standard error. InputError for a folder without metadata or without any image.
     """
     check_limit(limit, "image")
-    check_size(size, interpolation)
+    check_size(size, width, interpolation)
     where, own = folder_of_split(folder, test_folder, split, "captioned image")
     names, captions = read_metadata(where, caption_column)
     if own:
@@ -51,7 +52,7 @@ def load_captioned_folder(
         tell(where, wanted, "skipped, missing", missing)
     there = [row for row, there in zip(wanted, found, strict=True) if there]
     source = Files(where, [names[row] for row in there])
-    return captioned_images(source, [captions[row] for row in there], split, size, interpolation)
+    return captioned_images(source, [captions[row] for row in there], split, size, interpolation, width)
 
 
 def is_file(path: Path) -> bool:

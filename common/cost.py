@@ -1,6 +1,5 @@
 """Sizes, multiply-accumulates and times of a network and of the modules in it."""
 
-import json
 import platform
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from torch import nn
 from common.collectives import on_first
 from common.content import content_name
 from common.files import write_json
-from common.sampling import Conditions, predict
+from common.sampling import Conditions, guidance_size, predict
 from common.strict_json import read_json
 
 
@@ -58,6 +57,8 @@ def probe_inputs(unet: nn.Module, given: Conditions | None = None) -> tuple[tupl
         length = given["encoder_hidden_states"].shape[1] if given else 77
         tokens = torch.zeros(1, length, unet.config.cross_attention_dim, device=weight.device, dtype=weight.dtype)
         conditions["encoder_hidden_states"] = tokens
+        if guidance_size(unet) is not None:
+            conditions["timestep_cond"] = tokens.new_zeros(1, guidance_size(unet))
         if unet.config.addition_embed_type == "text_time":
             pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
             conditions |= {"text_embeds": tokens.new_zeros(1, pooled), "time_ids": tokens.new_zeros(1, 6)}

@@ -22,6 +22,7 @@ from common.collectives import mean_over_processes
 from common.errors import InputError
 from common.finite import check_loss, check_weights
 from common.fsdp import shard
+from common.noise_schedule import noising_scheduler
 from common.sampling import Conditions, predict
 
 Features = Sequence[torch.Tensor]
@@ -66,16 +67,6 @@ def noise_and_timesteps(
         timesteps.append(torch.randint(num_timesteps, (), generator=generator))
         uniform.append(torch.rand((), generator=generator))
     return tuple(torch.stack(values).to(latents.device) for values in (noise, timesteps, uniform))
-
-
-def noising_scheduler(scheduler: Any) -> Any:
-    """The forward process of `scheduler`'s configuration: x_t = sqrt(alpha_bar) x + sqrt(1 - alpha_bar) noise, and velocity.
-
-    Samplers scale noisy latents each in their own way (Euler's are not of unit variance); training never does.
-    """
-    from diffusers import DDPMScheduler
-
-    return DDPMScheduler.from_config(scheduler.config)
 
 
 def training_target(scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:

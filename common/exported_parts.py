@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.errors import InputError
+from common.sampling import guidance_size
 from common.teachers import Teacher
 
 Tensors = dict[str, torch.Tensor]
@@ -60,7 +62,7 @@ class PlainDenoiser(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The decoding half of an autoencoder: latents / scaling_factor (batch, channels, height, width) -> images in [-1, 1]."""
+    """The decoding half of an autoencoder: latents (batch, channels, height, width), unscaled -> images in [-1, 1]."""
 
     def __init__(self, autoencoder: nn.Module):
         super().__init__()
@@ -92,6 +94,8 @@ def flat_outputs(output: Any) -> Tensors:
 def denoiser_part(teacher: Teacher) -> ExportedPart:
     """ "unet": sample, timestep and conditions -> out_sample. timestep is one number per row, or a single one for all rows."""
     config = teacher.denoiser.config
+    if guidance_size(teacher.denoiser) is not None:
+        raise InputError("Exported denoisers do not take a guidance scale as a condition, as latent consistency models do.")
     channels, height, width = teacher.latent_shape
     factor = 2 ** (len(config.block_out_channels) - 1)
     image_axes, rows = {0: "batch", 2: "height", 3: "width"}, {0: "batch"}

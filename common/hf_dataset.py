@@ -53,6 +53,7 @@ def load_hub_dataset(
     interpolation: Interpolation,
     limit: AtLeastOne | None,
     expected: Count | None,
+    width: ImageSize | None = None,
 ) -> CaptionedImages | Images:
     """Images of a data set of a hub ("owner/name"), a folder or a .parquet file, with captions where a column has them.
 
@@ -61,7 +62,7 @@ def load_hub_dataset(
     `train_split` than `expected` are each told in one line. InputError when the library is missing, or what was asked for.
     """
     check_limit(limit, "image")
-    check_size(size, interpolation)
+    check_size(size, width, interpolation)
     if split not in ("train", "test"):
         raise InputError(f"{path} holds no image of split={split!r}; the splits are 'train' and 'test'.")
     own = train_split if split == "train" or test_split is None else test_split
@@ -78,8 +79,8 @@ def load_hub_dataset(
     dataset = dataset.select(chosen)
     images = HubImages(with_bytes(dataset, image_column, path), image_column, path, own, chosen)
     if caption_column is None:
-        return Images(readable_images(images, split, size, interpolation))
-    return captioned_images(images, [caption_of(value) for value in dataset[caption_column]], split, size, interpolation)
+        return Images(readable_images(images, split, size, interpolation, width))
+    return captioned_images(images, [caption_of(value) for value in dataset[caption_column]], split, size, interpolation, width)
 
 
 def open_dataset(path: str | None, name: str | None, revision: str | None, split: str, alone: bool) -> Any:

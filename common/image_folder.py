@@ -15,7 +15,12 @@ ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 @while_unchanged  # a job asks more than once
 def load_image_folder(
-    folder: str | Path | None, split: str, size: ImageSize = 256, limit: AtLeastOne | None = None, expected: Count | None = None
+    folder: str | Path | None,
+    split: str,
+    size: ImageSize = 256,
+    limit: AtLeastOne | None = None,
+    expected: Count | None = None,
+    width: ImageSize | None = None,
 ) -> Images:
     """The images below `folder`, at most `limit` evenly spaced ones: the largest square in the middle, `size` pixels wide.
 
@@ -25,11 +30,11 @@ def load_image_folder(
     """
     check_limit(limit, "image")
     files, total = files_of_split(folder, split, ENDINGS, "image")
-    check_size(size)
+    check_size(size, width)
     check_count(folder, total, expected, "image")
     wanted = evenly_spaced(files, limit)
     source = Files(folder, [str(path.relative_to(folder)) for path in wanted])
     rows = readable(source, range(len(source)), f"checking {split} images")
     if not len(rows):
         raise InputError(f"{folder} holds no readable image of split={split!r}: of {total} files {len(files)} belong to it.")
-    return Images(LazyImages(source, rows, partial(middle_square, size=size), size))
+    return Images(LazyImages(source, rows, partial(middle_square, size=size, width=width), size, width=width))

@@ -44,47 +44,57 @@ def open_picture(content: bytes) -> Image.Image:
         return ImageOps.exif_transpose(picture).convert("RGB")
 
 
-def middle_square(picture: Image.Image, size: int) -> Image.Image:
-    """The largest square in the middle, `size` pixels wide."""
-    return ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
+def middle_square(picture: Image.Image, size: int, width: int | None = None) -> Image.Image:
+    """The largest square in the middle, `size` pixels wide; with a width, the largest part as high and wide as that."""
+    return ImageOps.fit(picture, (width or size, size), Image.Resampling.LANCZOS)
 
 
-def resized_and_cropped(picture: Image.Image, size: int, interpolation: str) -> Image.Image:
+def resized_and_cropped(picture: Image.Image, size: int, interpolation: str, width: int | None = None) -> Image.Image:
     """The shorter side resized to `size`, then the middle cropped: torchvision's Resize and CenterCrop, as in BK-SDM's code.
 
-    Only the pixels that are kept are computed, so that a very long image costs no more than another.
+    With a width, resized so that size x width pixels (height x width) are just covered. Only the pixels that are kept are
+    computed, so that a very long image costs no more than another.
     """
-    width, height = picture.size
-    short = min(width, height)
+    wanted = (width or size, size)
+    kept, whole = max(zip(wanted, picture.size, strict=True), key=lambda pair: pair[0] / pair[1])  # the side that fits exactly
     box = []
-    for length in (width, height):
-        resized = size * length // short
-        start = round((resized - size) / 2.0) * length / resized
-        box.append((start, start + size * length / resized))
+    for part, length in zip(wanted, picture.size, strict=True):
+        resized = kept * length // whole
+        start = round((resized - part) / 2.0) * length / resized
+        box.append((start, start + part * length / resized))
     (left, right), (top, bottom) = box
-    inside = (left, top, min(right, width), min(bottom, height))
-    return picture.resize((size, size), INTERPOLATIONS[interpolation], box=inside)
+    inside = (left, top, min(right, picture.width), min(bottom, picture.height))
+    return picture.resize(wanted, INTERPOLATIONS[interpolation], box=inside)
 
 
-def check_size(size: int, interpolation: str | None = None) -> None:
+def check_size(size: int, width: int | None, interpolation: str | None = None) -> None:
     """InputError for images of less than 8 pixels and for an unknown interpolation."""
-    if size < 8:
-        raise InputError(f"task.data.size={size}: at least 8 pixels are needed.")
+    for name, value in (("size", size), ("width", width)):
+        if value is not None and value < 8:
+            raise InputError(f"task.data.{name}={value}: at least 8 pixels are needed.")
     if interpolation is not None and interpolation not in INTERPOLATIONS:
         raise InputError(f"task.data.interpolation={interpolation!r} is none of {', '.join(INTERPOLATIONS)}.")
 
 
 class LazyImages:
-    """Stands in for a uint8 tensor (count, 3, size, size): an index reads, decodes and crops the images that it names.
+    """Stands in for a uint8 tensor (count, 3, size, width): an index reads, decodes and crops the images that it names.
 
-    rows: those of `source`, in order, all readable (see `readable`). square: makes `size` x `size` pixels of a picture.
-    workers: threads that decode; None for one a core.
+    rows: those of `source`, in order, all readable (see `readable`). square: makes size x width pixels of a picture.
+    workers: threads that decode; None for one a core. width: None for squares.
     """
 
     dtype = torch.uint8
 
-    def __init__(self, source: Source, rows: Sequence[int], square: Square, size: int, workers: int | None = None):
-        self.source, self.square, self.size, self.workers = source, square, size, workers
+    def __init__(
+        self,
+        source: Source,
+        rows: Sequence[int],
+        square: Square,
+        size: int,
+        workers: int | None = None,
+        width: int | None = None,
+    ):
+        self.source, self.square, self.size, self.workers, self.width = source, square, size, workers, width or size
         self.rows = np.asarray(rows, np.int64)
 
     def __len__(self) -> int:
@@ -92,7 +102,7 @@ class LazyImages:
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((len(self.rows), 3, self.size, self.size))
+        return torch.Size((len(self.rows), 3, self.size, self.width))
 
     def numel(self) -> int:
         return self.shape.numel()
@@ -100,14 +110,14 @@ class LazyImages:
     def select(self, chosen: Any, workers: int | None = None) -> "LazyImages":
         """The chosen images (indices or a slice), none of them read yet."""
         chosen = chosen if isinstance(chosen, slice) else np.asarray(chosen, np.int64)
-        return LazyImages(self.source, self.rows[chosen], self.square, self.size, workers or self.workers)
+        return LazyImages(self.source, self.rows[chosen], self.square, self.size, workers or self.workers, self.width)
 
     def __getitem__(self, chosen: Any) -> torch.Tensor:
-        """(3, size, size) of an integer, else (chosen, 3, size, size)."""
+        """(3, size, width) of an integer, else (chosen, 3, size, width)."""
         if isinstance(chosen, int | np.integer):
             return torch.from_numpy(self._pixels(int(self.rows[chosen]))).permute(2, 0, 1).contiguous()
         rows = self.select(chosen).rows.tolist()
-        pixels = np.empty((len(rows), self.size, self.size, 3), np.uint8)
+        pixels = np.empty((len(rows), self.size, self.width, 3), np.uint8)
         for place, square in enumerate(in_threads(self._pixels, rows, min(self.workers or cores(), max(1, len(rows))))):
             pixels[place] = square
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()

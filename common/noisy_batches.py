@@ -7,8 +7,9 @@ import torch
 
 from common.batches import generator_for, mix_seed, seeded_normal
 from common.calibration import Calibration
-from common.distillation import noising_scheduler, training_target
+from common.distillation import training_target
 from common.errors import InputError
+from common.noise_schedule import check_learns_from_noise, noising_scheduler
 
 Timesteps = Literal["even", "uniform"]
 TIMESTEPS = get_args(Timesteps)
@@ -35,6 +36,7 @@ def noisy_batches(calibration: Calibration, timesteps: str, batch_size: int, gui
         raise InputError(f"method.timesteps={timesteps!r} is none of {', '.join(TIMESTEPS)}.")
     if calibration.data is None:
         raise InputError("This calibration has no training rows, and the error on data is asked for: give it `data`.")
+    check_learns_from_noise(calibration.scheduler, "timestep_cond" in calibration.conditions)
     latents, conditions = calibration.data()
     if not len(latents):
         raise InputError("The calibration set is empty: calibration.data_rows must be at least 1.")

@@ -15,6 +15,16 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
+def with_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
+    """uint8 images (count, 1 or 3, height, width) with 1 or 3 channels: grey by luma (ITU-R 601), colour as equal channels."""
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1)
+    red, green, blue = images.int().unbind(1)
+    return ((red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16).to(torch.uint8)[:, None]  # as Pillow's mode "L"
+
+
 def upright(images: torch.Tensor, sound: Any) -> torch.Tensor:
     """Spectrograms (count, 1, mels, frames) with the low notes below, other images as they are; `sound`: None for those."""
     return images if sound is None else images.flip(2)

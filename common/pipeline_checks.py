@@ -1,6 +1,6 @@
 """Whether the parts of a pipeline fit each other, before anything is computed with them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,26 @@ def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, t
                 f"{folder}: the U-Net has {side}={channels}, and the autoencoder's latents have {latents} channels; jobs take "
                 "U-Nets from latents to latents (neither inpainting's nor learned variances)."
             )
+    images = {autoencoder.config.in_channels, autoencoder.config.out_channels}
+    if images not in ({1}, {3}):
+        raise InputError(
+            f"{folder}: the autoencoder has {sorted(images)} channels of images; 3 (colour) or 1 (grey) are known."
+        )
     if not text_encoders:
         if "cross_attention_dim" in denoiser.config:
             raise InputError(f"{folder}: the {type(denoiser).__name__} attends to text, and there is no text_encoder.")
         return
     widths = [encoder.config.hidden_size for encoder in text_encoders]
-    taken = denoiser.config.get("encoder_hid_dim") or denoiser.config.get("cross_attention_dim")
+    taken = denoiser.config.get("cross_attention_dim")
     if sum(widths) != taken:
         given = " + ".join(map(str, widths))
         raise InputError(f"{folder}: the text encoder is {given} wide, and the U-Net has cross_attention_dim={taken}.")
     check_added_conditions(folder, denoiser.config, text_encoders)
+    kinds = ["CLIPTextModel", "CLIPTextModelWithProjection"][: len(text_encoders)]
+    for encoder, kind in zip(text_encoders, kinds, strict=True):
+        if type(encoder).__name__ != kind:
+            found = ", ".join(type(encoder).__name__ for encoder in text_encoders)
+            raise InputError(f"{folder}: text encoders of the classes {found}; {' and '.join(kinds)} are honoured.")
 
 
 def check_added_conditions(folder: Path, config: Any, text_encoders: list[nn.Module]) -> None:
@@ -60,6 +70,23 @@ def check_added_conditions(folder: Path, config: Any, text_encoders: list[nn.Mod
             f"{folder}: text_encoder_2 projects to {pooled}, and the U-Net takes {taken} "
             "(projection_class_embeddings_input_dim - 6 * addition_time_embed_dim)."
         )
+
+
+def check_tokenizers(folder: Path, tokenizers: Sequence[Any], text_encoders: list[nn.Module]) -> None:
+    """InputError where a tokenizer makes more tokens, or other ones, than its text encoder takes, or two differ in length."""
+    lengths = []
+    for tokenizer, encoder in zip(tokenizers, text_encoders, strict=False):
+        lengths.append(tokenizer.model_max_length)
+        places, largest = encoder.config.max_position_embeddings, max(tokenizer.get_vocab().values())
+        if lengths[-1] > places:
+            raise InputError(f"{folder}: the tokenizer has model_max_length={lengths[-1]}, the text encoder {places} places.")
+        if largest >= encoder.config.vocab_size:
+            raise InputError(
+                f"{folder}: the tokenizer has a token {largest}, the text encoder vocab_size={encoder.config.vocab_size}."
+            )
+    if len(set(lengths)) > 1:
+        told = " and ".join(map(str, lengths))
+        raise InputError(f"{folder}: the two tokenizers have model_max_length={told}; equal ones are needed.")
 
 
 def latent_channels(autoencoder: nn.Module) -> int:

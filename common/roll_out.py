@@ -8,9 +8,9 @@ from torch import nn
 from common.batches import mix_seed, seeded_normal
 from common.branches import branched
 from common.calibration import Calibration
-from common.distillation import noising_scheduler
+from common.noise_schedule import noising_scheduler
 from common.plans import Edit
-from common.sampling import denoise
+from common.sampling import denoise, is_guided
 
 
 def roll_out(
@@ -26,7 +26,7 @@ def roll_out(
     """
     copies = max(1, len(edits))
     noise, conditions = calibration.rows(chosen, copies)
-    guided = calibration.guidance_scale > 1 and bool(conditions)
+    guided = is_guided(conditions, calibration.guidance_scale)
     with branched(network, edits, tensors or {}, groups=2 if guided else 1):
         latents = denoise(
             network,

@@ -29,6 +29,33 @@ def predict(
     return denoiser(latents, timesteps, **denoiser_arguments(conditions)).sample
 
 
+def guidance_size(denoiser: Any) -> int | None:
+    """How many numbers tell a latent consistency model its guidance scale; None for a denoiser that is not told."""
+    return getattr(denoiser, "config", {}).get("time_cond_proj_dim")
+
+
+def with_guidance(denoiser: Any, conditions: Conditions, guidance_scale: float) -> Conditions:
+    """The conditions, with `timestep_cond` (batch, guidance_size) where the denoiser takes its guidance scale as a condition.
+
+    Sines and cosines of 1000 * (guidance_scale - 1), as in diffusers' pipelines (Luo et al. 2023, latent consistency models):
+    such a denoiser is not guided by a second pass.
+    """
+    size = guidance_size(denoiser)
+    if size is None or "timestep_cond" in conditions or not conditions:
+        return conditions
+    half = size // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+    angles = 1000.0 * torch.tensor([guidance_scale - 1], dtype=torch.float32)[:, None] * frequencies
+    embedding = torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, size % 2))
+    first = next(iter(conditions.values()))
+    return {**conditions, "timestep_cond": embedding.to(first.device).expand(len(first), -1)}
+
+
+def is_guided(conditions: Conditions, guidance_scale: float) -> bool:
+    """Whether each sample takes two passes, with its condition and without (Ho and Salimans 2022)."""
+    return guidance_scale > 1 and bool(conditions) and "timestep_cond" not in conditions
+
+
 def repeat_conditions(conditions: Conditions, times: int) -> Conditions:
     """Each row `times` times in a row: a, a, b, b, ..."""
     return {name: value.repeat_interleave(times, 0) for name, value in conditions.items()}
@@ -64,12 +91,13 @@ def denoise(
     """From unit noise (batch, channels, height, width) to final latents of the same shape.
 
     `empty` holds the condition without a caption, one row; it is used where guidance_scale > 1 (Ho and Salimans 2022:
-    empty + guidance_scale * (conditioned - empty)). `scheduler` is copied, so that its state is not shared; one that draws
-    noise of its own draws it row by row.
+    empty + guidance_scale * (conditioned - empty)), but not of a latent consistency model (with_guidance). `scheduler` is
+    copied, so that its state is not shared; one that draws noise of its own draws it row by row.
     """
     scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(steps, device=noise.device)
-    guided = guidance_scale > 1 and bool(conditions)
+    conditions = with_guidance(denoiser, conditions, guidance_scale)
+    guided = is_guided(conditions, guidance_scale)
     if guided:
         conditions = {name: torch.cat([empty[name].expand_as(value), value]) for name, value in conditions.items()}
     stochastic = "generator" in inspect.signature(scheduler.step).parameters

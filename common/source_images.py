@@ -9,9 +9,11 @@ from common.lazy_images import LazyImages, Source, resized_and_cropped
 from common.readable import readable
 
 
-def captioned_images(source: Source, captions: Sequence[str], split: str, size: int, interpolation: str) -> CaptionedImages:
+def captioned_images(
+    source: Source, captions: Sequence[str], split: str, size: int, interpolation: str, width: int | None
+) -> CaptionedImages:
     """The readable images of `source` with their captions, of which empty ones are told on standard error."""
-    images = readable_images(source, split, size, interpolation)
+    images = readable_images(source, split, size, interpolation, width)
     chosen = [captions[row] for row in images.rows]
     empty = [source.name(row) for row, caption in zip(images.rows, chosen, strict=True) if not caption]
     if empty:
@@ -19,9 +21,10 @@ def captioned_images(source: Source, captions: Sequence[str], split: str, size: 
     return CaptionedImages(images, chosen)
 
 
-def readable_images(source: Source, split: str, size: int, interpolation: str) -> LazyImages:
+def readable_images(source: Source, split: str, size: int, interpolation: str, width: int | None) -> LazyImages:
     """The readable images of `source`, shorter side resized and middle cropped; InputError when there is none."""
     rows = readable(source, range(len(source)), f"checking {split} images")
     if not len(rows):
         raise InputError(f"{source.place} holds no readable image of split={split!r}.")
-    return LazyImages(source, rows, partial(resized_and_cropped, size=size, interpolation=interpolation), size)
+    square = partial(resized_and_cropped, size=size, interpolation=interpolation, width=width)
+    return LazyImages(source, rows, square, size, width=width)

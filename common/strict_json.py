@@ -47,10 +47,10 @@ def lax(value: Any) -> Any:
     return value
 
 
-def read_json(path: Path, remedy: str, keys: Iterable[str] | None = ()) -> Any:
-    """What the project has written to `path`: an object with `keys`, or with None anything.
+def read_json(path: Path, remedy: str = "", keys: Iterable[str] | None = ()) -> Any:
+    """What a file holds: an object with `keys`, or with None anything.
 
-    InputError naming the file, what is wrong with it, and the remedy ("delete it and ...") when it is damaged.
+    InputError naming the file, what is wrong with it, and of the project's own files the remedy ("delete it and ...").
     """
     try:
         document = from_json(path.read_text(encoding="utf-8"))
@@ -62,4 +62,5 @@ def read_json(path: Path, remedy: str, keys: Iterable[str] | None = ()) -> Any:
                 raise ValueError(f"it lacks {', '.join(missing)}")
         return document
     except (ValueError, RecursionError) as error:  # no JSON, not text, or not this file's
-        raise InputError(f"{path} is damaged ({first_line(error)}); {remedy}.") from error
+        told = f"is damaged ({first_line(error)}); {remedy}" if remedy else f"is not JSON: {first_line(error)}"
+        raise InputError(f"{path} {told}.") from error

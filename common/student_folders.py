@@ -11,7 +11,8 @@ from torch import nn
 from common.files import whole_folder
 from common.hub import PARTS
 from common.strict_json import to_json
-from common.teachers import Teacher, autoencoder_part, load_autoencoder, load_denoiser, read_index, without_library_bars
+from common.teacher_parts import without_library_bars
+from common.teachers import Teacher, autoencoder_part, load_autoencoder, load_denoiser, read_index
 from common.weight_files import best_weights, kind_of
 
 

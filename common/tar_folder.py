@@ -70,6 +70,7 @@ def load_tar_folder(
     test_folder: str | Path | None,
     limit: AtLeastOne | None,
     expected: Count | None,
+    width: ImageSize | None = None,
 ) -> CaptionedImages:
     """Images and captions of the samples in the .tar files below `folder`, at most `limit` evenly spaced ones.
 
@@ -79,14 +80,14 @@ def load_tar_folder(
     InputError for a folder without tar files or without any image.
     """
     check_limit(limit, "image")
-    check_size(size, interpolation)
+    check_size(size, width, interpolation)
     where, own = folder_of_split(folder, test_folder, split, ".tar file")
     samples = list_samples(where, caption_key)
     if own:
         check_count(where, len(samples), expected, "sample")
     rows = range(len(samples)) if test_folder is not None else split_rows(len(samples), split)
     source = TarMembers(where, [samples[row] for row in evenly_spaced(rows, limit)])
-    return captioned_images(source, [sample[3] for _, sample in source.samples], split, size, interpolation)
+    return captioned_images(source, [sample[3] for _, sample in source.samples], split, size, interpolation, width)
 
 
 def list_samples(folder: Path, caption_key: str | None) -> list[tuple[str, Sample]]:

@@ -9,12 +9,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.errors import InputError, first_line
+from common.errors import InputError
 from common.hub import NETWORKS, PARTS, find_folder
-from common.pipeline_checks import check_named_parts, check_parts_fit
+from common.latents import pixels_for, scale_latents, unscale_latents
+from common.mel_settings import read_mel
+from common.noise_schedule import check_noise
+from common.pictures import to_uint8
+from common.pipeline_checks import check_named_parts, check_parts_fit, check_tokenizers
+from common.pipeline_defaults import settle_sample_size, settle_scheduler
 from common.sampling import Conditions, describe_scheduler
-from common.text_conditions import check_vocabulary, encode_text, size_conditions
-from common.weight_files import best_weights
+from common.single_file import folder_of_file, is_single_file
+from common.spectrogram import Spectrogram
+from common.strict_json import read_json
+from common.teacher_parts import load_part
+from common.teacher_settings import check_pipeline_settings, named_parts
+from common.text_conditions import encode_text, size_conditions
 
 PIXELS_AT_ONCE = 2**22  # through an autoencoder: 16 images of 512 x 512, or 4 of 1024 x 1024
 
@@ -30,6 +39,7 @@ class Teacher:
 
     latent_shape is (channels, height, width) of one latent; tokenizers and text encoders are None without text, the second
     ones None except in Stable Diffusion XL. zeros_for_empty: the condition of no caption is zeros, not that of "" (XL).
+    sound: what its images stand for, where the folder tells (AudioDiffusion's mel).
     """
 
     name: str
@@ -42,6 +52,7 @@ class Teacher:
     tokenizer_2: Any = None
     text_encoder_2: nn.Module | None = None
     zeros_for_empty: bool = False
+    sound: Spectrogram | None = None
     _fingerprint: str = ""
 
     @property
@@ -99,22 +110,22 @@ class Teacher:
 
     @torch.no_grad()
     def encode_images(self, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
-        """Latents (count, *latent_shape) of uint8 images (count, 3, height, width): posterior means, scaled."""
-        finished = []
+        """Latents (count, *latent_shape) of uint8 images (count, 1 or 3, height, width): posterior means, scaled."""
+        finished, config = [], self.autoencoder.config
         for chunk in images.split(at_once(batch_size, *images.shape[2:])):
-            encoded = self.autoencoder.encode(chunk.to(self.device).float() / 127.5 - 1)
+            encoded = self.autoencoder.encode(pixels_for(self.autoencoder, chunk.to(self.device)))
             latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
-            finished.append(latents.cpu() * self.autoencoder.config.scaling_factor)
+            finished.append(scale_latents(config, latents.cpu()))
         return torch.cat(finished)
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
-        """uint8 images (count, 3, height, width) on the CPU from latents (count, *latent_shape)."""
-        from common.pictures import to_uint8
+        """uint8 images (count, 1 or 3, height, width) on the CPU from latents (count, *latent_shape)."""
+        return torch.cat([to_uint8(self.decode(chunk)).cpu() for chunk in latents.split(at_once(batch_size, *self.image_size))])
 
-        scale = self.autoencoder.config.scaling_factor
-        chunks = latents.split(at_once(batch_size, *self.image_size))
-        return torch.cat([to_uint8(self.autoencoder.decode(chunk.to(self.device) / scale).sample).cpu() for chunk in chunks])
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images (batch, 1 or 3, height, width), in [-1, 1] but for what the decoder overshoots, on the teacher's device."""
+        return self.autoencoder.decode(unscale_latents(self.autoencoder.config, latents.to(self.device))).sample
 
     def fingerprint(self) -> str:
         """Changes with any weight or setting of the denoiser, autoencoder or text encoders, with scheduler and tokenizers.
@@ -152,110 +163,42 @@ def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
     return {"backend": used, "length": tokenizer.model_max_length, "special": tokenizer.special_tokens_map}
 
 
-def without_library_bars() -> None:
-    """Keeps diffusers and transformers from drawing bars while they load and save: the project's own tell of it."""
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def load_part(folder: Path, name: str, library: str, class_name: str, network: bool) -> Any:
-    """One part of a pipeline folder, by the library and class that model_index.json names; `network`: it has weights."""
-    import diffusers
-    import transformers
-
-    from common import pruned_unet
-
-    without_library_bars()
-    module = {"diffusers": diffusers, "transformers": transformers, "pruned_unet": pruned_unet}.get(library)
-    if module is None or not hasattr(module, class_name):
-        raise InputError(f"{folder / name}: {library}.{class_name} is not a class this project can load.")
-    if not (folder / name).is_dir():
-        raise InputError(f"{folder} lacks its part {name!r} ({class_name}), which model_index.json names.")
-    options: dict[str, Any] = {}
-    if network:
-        weights = best_weights(path.name for path in (folder / name).iterdir())
-        if weights is None:
-            raise InputError(f"{folder / name} holds no weights of {class_name} (.safetensors or .bin).")
-        options = {"torch_dtype": torch.float32, "output_loading_info": True, **weights.options()}
-        if library != "transformers":
-            options["low_cpu_mem_usage"] = False
-    try:
-        part = getattr(module, class_name).from_pretrained(folder / name, local_files_only=True, **options)
-    except InputError:
-        raise
-    except Exception as error:  # safetensors, JSON, pickle and torch each raise their own kind for a damaged file
-        reason = "its .bin holds more than tensors, of which nothing was run" if refused_pickle(error) else first_line(error)
-        raise InputError(f"{folder / name} cannot be loaded as {class_name}: {reason}") from error
-    if network:
-        part, report = part
-        absent = sorted(report["missing_keys"])
-        if absent:
-            raise InputError(f"{folder / name} lacks {len(absent)} of the weights of {class_name}, {absent[0]} among them.")
-        for parameter in part.parameters():  # weights mapped from a file lie unaligned, and then sums round differently
-            parameter.data = parameter.data.clone()
-        if class_name == "VQModel":
-            state_scaling_factor(part, folder / name)
-    if name.startswith("tokenizer"):
-        check_vocabulary(part, folder / name)
-    return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
-
-
-def refused_pickle(error: BaseException | None) -> bool:
-    """Whether torch.load(weights_only=True), by which diffusers and transformers read .bin files, has refused one."""
-    from pickle import UnpicklingError
-
-    return error is not None and (isinstance(error, UnpicklingError) or refused_pickle(error.__cause__ or error.__context__))
-
-
-def state_scaling_factor(autoencoder: nn.Module, folder: Path) -> None:
-    """Latents of a VQModel whose config.json does not tell a scaling_factor are not scaled, as in CompVis' LDM.
-
-    diffusers fills in Stable Diffusion's 0.18215, with which ldm-celebahq-256 draws blots (diffusers, issue 6725).
-    """
-    if "scaling_factor" not in json.loads((folder / "config.json").read_text()):
-        autoencoder.register_to_config(scaling_factor=1.0)
-
-
-def load_teacher(name_or_path: str, revision: str | None = None) -> Teacher:
+def load_teacher(name_or_path: str, revision: str | None = None, config: str | None = None) -> Teacher:
     """Loads a shipped teacher by name, a local diffusers pipeline folder, or a hub repository, in float32 on the CPU.
 
-    Raises InputError with one line for a missing folder, an unreachable hub, a missing part or a damaged file.
+    config: the folder of a pipeline by whose settings a single file of weights is read (common/single_file.py). Raises
+    InputError with one line for a missing folder, an unreachable hub, a missing part, a damaged file, and for a setting that
+    is not honoured (common/teacher_settings.py).
     """
-    folder = find_folder(name_or_path, revision)
+    folder = folder_of_file(name_or_path, config) if is_single_file(name_or_path) else find_folder(name_or_path, revision)
     index = read_index(folder)
-    named = {name: value for name, value in index.items() if name in PARTS and isinstance(value, list) and value[0]}
+    check_pipeline_settings(folder, index)
+    named = {name: value for name, value in named_parts(index).items() if name in PARTS}
     check_named_parts(folder, named)
     parts = {name: load_part(folder, name, *value, network=name in NETWORKS) for name, value in named.items()}
+    settle_sample_size(folder, index, parts["unet"])
+    check_noise(folder, parts["scheduler"])
     teacher = Teacher(
         name=Path(name_or_path).name,
         folder=folder,
         denoiser=parts["unet"],
         autoencoder=parts.get("vae") or parts["vqvae"],
-        scheduler=parts["scheduler"],
+        scheduler=settle_scheduler(index, parts["scheduler"]),
         tokenizer=parts.get("tokenizer"),
         text_encoder=parts.get("text_encoder"),
         tokenizer_2=parts.get("tokenizer_2"),
         text_encoder_2=parts.get("text_encoder_2"),
         zeros_for_empty="text_encoder_2" in parts and bool(index.get("force_zeros_for_empty_prompt", True)),
+        sound=read_mel(folder) if "mel" in named_parts(index) else None,
     )
     check_parts_fit(folder, teacher.denoiser, teacher.autoencoder, teacher.text_encoders)
+    check_tokenizers(folder, [teacher.tokenizer, teacher.tokenizer_2], teacher.text_encoders)
     return teacher
 
 
 def read_index(folder: Path) -> dict[str, Any]:
     """model_index.json of a pipeline folder; InputError when it is not JSON."""
     return read_json(folder / "model_index.json")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file of a pipeline folder; InputError when it is not JSON."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:  # not JSON, or not text
-        raise InputError(f"{path} is not JSON: {error}.") from error
 
 
 def autoencoder_part(folder: Path) -> str:

@@ -26,8 +26,19 @@ def check_vocabulary(tokenizer: Any, folder: str | Path) -> None:
 
 
 def token_ids(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
-    """(captions, tokens), padded and cut to the tokenizer's length."""
-    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    """(captions, tokens), padded and cut to the tokenizer's length; textual inversions as diffusers' pipelines have them."""
+    length, texts = tokenizer.model_max_length, with_all_vectors(tokenizer, captions)
+    return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+
+
+def with_all_vectors(tokenizer: Any, captions: Sequence[str]) -> list[str]:
+    """The captions, a concept of several vectors ("<cat-toy>") as the tokens of all of them ("<cat-toy> <cat-toy>_1 ...")."""
+    added = tokenizer.get_added_vocab()
+    if not any(f"{token}_1" in added for token in added):
+        return list(captions)
+    from diffusers.loaders import TextualInversionLoaderMixin
+
+    return TextualInversionLoaderMixin().maybe_convert_prompt(list(captions), tokenizer)
 
 
 def encode_text(encoders: Sequence[tuple[Any, nn.Module]], captions: Sequence[str]) -> Conditions:

@@ -56,7 +56,7 @@ def measure(cfg: DictConfig, settings: dict[str, Any]) -> dict[str, Any]:
         replace(method, criterion=criterion)  # an unknown one is told now
     if wanted.per_size < 2 or not wanted.sizes:
         raise InputError("additivity.per_size of at least 2, and some additivity.sizes, are needed for a correlation.")
-    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))
+    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config).to(pick_device(cfg.device))
     calibration = calibrate(cfg, teacher, cache).to(teacher.device)
     layers = list_layers(teacher.denoiser, method.granularity, method.width_changing, method.exclude)
     subsets = random_subsets(len(layers), wanted.sizes, wanted.per_size, wanted.seed)

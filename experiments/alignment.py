@@ -28,11 +28,12 @@ class CaptionAlignment:
         """The alignment of final latents (conditions, samples, channels, height, width) under the chosen conditions."""
         from common.features import extract_features
         from experiments.reference import Reference
+        from experiments.samples import draw_images
 
         if self.reference is None:
             self.reference = Reference(self.cfg, "train", self.cache, self.teacher.device)
         real, known = self.reference.all_features, self.reference.all_names
-        images = self.teacher.decode_latents(latents.flatten(0, 1), self.cfg.evaluation.batch_size)
+        images = draw_images(self.cfg, self.teacher, latents.flatten(0, 1), self.cfg.evaluation.batch_size)
         found = extract_features(self.reference.extractor, images).unflatten(0, latents.shape[:2]) - real.mean(0)
         targets = torch.stack([real[[name == other for other in known]].mean(0) for name in self.names[chosen]]) - real.mean(0)
         return cosine_similarity(found, targets[:, None], dim=2).mean().item()

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from common.batches import TensorRows
 from common.collectives import mean_over_processes
 from common.finite import check_loss, check_weights
+from common.latents import pixels_for
 from common.schedules import scheduler as learning_rate
 from common.student_folders import save_whole
 from common.training import fit
@@ -50,7 +51,7 @@ class AutoencoderTraining(L.LightningModule):
         raise NotImplementedError
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
-        images = batch["images"].float() / 127.5 - 1
+        images = pixels_for(self.autoencoder, batch["images"])
         decoded, penalty = self.reconstruct(images, batch["position"].tolist())
         terms = {"l1": F.l1_loss(decoded, images), "mse": F.mse_loss(decoded, images), "latents": penalty}
         loss = sum(terms.values())
@@ -113,7 +114,7 @@ def encode_images(autoencoder: nn.Module, images: torch.Tensor, batch_size: int 
     quantisation."""
     chunks, device = [], next(autoencoder.parameters()).device
     for chunk in images.split(batch_size):
-        encoded = autoencoder.encode(chunk.to(device).float() / 127.5 - 1)
+        encoded = autoencoder.encode(pixels_for(autoencoder, chunk.to(device)))
         chunks.append(encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents)
     return torch.cat(chunks)
 
@@ -129,8 +130,9 @@ def reconstruct_images(autoencoder: nn.Module, images: torch.Tensor, batch_size:
 @torch.no_grad()
 def peak_signal_to_noise(autoencoder: nn.Module, images: torch.Tensor, batch_size: int = 64) -> float:
     """PSNR in dB of the reconstructions of uint8 images (count, 3, height, width), over all pixels at once."""
-    squared = 0.0
+    squared, count = 0.0, 0
     for chunk in images.split(batch_size):
-        decoded = reconstruct_images(autoencoder, chunk, batch_size)
-        squared += F.mse_loss(decoded, chunk.float() / 127.5 - 1, reduction="sum").item()
-    return 10 * torch.log10(torch.tensor(4 * images.numel() / squared)).item()
+        pixels = pixels_for(autoencoder, chunk)
+        squared += F.mse_loss(reconstruct_images(autoencoder, chunk, batch_size), pixels, reduction="sum").item()
+        count += pixels.numel()
+    return 10 * torch.log10(torch.tensor(4 * count / squared)).item()

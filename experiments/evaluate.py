@@ -16,6 +16,8 @@ from experiments.caches import load_tensors
 from experiments.reference import Reference
 from experiments.samples import CAPTIONS_OF_SAMPLES, captions_of, sample_folders, sampled_batches
 
+LOOKED_AT = 16  # images of the data, to tell whether they are grey
+
 
 def evaluate(
     cfg: DictConfig,
@@ -72,8 +74,13 @@ def evaluate(
 
 
 def check_image_size(cfg: DictConfig, teacher: Teacher) -> None:
-    """InputError when the teacher's images and real ones differ in height or width: their features would not be comparable."""
-    size = tuple(hydra.utils.instantiate(cfg.task.data, split=cfg.evaluation.split).images.shape[2:])
+    """InputError when the teacher's images and real ones differ in size, or in having colours: their features would as well."""
+    images = hydra.utils.instantiate(cfg.task.data, split=cfg.evaluation.split).images
+    size = tuple(images.shape[2:])
     if size != teacher.image_size:
         drawn, real = (" x ".join(map(str, shape)) for shape in (teacher.image_size, size))
         raise InputError(f"The teacher's images are {drawn}, those of the data {real}: give task.data of the teacher's size.")
+    if teacher.autoencoder.config.out_channels == 1 and images.shape[1] == 3:
+        first = images[:LOOKED_AT]
+        if not (first == first[:, :1]).all():
+            raise InputError("The teacher's images are grey, and those of the data in colour: give task.data of grey ones.")

@@ -15,6 +15,7 @@ import torch
 
 from common.errors import InputError
 from common.exported_parts import ExportedPart, exported_parts
+from common.noise_schedule import same_noise
 from common.other_runtimes import (
     DTYPES,
     FILES,
@@ -93,9 +94,9 @@ def loads_alone(folder: Path, teacher: Teacher, guidance: float, seed: int) -> d
             reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
             raise InputError(f"{folder} does not load without this project: {reason}")
         drawn = load_file(paths[1])
-    scheduler = DDIMScheduler.from_config(teacher.scheduler.config)
+    scheduler = same_noise(DDIMScheduler, teacher.scheduler)
     latents = denoise(teacher.denoiser, scheduler, noise, conditions, empty, SAMPLING_STEPS, guidance)
-    images = teacher.autoencoder.decode(latents / teacher.autoencoder.config.scaling_factor).sample
+    images = teacher.decode(latents)
     figures = {
         **json.loads(done.stdout.strip().splitlines()[-1]),
         "latents": relative(drawn["latents"], latents),
@@ -119,7 +120,7 @@ def compare_sampling(teacher: Teacher, runners: dict[str, Runner], guidance: flo
     """Latents of a few DDIM steps with each format's denoiser in the place of PyTorch's, against PyTorch's."""
     from diffusers import DDIMScheduler
 
-    scheduler = DDIMScheduler.from_config(teacher.scheduler.config)
+    scheduler = same_noise(DDIMScheduler, teacher.scheduler)
     arguments = (scheduler, *given_noise(teacher, 2, wanted.seed + 2), SAMPLING_STEPS, guidance)
     reference = denoise(teacher.denoiser, *arguments)
     return {

@@ -15,7 +15,7 @@ from common.cost import Macs, count_macs, count_parameters, probe_inputs
 from common.distillation import FeatureTaps
 from common.outlook import CalibrationSize, Outlook
 from common.plans import apply_plan
-from common.sampling import predict
+from common.sampling import guidance_size, predict
 from common.step_memory import step_bytes
 from common.teachers import Teacher
 from experiments.distill_student import feature_pairs
@@ -54,7 +54,7 @@ def calibration_size(cfg: DictConfig, teacher: Any) -> CalibrationSize:
         guidance_scale=cfg.calibration.guidance_scale,
         rows=cfg.calibration.data_rows,
         timesteps=teacher.scheduler.config.num_train_timesteps,
-        captioned=captioned,
+        captioned=captioned and guidance_size(teacher.denoiser) is None,
     )
 
 
@@ -66,7 +66,7 @@ class JobCost:
 
         self.cfg = cfg
         self.peaks: dict[tuple[int, bool, bool], int] = {}  # of distillation steps, as each takes seconds
-        self.teacher: Teacher = meta_teacher(cfg.teacher.path)
+        self.teacher: Teacher = meta_teacher(cfg.teacher.config or cfg.teacher.path)
         self.method = hydra.utils.instantiate(cfg.method, _convert_="all")
         look = getattr(self.method, "outlook", None)
         self.known = look is not None
@@ -96,7 +96,12 @@ class JobCost:
     @property
     def guided(self) -> int:
         """Rows of a forward pass for each sample that is drawn."""
-        return 2 if self.captioned and self.cfg.evaluation.guidance_scale > 1 else 1
+        return 2 if self.cfg.evaluation.guidance_scale > 1 and self.guidable else 1
+
+    @property
+    def guidable(self) -> bool:
+        """Whether guidance takes a second pass: not where there is no text, nor in a latent consistency model."""
+        return self.captioned and guidance_size(self.teacher.denoiser) is None
 
     @property
     def samples_at_once(self) -> int:

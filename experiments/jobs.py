@@ -124,7 +124,15 @@ def sweep_path(cfg: DictConfig) -> str:
     return f"{tempfile.gettempdir()}/bonsai_dry_run_{getpass.getuser()}" if cfg.dry_run else cfg.outputs
 
 
+def sound_of(cfg: DictConfig) -> dict[str, Any]:
+    """What an audio teacher's images stand for (experiments.teacher_sound)."""
+    from experiments.teacher_sound import teacher_sound
+
+    return teacher_sound(cfg)
+
+
 def register_job_folder() -> None:
-    """Makes ${job_folder:}, ${job_path:} and ${sweep_path:} available to the configuration."""
-    for name, function in (("job_folder", hydra_folder), ("job_path", hydra_path), ("sweep_path", sweep_path)):
+    """Makes ${job_folder:}, ${job_path:}, ${sweep_path:} and ${teacher_sound:} available to the configuration."""
+    folders = {"job_folder": hydra_folder, "job_path": hydra_path, "sweep_path": sweep_path}
+    for name, function in {**folders, "teacher_sound": sound_of}.items():
         OmegaConf.register_new_resolver(name, lambda *, _root_, function=function: function(_root_), replace=True)

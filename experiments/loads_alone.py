@@ -49,7 +49,8 @@ def load(folder):
 @torch.no_grad()
 def draw(unet, autoencoder, scheduler, given, steps, guidance):
     """Final latents and images by DDIM, written out once more."""
-    scheduler = diffusers.DDIMScheduler.from_config(scheduler.config)
+    known = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
+    scheduler = diffusers.DDIMScheduler.from_config(known)
     scheduler.set_timesteps(steps)
     latents = given["noise"] * scheduler.init_noise_sigma
 
@@ -66,7 +67,10 @@ def draw(unet, autoencoder, scheduler, given, steps, guidance):
             empty = predict(timestep, "empty")
             output = empty + guidance * (output - empty)
         latents = scheduler.step(output, timestep, latents).prev_sample
-    return {"latents": latents, "images": autoencoder.decode(latents / autoencoder.config.scaling_factor).sample}
+    config, shift, spread = autoencoder.config, autoencoder.config.get("shift_factor") or 0.0, 1.0
+    if config.get("latents_mean") is not None:
+        shift, spread = (latents.new_tensor(config[name]).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
+    return {"latents": latents, "images": autoencoder.decode(latents * spread / config.scaling_factor + shift).sample}
 
 
 def main():

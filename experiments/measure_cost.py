@@ -13,7 +13,7 @@ from torch import nn
 
 from common.errors import InputError, first_line
 from common.plans import Plan
-from common.sampling import Conditions, predict
+from common.sampling import Conditions, predict, with_guidance
 from common.teachers import Teacher
 from experiments.precision import pick_precision
 
@@ -100,7 +100,8 @@ def measure_cost(cfg: DictConfig, models: Mapping[str, Teacher], plans: Mapping[
     def arguments(batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], Conditions]:
         latents = torch.zeros(batch, *teacher.latent_shape, device=teacher.device)
         timesteps = torch.full((batch,), 500, device=teacher.device)
-        conditions = {name: value.expand(batch, *value.shape[1:]) for name, value in teacher.empty_condition().items()}
+        empty = with_guidance(teacher.denoiser, teacher.empty_condition(), cfg.evaluation.guidance_scale)
+        conditions = {name: value.expand(batch, *value.shape[1:]) for name, value in empty.items()}
         return (latents, timesteps), conditions
 
     timed, networks = arguments(cfg.evaluation.latency_batch), {who: model.denoiser for who, model in models.items()}

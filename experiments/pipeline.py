@@ -115,7 +115,7 @@ def add_to_row(cfg: DictConfig, row: dict[str, Any], folder: Path) -> bool:
     if not cfg.metrics or not lacking(cfg, row):
         return False
     before = copy.deepcopy(row)
-    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision)
+    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config)
     models = [who for who in row["models"] if who != "real"]
     prompts = evaluation_prompts(cfg)[0]
     with memory_advice("metrics", cfg):

@@ -24,6 +24,7 @@ def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
     import hydra
 
     from common.calibration import build_calibration
+    from common.sampling import with_guidance
     from experiments.alignment import CaptionAlignment
     from experiments.training_rows import check_captions
 
@@ -42,8 +43,9 @@ def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
     chosen = order[: settings["num_conditions"]] if captioned else []
     named = captioned and data.names is not None
     settings["num_conditions"] = len(chosen) or 1  # without captions one implicit condition (LD-Pruner, section 2.4)
+    conditions = teacher.encode_captions([data.captions[i] for i in chosen]) if captioned else {}
     return build_calibration(
-        teacher.encode_captions([data.captions[i] for i in chosen]) if captioned else {},
+        with_guidance(teacher.denoiser, conditions, settings["guidance_scale"]),
         teacher.empty_condition(),
         teacher.latent_shape,
         teacher.scheduler,

@@ -10,6 +10,9 @@ from omegaconf import DictConfig
 
 from common.progress import under_way
 from experiments.command_line import one_line_composition_errors, one_line_errors
+from experiments.jobs import register_job_folder
+
+register_job_folder()
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="precompute")
@@ -19,9 +22,11 @@ def main(cfg: DictConfig) -> None:
     from common.processes import pick_device
     from common.teachers import load_teacher
     from experiments.caches import cache_folder
+    from experiments.teacher_sound import check_sound
     from experiments.training_rows import training_rows
 
-    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))
+    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config).to(pick_device(cfg.device))
+    check_sound(cfg.teacher.path, cfg.task.sound, teacher.sound)
     folder = cache_folder(cfg)
     rows = training_rows(cfg, teacher, folder)
     for name, column in rows.columns.items():

@@ -48,11 +48,14 @@ def checked_parts(cfg: DictConfig) -> tuple[Any, Any, tuple[list[str], list[str]
     import hydra
     import torch
 
+    from common.noise_schedule import check_learns_from_noise
     from common.processes import check_shares, pick_device
+    from common.sampling import guidance_size
     from common.teachers import load_teacher
     from experiments.distill_student import feature_pairs, trainer_settings
     from experiments.evaluate import check_image_size
     from experiments.prompts import evaluation_prompts
+    from experiments.teacher_sound import check_sound
     from experiments.training_rows import check_captions
 
     device = pick_device(cfg.device)
@@ -65,8 +68,11 @@ def checked_parts(cfg: DictConfig) -> tuple[Any, Any, tuple[list[str], list[str]
     for settings in cfg.metrics.values():
         hydra.utils.instantiate(settings)
     prompts = evaluation_prompts(cfg)
-    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision)
+    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config)
+    check_sound(cfg.teacher.path, cfg.task.sound, teacher.sound)
     check_image_size(cfg, teacher)
+    if cfg.distill.steps:
+        check_learns_from_noise(teacher.scheduler, guidance_size(teacher.denoiser) is not None)
     check_captions(cfg, teacher, hydra.utils.instantiate(cfg.task.data, split="train"))
     check_sampling(cfg, teacher)
     check_steps(cfg, method)

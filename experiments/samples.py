@@ -13,8 +13,11 @@ from torch import nn
 from common.batches import SharedNoise, mix_seed, seeded_normal
 from common.content import content_name
 from common.errors import InputError
+from common.noise_schedule import same_noise
+from common.pictures import with_channels
 from common.progress import progress_bar
 from common.sampling import sample_latents
+from common.teacher_settings import check_settings
 from common.teachers import Teacher
 from experiments.caches import cached_batches
 from experiments.identity import as_dict, data_identity, identified
@@ -60,7 +63,7 @@ def sampled_batches(
                 at_once,
                 draw=draw,
             ).float()
-        images = model.decode_latents(latents, at_once)
+        images = draw_images(cfg, model, latents, at_once)
         return {"latents": latents, "images": images, "features": extract_features(extractor, images)}
 
     with progress_bar(f"sampling: {who}", len(captions)) as bar:
@@ -69,21 +72,24 @@ def sampled_batches(
             bar.advance(min(settings.batch_size, len(captions) - place * settings.batch_size))
 
 
+def draw_images(cfg: DictConfig, model: Teacher, latents: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+    """uint8 images of final latents with the channels that the task's data has: 1 of spectrograms, else 3."""
+    return with_channels(model.decode_latents(latents, batch_size), 3 if cfg.task.sound is None else 1)
+
+
 def evaluation_scheduler(cfg: DictConfig, own: Any) -> Any:
     """The scheduler of evaluation.scheduler, with what it does not set from the teacher's `own`; without one, the teacher's.
 
-    InputError for a name that diffusers does not have.
+    InputError for a scheduler or a setting that no teacher may have either (common/teacher_settings.py).
     """
     if cfg.evaluation.scheduler is None:
         return own
     import diffusers
 
     settings = OmegaConf.to_container(cfg.evaluation.scheduler, resolve=True)
-    name = settings.pop("name", None)
-    kind = getattr(diffusers, f"{name}Scheduler", None)
-    if kind is None:
-        raise InputError(f"evaluation.scheduler.name={name}: diffusers has no {name}Scheduler; it has PNDM and DDIM, say.")
-    return kind.from_config(own.config, **settings)
+    name = f"{settings.pop('name', None)}Scheduler"
+    check_settings("evaluation.scheduler", name, settings)
+    return same_noise(getattr(diffusers, name), own, **settings)
 
 
 def sample_folders(cfg: DictConfig, who: Iterable[str], fingerprint: str, folder: Path, cache: Path) -> dict[str, Path]:

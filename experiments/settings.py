@@ -102,6 +102,7 @@ class Task:
 class TeacherSettings:
     path: str
     revision: str | None
+    config: str | None
     sound: Any = None
 
 

@@ -137,7 +137,7 @@ def main(cfg: DictConfig) -> None:
     from experiments.autoencoder_training import peak_signal_to_noise
 
     torch.set_grad_enabled(False)
-    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))
+    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config).to(pick_device(cfg.device))
     test = hydra.utils.instantiate(cfg.task.data, split="test")
     train = hydra.utils.instantiate(cfg.task.data, split="train")
     figures: dict[str, Any] = {"psnr held out (dB)": peak_signal_to_noise(teacher.autoencoder, test.images)}

@@ -16,6 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.progress import under_way
 from experiments.command_line import one_line_composition_errors, one_line_errors
+from experiments.jobs import register_job_folder
+
+register_job_folder()
 
 
 def check_work(cfg: DictConfig, work: Path) -> None:

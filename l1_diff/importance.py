@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from common.calibration import Calibration
 from common.errors import InputError
+from common.latents import pixels_for
 from common.noisy_batches import noisy_batches
 from common.sampling import predict
 
@@ -127,7 +128,7 @@ def reconstruction_losses(autoencoder: nn.Module, images: torch.Tensor, batch_si
     for chunk in images.split(batch_size):
 
         def loss(chunk=chunk) -> torch.Tensor:
-            pixels = chunk.to(weight.device, weight.dtype) / 127.5 - 1
+            pixels = pixels_for(autoencoder, chunk.to(weight.device)).to(weight.dtype)
             encoded = autoencoder.encode(pixels)
             latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
             return F.mse_loss(autoencoder.decode(latents).sample.float(), pixels.float())

@@ -220,7 +220,8 @@ def tiny_uag_teacher_folder(tmp_path_factory):
     for name, part in {"vqvae": autoencoder, "unet": denoiser, "scheduler": DDIMScheduler()}.items():
         part.save_pretrained(folder / name)
     (folder / "mel").mkdir()
-    (folder / "mel" / "mel_config.json").write_text(json.dumps({"_class_name": "Mel", "x_res": 64, "y_res": 64}))
+    settings = {"x_res": 64, "y_res": 64, "sample_rate": 16_000, "n_fft": 1024}  # of conf/teacher/small_uag.yaml
+    (folder / "mel" / "mel_config.json").write_text(json.dumps({"_class_name": "Mel", **settings}))
     index = {
         "_class_name": "AudioDiffusionPipeline",
         "mel": ["audio_diffusion", "Mel"],

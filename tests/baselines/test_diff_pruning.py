@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from baselines.diff_pruning import DiffPruning, Trial, accumulate_gradients, nearest_trial
 from common.batches import mix_seed, seeded_normal
 from common.cost import count_macs, count_parameters, probe_inputs
-from common.distillation import noising_scheduler, training_target
+from common.distillation import training_target
 from common.errors import InputError
+from common.noise_schedule import noising_scheduler
 from common.plans import Plan, apply_plan
 
 METHOD = DiffPruning(

@@ -175,7 +175,7 @@ def test_feature_pairs(tiny_teacher):
 def test_training_noise_does_not_depend_on_the_sampler(tiny_teacher):
     from diffusers import EulerDiscreteScheduler, PNDMScheduler
 
-    from common.distillation import noising_scheduler
+    from common.noise_schedule import noising_scheduler
 
     config = tiny_teacher.scheduler.config
     found = []

@@ -108,3 +108,27 @@ def test_features_batches_and_latents_take_them_for_a_tensor(lazy, eager, tiny_t
     assert torch.equal(tiny_teacher.encode_images(lazy, 4), tiny_teacher.encode_images(eager.contiguous(), 4))
     pairs = [(6, 0), (2, 1)]
     assert torch.equal(TensorRows(images=lazy).__getitems__(pairs)["images"], eager[[6, 2]])
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40), (64, 64), (17, 300)])
+def test_images_that_are_not_square(shape):
+    """As torchvision would resize and crop them: just covering 24 x 40, and the middle of that."""
+    pixels = np.random.default_rng(1).integers(0, 255, (*shape, 3), dtype=np.uint8)
+    picture, scale = Image.fromarray(pixels), max(24 / shape[0], 40 / shape[1])
+    height, width = (int(scale * length + 1e-9) for length in shape)
+    whole = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)).astype(int)
+    top, left = round((height - 24) / 2), round((width - 40) / 2)
+    found = np.asarray(resized_and_cropped(picture, 24, "bilinear", width=40)).astype(int)
+    assert np.abs(found - whole[top : top + 24, left : left + 40]).max() <= 1
+    assert middle_square(picture, 24, width=40).size == (40, 24)
+
+
+def test_a_folder_of_images_that_are_not_square(tmp_path):
+    from common.image_folder import load_image_folder
+
+    for number in range(12):
+        Image.new("RGB", (50, 30), (number, 0, 0)).save(tmp_path / f"{number:02d}.png")
+    images = load_image_folder(str(tmp_path), "train", size=16, width=32).images
+    assert images.shape == (11, 3, 16, 32) == images[:].shape and images.select([1])[:].shape == (1, 3, 16, 32)
+    with pytest.raises(InputError, match=r"task\.data\.width=4: at least 8"):
+        load_image_folder(str(tmp_path), "train", size=16, width=4)

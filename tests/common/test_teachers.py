@@ -230,7 +230,7 @@ def test_parts_that_do_not_fit_are_told_with_both_numbers(tiny_teacher, broken, 
         ({"vae": None}, "needs an autoencoder .* and a 'scheduler'"),
         ({"text_encoder": [None, None]}, "text_encoder and tokenizer go together"),
         ({"tokenizer_2": ["transformers", "CLIPTokenizer"]}, "text_encoder_2 and tokenizer_2 go together"),
-        ({"vae": ["diffusers", "AutoencoderNothing"]}, "diffusers.AutoencoderNothing is not a class this project can load"),
+        ({"vae": ["diffusers", "AutoencoderNothing"]}, "AutoencoderNothing is not a class this project can load"),
     ],
 )
 def test_an_index_that_lacks_a_part_is_told(broken, changes, expected):

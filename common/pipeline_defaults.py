@@ -1,0 +1,48 @@
+"""What diffusers' pipelines set themselves, whatever the folder of the teacher says."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from common.errors import InputError
+
+PATCHED = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+"""Those that mend configurations of early versions when they are built."""
+EXTRA_LARGE_SIZE = 128  # of latents, where the U-Net of Stable Diffusion XL tells none
+EARLY_SIZE = 64  # of Stable Diffusion 1, where a version of diffusers before EARLY_VERSION has written less
+EARLY_VERSION = "0.9.0"
+
+
+def settle_scheduler(index: dict[str, Any], scheduler: Any) -> Any:
+    """The scheduler as the pipeline of `index` uses it: Stable Diffusion's has steps_offset=1 and clip_sample=False."""
+    if index.get("_class_name") not in PATCHED:
+        return scheduler
+    wanted = {"steps_offset": 1, "clip_sample": False}
+    changed = {name: value for name, value in wanted.items() if scheduler.config.get(name, value) != value}
+    if not changed:
+        return scheduler
+    settings = dict(scheduler.config)
+    left = [name for name in settings.get("_use_default_values", []) if name not in changed]
+    return type(scheduler).from_config({**settings, **changed, "_use_default_values": left})
+
+
+def settle_sample_size(folder: Path, index: dict[str, Any], denoiser: nn.Module) -> None:
+    """States the size of latents that the pipeline of `index` takes; InputError for one that is none, or not told at all."""
+    from packaging.version import parse
+
+    size, name = denoiser.config.get("sample_size"), str(index.get("_class_name", ""))
+    version = parse(parse(denoiser.config.get("_diffusers_version") or EARLY_VERSION).base_version)
+    if size is None and name.startswith("StableDiffusionXL"):
+        denoiser.register_to_config(sample_size=EXTRA_LARGE_SIZE)
+    elif size is None:
+        raise InputError(
+            f"{folder}: unet/config.json tells no sample_size; write the height of its latents there (64 for images of 512 "
+            "pixels and an autoencoder of 8), or [height, width]."
+        )
+    elif name in PATCHED and isinstance(size, int) and size < EARLY_SIZE and version < parse(EARLY_VERSION):
+        denoiser.register_to_config(sample_size=EARLY_SIZE)
+    else:
+        sides = [size] if isinstance(size, int) else size
+        if not isinstance(sides, list | tuple) or len(sides) not in (1, 2) or not all(type(n) is int and n > 0 for n in sides):
+            raise InputError(f"{folder}: unet/config.json sets sample_size={size!r}: one or two numbers above 0 are needed.")
