@@ -15,6 +15,7 @@ from common.data_folder import (
     tell,
 )
 from common.lazy_images import Interpolation, check_size
+from common.regular_files import MISSING, why_no_file
 from common.settings import AtLeastOne, Count, ImageSize
 from common.source_images import captioned_images
 from common.threads import in_threads
@@ -45,18 +46,13 @@ def load_captioned_folder(
         check_count(where, len(names), expected, "captioned image")
     rows = range(len(names)) if test_folder is not None else split_rows(len(names), split)
     wanted = [int(row) for row in evenly_spaced(rows, limit)]
-    sizes = list(in_threads(lambda row: size_or_none(where / names[row]), wanted, None))
-    missing = [names[row] for row, found in zip(wanted, sizes, strict=True) if found is None]
-    if missing:
-        tell(where, wanted, "skipped, missing", missing)
-    there = [row for row, found in zip(wanted, sizes, strict=True) if found is not None]
-    source = Files(where, [names[row] for row in there], [found for found in sizes if found is not None])
+    reasons = list(in_threads(lambda row: why_no_file(where / names[row]), wanted, None))
+    missing = [names[row] for row, reason in zip(wanted, reasons, strict=True) if reason == MISSING]
+    others = [f"{names[row]}: {reason}" for row, reason in zip(wanted, reasons, strict=True) if reason not in (None, MISSING)]
+    for what, found in (("skipped, missing", missing), ("skipped, no files", others)):
+        if found:
+            tell(where, wanted, what, found)
+    there = [row for row, reason in zip(wanted, reasons, strict=True) if reason is None]
+    sizes = list(in_threads(lambda row: (where / names[row]).stat().st_size, there, None))
+    source = Files(where, [names[row] for row in there], sizes)
     return captioned_images(source, [captions[row] for row in there], split, size, interpolation)
-
-
-def size_or_none(path: Path) -> int | None:
-    """A file's size in bytes; None when it is not there."""
-    try:
-        return path.stat().st_size if path.is_file() else None
-    except OSError:
-        return None

@@ -14,6 +14,7 @@ import numpy as np
 from common.errors import InputError
 from common.files import ROOT
 from common.processes import is_first
+from common.regular_files import files_below, read_regular
 
 Entry = TypeVar("Entry")
 TEST_EVERY = 10
@@ -61,7 +62,7 @@ class Files:
         return self.names[row]
 
     def read(self, row: int) -> bytes:
-        return Path(self.place, self.names[row]).read_bytes()
+        return read_regular(Path(self.place, self.names[row]))
 
 
 def data_content(data: Any) -> list[str]:
@@ -111,10 +112,13 @@ def read_picture(path: Path, mode: str, what: str, builder: str) -> np.ndarray:
 def files_of_split(folder: str | Path | None, split: str, endings: Collection[str], what: str) -> tuple[list[Path], int]:
     """A person's files of one split, and how many there are of both: "test" is every tenth by name, "train" the others.
 
-    `what` tells in an InputError what is missing: a folder, a file with one of the `endings`, or the split.
+    `what` tells in an InputError what is missing: a folder, a file with one of the `endings`, or the split. What bears such an
+    ending and is no file is told in one line on standard error.
     """
     check_folder(folder, split, what)
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in endings)
+    files, others = files_below(folder, lambda name: Path(name).suffix.lower() in endings)
+    if others:
+        tell(folder, [*files, *others], "skipped, no files", others)
     if not files:
         raise InputError(f"{folder} holds no {what} ({', '.join(sorted(endings))}).")
     held_out = set(files[TEST_EVERY - 1 :: TEST_EVERY])

@@ -97,10 +97,16 @@ def inner_group(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], st
 
 
 def prompts_content(path: str | None) -> list[str]:
-    """What tells a file of prompts from others: a hash of what it holds; nothing where none is given or readable."""
-    if path is None or not Path(path).is_file():
+    """What tells a file of prompts from others: a hash of the prompts read from it; nothing where there are none."""
+    from common.caption_files import read_prompts
+
+    if path is None:
         return []
-    return [hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]]
+    try:
+        prompts, _ = read_prompts(Path(path))
+    except InputError:  # which is told when the job begins
+        return []
+    return [hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]]
 
 
 def job_folder(cfg: DictConfig) -> str:
