@@ -15,6 +15,7 @@ from common.errors import InputError
 from common.files import ROOT
 from common.processes import is_first
 from common.regular_files import files_below, read_regular
+from common.shown_text import spelt_out
 
 Entry = TypeVar("Entry")
 TEST_EVERY = 10
@@ -155,7 +156,8 @@ def tell(folder: str | Path, wanted: Sequence[Any], what: str, names: Sequence[s
     if not is_first():
         return
     more = f", and {len(names) - 5} more" if len(names) > 5 else ""
-    print(f"{folder}: {len(names)} of {len(wanted)} {things} {what} ({'; '.join(names[:5])}{more})", file=sys.stderr)
+    told = f"{folder}: {len(names)} of {len(wanted)} {things} {what} ({'; '.join(names[:5])}{more})"
+    print(spelt_out(told), file=sys.stderr)
 
 
 def check_count(folder: str | Path, count: int, expected: int | None, what: str) -> None:

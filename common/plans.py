@@ -110,7 +110,7 @@ class Plan:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        plan = cls.from_json((folder / PLAN_FILE).read_text())
+        plan = cls.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
         try:
             tensors = load_file(folder / PLAN_TENSORS) if (folder / PLAN_TENSORS).is_file() else {}
         except SafetensorError as error:

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from common.console import PlainConsole
 from common.processes import is_first
+from common.shown_text import one_line
 
 
 class ProgressCounter:
@@ -30,15 +31,15 @@ def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Progre
 
     Of several processes that run a job together only the first one shows it.
     """
-    console = Console(stderr=True, quiet=not is_first())
+    console = PlainConsole(stderr=True, quiet=not is_first())
     columns = [
-        TextColumn("{task.description:<24.24}"),
+        TextColumn("{task.description:<24.24}", markup=False),
         BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     ]
     with Progress(*columns, console=console, refresh_per_second=2) as progress:
-        yield ProgressCounter(progress, progress.add_task(description, total=total, completed=done, note=""))
+        yield ProgressCounter(progress, progress.add_task(one_line(description), total=total, completed=done, note=""))

@@ -15,6 +15,8 @@ from common.collectives import speaks
 from common.errors import InputError
 from common.files import ROOT
 from common.processes import is_first
+from common.shown_text import one_line
+from experiments.streams import print_what_can_be_printed
 
 
 def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -25,6 +27,7 @@ def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     @functools.wraps(command)
     def run(settings: Any) -> Any:
+        print_what_can_be_printed()
         try:
             return command(settings)
         except Exception as error:
@@ -50,6 +53,7 @@ def one_line_composition_errors() -> Iterator[None]:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    print_what_can_be_printed()
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         yield
         return
@@ -59,7 +63,7 @@ def one_line_composition_errors() -> Iterator[None]:
         end_if_unread()
     except (HydraException, OmegaConfBaseException) as error:
         if is_first():
-            print(f"error: {composition_error(error)}", file=sys.stderr)
+            print(f"error: {one_line(composition_error(error))}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -89,7 +93,7 @@ def explain(error: BaseException | None) -> str | None:
     """What to tell a person of `error` or of what caused it; None for what is no fault of theirs."""
     while error is not None:
         if isinstance(error, InputError):
-            return " ".join(str(error).split())
+            return str(error)
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
             return f"no space left on the disk ({getattr(error, 'filename', None) or 'outputs'}); free some and rerun"
         error = error.__cause__
