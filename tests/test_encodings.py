@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+from functools import lru_cache
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.test_imports import PACKAGES
 TEXT = ("read_text", "write_text", "open", "fdopen", "TextIOWrapper", "NamedTemporaryFile")
 
 
+@lru_cache
 def sources():
     paths = [ROOT / "run.py", *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))]
     return {path.relative_to(ROOT): ast.parse(path.read_text(encoding="utf-8")) for path in paths}

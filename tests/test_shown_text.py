@@ -22,7 +22,7 @@ from common.figures import CAPTION_LINES, LABEL, logarithmic, picture_caption, p
 from common.image_folder import load_image_folder
 from common.progress import progress_bar
 from common.shown_text import code_block, code_span, markdown_text, one_line, shortened, spelt_out, visible
-from experiments import curves, job_report
+from experiments import curves, job_report, report, result_pages
 from experiments.claims import page
 from experiments.collect import print_rows
 from experiments.command_line import one_line_errors
@@ -32,8 +32,11 @@ from experiments.publish import write_index
 from experiments.report import write_report
 from experiments.result_pages import write_page
 from experiments.rows import group_name, read_rows
+from tests.commands import run
 from tests.experiments.test_collect import job
 from tests.experiments.test_export import make_job, small_folder  # noqa: F401
+from tests.small_jobs import job as small_job
+from tests.small_jobs import the_row
 from tests.test_encodings import sources
 
 NASTY = [
@@ -99,7 +102,8 @@ def test_markdown(text):
     assert block.elements == ["pre", "code"] and block.text.rstrip() == f"{visible(text)}\n```\n# a"
 
 
-def test_pages_in_markdown(tmp_path):
+def test_pages_in_markdown(tmp_path, monkeypatch):
+    monkeypatch.setattr(result_pages, "write_group", lambda *_: [])  # the pictures
     rows = [row_of(tmp_path / str(index), text) for index, text in enumerate(HARD)]
     for index, (text, row) in enumerate(zip(HARD, rows, strict=True)):
         table = {"title": text, "source": text, "columns": [text], "lines": [{"name": text, "published": [text], "ours": {}}]}
@@ -150,7 +154,8 @@ def make_row(teacher_folder, folder):
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_html(tmp_path, text):
+def test_html(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(report, "draw_curves", lambda *_: None)  # the pictures beside it
     row = row_of(tmp_path / "job", text)
     paper = {"title": text, "source": text, "columns": [text], "lines": [{"name": text, "published": [text], "ours": {}}]}
     path = write_report([row], tmp_path / "report", text, [text], paper)
@@ -236,8 +241,9 @@ def drawn(monkeypatch):
 
 def test_sheets_of_samples(tmp_path, drawn):
     images = torch.zeros(len(NASTY), 3, 8, 8, dtype=torch.uint8)
-    job_report.draw_samples(tmp_path / "a.png", dict.fromkeys(NASTY, images), NASTY, count=len(NASTY))
-    shown = texts_of(drawn[0])
+    job_report.draw_samples(tmp_path / "a.png", {"teacher": images}, NASTY, count=len(NASTY))
+    job_report.draw_samples(tmp_path / "a.png", dict.fromkeys(NASTY, images), [""], count=1)
+    shown = [*texts_of(drawn[0]), *texts_of(drawn[1])]
     for text in NASTY:
         assert picture_caption(text, 19) in shown and picture_caption(text, 18) in shown
         assert "".join(picture_caption(text, 19).split()) == "".join(one_line(text).split())
@@ -303,3 +309,20 @@ def test_pictures_and_consoles_begin_at_one_place():
             if scale or getattr(node, "arg", None) in ("xscale", "yscale"):
                 wrong.append(f"{path}: a scale without common.figures.logarithmic")
     assert not wrong and figures.plotting().rcParams["text.parse_math"] is False
+
+
+def test_a_whole_job_with_prompts_and_a_teacher_of_such_names(tiny_teacher_folder, tmp_path):
+    teacher = tmp_path / "my_[model]$x [red]"
+    teacher.symlink_to(tiny_teacher_folder)
+    prompts = tmp_path / "Parti.TSV"
+    prompts.write_text("Prompt\tNote\n" + "".join(f"{text}\t\n" for text in [*HARD, "word " * 2000, *["a cat"] * 7]))
+    arguments = small_job("t2i", "", tmp_path / "outputs", f"evaluation.prompts='{prompts}'")
+    arguments[arguments.index("teacher.path=")] = f"teacher.path='{teacher}'"
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    folder, row = the_row(tmp_path / "outputs")
+    assert row["settings"]["teacher"]["path"] == str(teacher)
+    assert {"samples.png", "plan.png", "scores.png"} <= {path.name for path in folder.iterdir()}
+    assert "This job is done" in run(*arguments).stdout
+    done = run("-m", "experiments.collect", str(tmp_path / "outputs"))
+    assert done.returncode == 0 and "".join(str(teacher).split()) in "".join(done.stdout.split())
