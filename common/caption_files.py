@@ -38,7 +38,7 @@ def read_table(path: Path) -> Iterator[dict[str, Any]]:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is damaged: it is no UTF-8 text ({error}).") from error
-    except (ValueError, RecursionError, csv.Error) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}.") from error
 
 
@@ -53,18 +53,25 @@ def delimited_rows(path: Path, handle: TextIO) -> Iterator[dict[str, Any]]:
         options["delimiter"] = "\t"
         if not well_quoted(handle):
             options["quoting"] = csv.QUOTE_NONE
-    rows = csv.reader(handle, **options)
-    header = [name.strip() for name in next(rows, [])]
+    rows = numbered(path, csv.reader(handle, **options))
+    header = [name.strip() for name in next(rows, (0, []))[1]]
     twice = next((name for name in header if name and header.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"{path} has the column {twice!r} {header.count(twice)} times.")
-    for row in rows:
+    for line, row in rows:
         if len(row) > len(header):
             found = f"{len(row)} fields, and its header names {len(header)}"
-            raise InputError(
-                f"{path} is damaged in line {rows.line_num}: it has {found}; a text with the separator needs quotes."
-            )
+            raise InputError(f"{path} is damaged in line {line}: it has {found}; a text with the separator needs quotes.")
         yield dict(zip(header, row + [""] * (len(header) - len(row)), strict=True)) if row else {}
+
+
+def numbered(path: Path, rows: Any) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a csv.reader, each with the number of the line where it ends; InputError where one cannot be told apart."""
+    try:
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise InputError(f"{path} is damaged in line {rows.line_num}: {error}.") from error
 
 
 def well_quoted(handle: TextIO) -> bool:

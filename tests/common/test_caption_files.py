@@ -59,7 +59,7 @@ def test_blank_ones_are_counted_and_what_is_no_text_is_none(tmp_path, name, text
         ("a.tsv", "name\tlabel\na\tb\n", "has the columns name, label, none of prompt, text, caption"),
         ("a.csv", "text,text\na,b\n", "has the column 'text' 2 times"),
         ("a.csv", "file_name,text\n1.png,a cat, sitting\n", "damaged in line 2: it has 3 fields, and its header names 2"),
-        ("a.csv", 'text\n"never closed\n', "is damaged: unexpected end of data"),
+        ("a.csv", 'text\n"never closed\n', "is damaged in line 2: unexpected end of data"),
         ("a.json", '{"info": {}, "annotations": []}', r"holds one object \(info, annotations\): a list of texts"),
         ("a.json", '"a cat"', "holds a JSON str: a list"),
         ("a.json", '["a", 3]', "entry 2 is neither a text nor an object"),
