@@ -62,7 +62,7 @@ def write_captioned_images(folder: Path) -> list[str]:
 
     folder.mkdir(parents=True, exist_ok=True)
     data = load_emoji("data/emoji", "train", limit=1)
-    with open(folder / "metadata.csv", "w", newline="") as handle:
+    with open(folder / "metadata.csv", "w", newline="", encoding="utf-8") as handle:
         table = csv.writer(handle)
         table.writerow(["file_name", "text"])
         for index, (image, caption) in enumerate(zip(data.images, data.captions, strict=True)):

@@ -121,10 +121,12 @@ def write_random_folder(
                 write_tokenizer(scratch / name, part[2])
             elif name == "mel":
                 (scratch / name).mkdir()
-                (scratch / name / CONFIG_FILES[name]).write_text(json.dumps({"_class_name": part[1], **part[2]}, indent=1))
+                (scratch / name / CONFIG_FILES[name]).write_text(
+                    json.dumps({"_class_name": part[1], **part[2]}, indent=1), encoding="utf-8"
+                )
             else:
                 save_part(build(part), scratch / name, dtype, binary)
-        (scratch / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
+        (scratch / "model_index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
 def save_part(part: Any, folder: Path, dtype: torch.dtype, binary: bool) -> None:
@@ -155,6 +157,6 @@ def write_tokenizer(folder: Path, settings: dict[str, Any]) -> None:
     folder.mkdir()
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1))
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1), encoding="utf-8")
     config = {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True, "errors": "replace", **special, **settings}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")

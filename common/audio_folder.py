@@ -14,6 +14,8 @@ from common.settings import AtLeastOne
 from common.spectrogram import Spectrogram
 
 ENDINGS = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
+RATES = (1_000, 768_000)  # Hz: what a header may say; resampling takes memory by its word
+BLOCK = 2**26  # samples that are asked for at once: not as many as a header says (256 MiB)
 SILENCE = 1e-4  # of full scale: a clip that never rises above -80 dB is left out
 
 
@@ -69,12 +71,21 @@ def read_recordings(
 
 def read_recording(path: Path, sample_rate: int) -> tuple[torch.Tensor, list[str]]:
     """Float samples (count,) of one channel at sample_rate, and what had to be changed for it. RuntimeError: damaged."""
+    import numpy as np
     import soundfile
     from scipy.signal import resample_poly
 
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    changes = [] if samples.shape[1] == 1 else ["mixed to one channel"]
-    mono = samples.mean(1)
+    with soundfile.SoundFile(path) as file:
+        rate, channels = file.samplerate, file.channels
+        if not RATES[0] <= rate <= RATES[1]:
+            raise RuntimeError(f"its header says {rate} Hz, and {RATES[0]} to {RATES[1]} Hz are possible")
+        parts = [np.empty(0, np.float32)]
+        while len(block := file.read(BLOCK // channels, dtype="float32", always_2d=True)):
+            parts.append(block.mean(1))
+    changes = [] if channels == 1 else ["mixed to one channel"]
+    mono = np.concatenate(parts)
+    if not np.isfinite(mono).all():
+        raise RuntimeError("it holds samples that are no numbers")
     if rate != sample_rate:
         ratio = Fraction(sample_rate, rate)
         mono = resample_poly(mono, ratio.numerator, ratio.denominator)

@@ -15,6 +15,7 @@ from common.data_folder import (
     tell,
 )
 from common.lazy_images import Interpolation, check_size
+from common.regular_files import MISSING, why_no_file
 from common.settings import AtLeastOne, Count, ImageSize
 from common.source_images import captioned_images
 from common.threads import in_threads
@@ -46,18 +47,12 @@ def load_captioned_folder(
         check_count(where, len(names), expected, "captioned image")
     rows = range(len(names)) if test_folder is not None else split_rows(len(names), split)
     wanted = [int(row) for row in evenly_spaced(rows, limit)]
-    found = list(in_threads(lambda row: is_file(where / names[row]), wanted, None))
-    missing = [names[row] for row, there in zip(wanted, found, strict=True) if not there]
-    if missing:
-        tell(where, wanted, "skipped, missing", missing)
-    there = [row for row, there in zip(wanted, found, strict=True) if there]
+    reasons = list(in_threads(lambda row: why_no_file(where / names[row]), wanted, None))
+    missing = [names[row] for row, reason in zip(wanted, reasons, strict=True) if reason == MISSING]
+    others = [f"{names[row]}: {reason}" for row, reason in zip(wanted, reasons, strict=True) if reason not in (None, MISSING)]
+    for what, found in (("skipped, missing", missing), ("skipped, no files", others)):
+        if found:
+            tell(where, wanted, what, found)
+    there = [row for row, reason in zip(wanted, reasons, strict=True) if reason is None]
     source = Files(where, [names[row] for row in there])
     return captioned_images(source, [captions[row] for row in there], split, size, interpolation, width)
-
-
-def is_file(path: Path) -> bool:
-    """Whether it is there; False too where the name cannot be one."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,8 @@ import numpy as np
 from common.content import check_stamp, content_name, file_digests, located, stamp_of, while_unchanged
 from common.errors import InputError
 from common.processes import is_first
+from common.regular_files import files_below, read_regular
+from common.shown_text import spelt_out
 
 Entry = TypeVar("Entry")
 TEST_EVERY = 10
@@ -61,7 +63,7 @@ class Files:
     def read(self, row: int) -> bytes:
         path = Path(self.place, self.names[row])
         check_stamp(path, self.stamps[row])
-        return path.read_bytes()
+        return read_regular(path)
 
 
 def read_index(folder: str | Path, what: str, builder: str, keys: Sequence[str]) -> tuple[Path, dict[str, Any]]:
@@ -99,19 +101,17 @@ def read_picture(path: Path, mode: str, what: str, builder: str) -> np.ndarray:
 def files_of_split(folder: str | Path | None, split: str, endings: Collection[str], what: str) -> tuple[list[Path], int]:
     """A person's files of one split, and how many there are of both: "test" is every tenth by name, "train" the others.
 
-    `what` tells in an InputError what is missing: a folder, a file with one of the `endings`, or the split.
+    `what` tells in an InputError what is missing: a folder, a file with one of the `endings`, or the split. What bears such an
+    ending and is no file is told in one line on standard error.
     """
     check_folder(folder, split, what)
-    files = sorted(path for path in visible(Path(folder).rglob("*"), Path(folder)) if path.suffix.lower() in endings)
+    files, others = files_below(folder, lambda name: Path(name).suffix.lower() in endings)
+    if others:
+        tell(folder, [*files, *others], "skipped, no files", others)
     if not files:
         raise InputError(f"{folder} holds no {what} ({', '.join(sorted(endings))}).")
     held_out = set(files[TEST_EVERY - 1 :: TEST_EVERY])
     return [path for path in files if (path in held_out) == (split == "test")], len(files)
-
-
-def visible(paths: Iterable[Path], folder: Path) -> Iterator[Path]:
-    """Those that are not hidden below the folder, as common.content counts them."""
-    return (path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def check_folder(folder: str | Path | None, split: str, what: str, setting: str = "folder") -> None:
@@ -144,7 +144,8 @@ def tell(folder: str | Path, wanted: Sequence[Any], what: str, names: Sequence[s
     if not is_first():
         return
     more = f", and {len(names) - 5} more" if len(names) > 5 else ""
-    print(f"{folder}: {len(names)} of {len(wanted)} {things} {what} ({'; '.join(names[:5])}{more})", file=sys.stderr)
+    told = f"{folder}: {len(names)} of {len(wanted)} {things} {what} ({'; '.join(names[:5])}{more})"
+    print(spelt_out(told), file=sys.stderr)
 
 
 def check_count(folder: str | Path, count: int, expected: int | None, what: str) -> None:

@@ -2,9 +2,17 @@
 
 from typing import Any
 
+from common.shown_text import one_line
+
 
 class InputError(ValueError):
-    """Bad input: the message says what is wrong, where, and what would be right; run.py prints it without a traceback."""
+    """Bad input: the message says what is wrong, where, and what would be right; run.py prints it without a traceback.
+
+    It is one line without control characters, whatever the names and errors in it hold.
+    """
+
+    def __init__(self, message: Any = ""):
+        super().__init__(one_line(message))
 
 
 def check_one_given(**settings: Any) -> None:

@@ -49,6 +49,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         handle.write(content)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes text as UTF-8, whole or not at all; what no text can hold, such as a byte of a file's name, is spelt out."""
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
+
+
 def write_json(path: Path, document: Any) -> None:
     """Writes indented JSON with a final newline, whole or not at all."""
     write_atomically(path, (to_json(document, indent=1) + "\n").encode())

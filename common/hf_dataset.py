@@ -9,6 +9,7 @@ from common.content import content_name, located, path_content, while_unchanged
 from common.data_folder import CaptionedImages, Images, check_count, check_limit, evenly_spaced, split_rows
 from common.errors import InputError, first_line
 from common.lazy_images import Interpolation, check_size
+from common.regular_files import read_regular
 from common.settings import AtLeastOne, Count, ImageSize
 from common.source_images import captioned_images, readable_images
 
@@ -36,7 +37,7 @@ class HubImages:
         cell = self.dataset[row][self.column]
         if cell is None:
             raise OSError("there is no image")
-        return Path(cell["path"]).read_bytes() if cell["bytes"] is None else cell["bytes"]
+        return read_regular(Path(cell["path"])) if cell["bytes"] is None else cell["bytes"]
 
 
 @while_unchanged  # a job asks more than once
@@ -95,13 +96,14 @@ def open_dataset(path: str | None, name: str | None, revision: str | None, split
     if path is None:
         raise InputError("task.data.path=None: give a data set of a hub (owner/name), a folder, or a .parquet file.")
     local = Path(path)
-    if not alone and (local.suffix == ".parquet" or (local / "state.json").is_file()):
+    parquet = local.suffix.lower() == ".parquet"
+    if not alone and (parquet or (local / "state.json").is_file()):
         raise InputError(f"task.data.test_split: {path} has no splits; give null, and every tenth row is held out.")
     try:
         if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
             saved = datasets.load_from_disk(path)
             return saved[split] if isinstance(saved, dict) else saved
-        if local.suffix == ".parquet":
+        if parquet:
             return datasets.load_dataset("parquet", data_files=path, split="train")
         return datasets.load_dataset(path, name, revision=revision, split=split)
     except Exception as error:  # the library and the hub's client raise many kinds

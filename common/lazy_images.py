@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from common.errors import InputError
+from common.grey_depths import eight_bits, is_deep
 from common.threads import cores, in_threads
 
 Square = Callable[[Image.Image], Image.Image]
@@ -41,7 +42,8 @@ class Source(Protocol):
 def open_picture(content: bytes) -> Image.Image:
     """The RGB image in a file's bytes, the right way up; one of DAMAGE when it cannot be read to its end."""
     with Image.open(io.BytesIO(content)) as picture:
-        return ImageOps.exif_transpose(picture).convert("RGB")
+        upright = ImageOps.exif_transpose(picture)
+        return (eight_bits(np.asarray(upright), picture) if is_deep(picture) else upright).convert("RGB")
 
 
 def middle_square(picture: Image.Image, size: int, width: int | None = None) -> Image.Image:

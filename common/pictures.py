@@ -1,13 +1,10 @@
-"""Grids of images and matplotlib figures as PNG files."""
+"""Images of models as pixels, and grids of them as PNG files."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-
-from common.files import write_atomically
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
@@ -41,21 +38,3 @@ def save_grid(images: torch.Tensor, path: Path, columns: int) -> None:
         top, left = row * (height + 2) + 1, column * (width + 2) + 1
         sheet[:, top : top + height, left : left + width] = image
     Image.fromarray(sheet.expand(3, -1, -1).permute(1, 2, 0).numpy()).save(path)
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Writes a matplotlib figure in the format of the path's ending, whole or not at all, and closes it."""
-    from matplotlib import pyplot
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], dpi=110)
-    pyplot.close(figure)
-    write_atomically(path, buffer.getvalue())
-
-
-def short_path(site: str) -> str:
-    """A module path short enough for a tick of an axis."""
-    words = {"transformer_blocks": "tb", "attentions": "attn", "resnets": "res", "_blocks": "", "_block": ""}
-    for long, brief in words.items():
-        site = site.replace(long, brief)
-    return site

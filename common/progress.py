@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from common.processes import is_first
+from common.shown_text import one_line
 
 EVERY = 30.0  # seconds: so often a log has a line at least
 
@@ -187,18 +188,19 @@ def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Counte
         with told_in_log(description, total, done) as work:
             yield work
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    console = Console(stderr=True, quiet=not is_first())
+    from common.console import PlainConsole
+
+    console = PlainConsole(stderr=True, quiet=not is_first())
     columns = [
-        TextColumn("{task.description:<24.24}"),
+        TextColumn("{task.description:<24.24}", markup=False),
         BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     ]
     with Progress(*columns, console=console, refresh_per_second=2) as progress:
-        yield Bar(progress, progress.add_task(description, total=total, completed=done, note=""))
+        yield Bar(progress, progress.add_task(one_line(description), total=total, completed=done, note=""))

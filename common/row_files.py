@@ -44,7 +44,7 @@ class Shard:
     def sound(self) -> bool:
         """Whether the file has the checksum that it was written with."""
         try:
-            told = self.checksum.read_text().split()[0]
+            told = self.checksum.read_text(encoding="utf-8").split()[0]
             with open(self.path, "rb") as handle:
                 return hashlib.file_digest(handle, "sha256").hexdigest() == told
         except (OSError, IndexError, ValueError):

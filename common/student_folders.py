@@ -47,7 +47,7 @@ def save_student(teacher: Teacher, student: Teacher, folder: Path) -> None:
             if isinstance(value, list) and not name.startswith("_") and not (scratch / name).is_dir():
                 index[name] = [None, None]
         write_scaling_factor(scratch / autoencoder, student.autoencoder)
-        (scratch / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (scratch / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         tidy_configs(scratch)
 
 
@@ -62,7 +62,7 @@ def write_scaling_factor(folder: Path, autoencoder: nn.Module) -> None:
     config = json.loads((folder / "config.json").read_text())
     if "scaling_factor" not in config:
         written = {**config, "scaling_factor": autoencoder.config.scaling_factor}
-        (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
 def other_weights(folder: str, names: list[str]) -> list[str]:
@@ -82,7 +82,7 @@ def tidy_configs(folder: Path) -> None:
         tidy = {name: value for name, value in config.items() if name != "_name_or_path"}
         tidy |= {name: "float32" for name in ("dtype", "torch_dtype") if tidy.get(name) == "float16"}
         if tidy != config:
-            path.write_text(to_json(tidy, indent=2) + "\n")
+            path.write_text(to_json(tidy, indent=2) + "\n", encoding="utf-8")
 
 
 def save_whole(part: Any, folder: Path) -> None:

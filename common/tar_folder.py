@@ -22,13 +22,13 @@ from common.data_folder import (
     folder_of_split,
     split_rows,
     tell,
-    visible,
 )
 from common.errors import InputError
 from common.files import user_cache, write_json
 from common.image_folder import ENDINGS
 from common.lazy_images import Interpolation, check_size
 from common.progress import progress_bar
+from common.regular_files import files_below
 from common.settings import AtLeastOne, Count, ImageSize
 from common.source_images import captioned_images
 
@@ -92,7 +92,9 @@ def load_tar_folder(
 
 def list_samples(folder: Path, caption_key: str | None) -> list[tuple[str, Sample]]:
     """Every sample with an image, with its tar file's name, in the order of the names and of the members."""
-    tars = sorted(visible(folder.rglob("*.tar"), folder))
+    tars, others = files_below(folder, lambda name: name.lower().endswith(".tar"))
+    if others:
+        tell(folder, [*tars, *others], "skipped, no files", others)
     if not tars:
         raise InputError(f"{folder} holds no .tar file (compressed ones, .tar.gz, cannot be read by number).")
     lists = {tar: kept_list(tar, caption_key) for tar in tars}
@@ -101,15 +103,19 @@ def list_samples(folder: Path, caption_key: str | None) -> list[tuple[str, Sampl
         with progress_bar("listing tar files", len(waiting)) as bar:
             for tar in waiting:
                 lists[tar] = list_members(tar, caption_key)
-                with suppress(OSError):  # a full or read-only home: it is listed again next time
-                    write_json(list_path(tar, caption_key), lists[tar])
+                if not lists[tar]["refused"]:
+                    with suppress(OSError):  # a full or read-only home: it is listed again next time
+                        write_json(list_path(tar, caption_key), lists[tar])
                 bar.advance()
-    samples, without_image, damaged = [], [], []
+    samples, without_image, links, damaged = [], [], [], []
     for tar, found in lists.items():
         name = str(tar.relative_to(folder))
         samples += [(name, tuple(sample)) for sample in found["samples"]]
         without_image += [f"{name}/{sample}" for sample in found["without_image"]]
+        links += [f"{name}/{member}" for member in found["links"]]
         damaged += [f"{name}: {found['damage']}"] if found["damage"] else []
+    if links:
+        tell(folder, [*samples, *links], "skipped, links or devices", links, things="members")
     if damaged:
         tell(folder, tars, "damaged, read as far as they go", damaged)
     if without_image:
@@ -119,7 +125,7 @@ def list_samples(folder: Path, caption_key: str | None) -> list[tuple[str, Sampl
 
 def list_path(tar: Path, caption_key: str | None) -> Path:
     """Where the list of a tar file is kept."""
-    return user_cache() / "tars" / f"{content_name(path_content(tar), caption_key)}.json"
+    return user_cache() / "tars" / f"{content_name(path_content(tar), caption_key, 'with links')}.json"
 
 
 def kept_list(tar: Path, caption_key: str | None) -> dict[str, Any] | None:
@@ -132,15 +138,21 @@ def kept_list(tar: Path, caption_key: str | None) -> dict[str, Any] | None:
 
 
 def list_members(tar: Path, caption_key: str | None) -> dict[str, Any]:
-    """samples: of a tar file, as Sample; without_image: names of the others; damage: what is wrong with the file, or ""."""
+    """samples: of a tar file, as Sample; without_image: names of the others; links: members that are neither files nor folders.
+
+    Nothing is unpacked, and no link followed: what a member's name says of folders is a name. damage: what is wrong with the
+    file, or ""; refused: whether that was the system, which may allow it another time.
+    """
     found: dict[str, dict[str, Any]] = {}
-    damage = ""
+    damage, refused, links = "", False, []
     total = tar.stat().st_size
     try:
         with tarfile.open(tar, "r:") as archive:
             for member in archive:
                 parent, _, base = member.name.rpartition("/")
                 stem, _, kind = base.partition(".")  # WebDataset's rule: the name ends at the first dot
+                if not (member.isfile() or member.isdir()):
+                    links.append(member.name)
                 if not member.isfile() or not stem or member.offset_data + member.size > total:
                     continue
                 sample = found.setdefault(f"{parent}/{stem}".lstrip("/"), {})
@@ -150,11 +162,13 @@ def list_members(tar: Path, caption_key: str | None) -> dict[str, Any]:
                 elif kind == ("txt" if caption_key is None else "json"):
                     sample["caption"] = read_caption(archive.extractfile(member).read(), caption_key)
     except (tarfile.TarError, OSError, EOFError) as error:
-        damage = str(error) or type(error).__name__
+        damage, refused = str(error) or type(error).__name__, isinstance(error, OSError) and error.errno is not None
     return {
         "samples": [(name, *each["image"], each.get("caption", "")) for name, each in found.items() if "image" in each],
         "without_image": [name for name, each in found.items() if "image" not in each],
+        "links": links,
         "damage": damage,
+        "refused": refused,
     }
 
 

@@ -128,7 +128,7 @@ def load_vggish(weights: str | None) -> VGGish:
     path = weights_file(URL, None if weights is None else Path(weights))
     network = VGGish()
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             from safetensors.torch import load_file
 
             network.load_state_dict(load_file(path))

@@ -120,31 +120,27 @@ def explanation(document: dict[str, Any]) -> str:
 
 def print_correlations(document: dict[str, Any]) -> None:
     """One line a criterion, within 80 columns."""
-    from rich.console import Console
     from rich.table import Table
+
+    from common.console import PlainConsole
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for place, title in enumerate(COLUMNS):
         table.add_column(title, justify="right" if place else "left", no_wrap=place > 0)
     for line in lines_of_correlations(document):
         table.add_row(*line)
-    console = Console(width=80)
+    console = PlainConsole(width=80)
     console.print()
     console.print(table)
-    console.print(f"\n{explanation(document)}", style="dim", highlight=False)
+    console.print(f"\n{explanation(document)}", style="dim")
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
     """Summed against joint losses: under the same criterion above, against the joint output loss below."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    from common.pictures import save_figure
+    from common.figures import plotting, save_figure
 
     criteria, sizes = document["criteria"], document["sizes"]
-    figure, axes = pyplot.subplots(2, len(criteria), figsize=(2.9 * len(criteria), 5.6), squeeze=False)
+    figure, axes = plotting().subplots(2, len(criteria), figsize=(2.9 * len(criteria), 5.6), squeeze=False)
     for column, (criterion, figures) in enumerate(criteria.items()):
         for axis, joint, kind in (
             (axes[0, column], figures["joint"], "own"),

@@ -64,7 +64,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, arguments.out / PICTURE)
     document = {"tile": TILE, "picture": PICTURE, "bands": BANDS, "splits": splits}
-    (arguments.out / "index.json").write_text(json.dumps(document, separators=(",", ":")) + "\n")
+    (arguments.out / "index.json").write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
     print(f"{', '.join(f'{len(tiles)} {name} tiles' for name, tiles in splits.items())}, in {arguments.out}")
 
 

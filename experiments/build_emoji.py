@@ -113,7 +113,7 @@ def main() -> None:
             sheet.paste(draw_tile(paths[entry["codepoints"]]), (column * TILE, row * TILE))
         sheet.save(arguments.out / f"{style}.webp", lossless=True, method=6)
     document = {"tile": TILE, "columns": COLUMNS, "styles": list(styles), "entries": index}
-    (arguments.out / "index.json").write_text(json.dumps(document, indent=0, ensure_ascii=False) + "\n")
+    (arguments.out / "index.json").write_text(json.dumps(document, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
     held_out = sum(entry["split"] == "test" for entry in index)
     print(f"{len(index)} names in {len(styles)} styles, {held_out} names held out, in {arguments.out}")
 

@@ -145,7 +145,7 @@ def main() -> None:
         "left_out": left_out,
         "entries": entries,
     }
-    (arguments.out / "index.json").write_text(json.dumps(document, separators=(",", ":")) + "\n")
+    (arguments.out / "index.json").write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}")
     for split in ("train", "test"):

@@ -7,6 +7,7 @@ from typing import Any
 
 from common.files import SHIPPED
 from common.hub import is_repository
+from common.shown_text import code_block, code_span, markdown_text
 from experiments.job_report import metrics_note
 from experiments.paper_table import markdown
 from experiments.rows import COUNTS, KNOBS, Row, method_name, metric_names, nonzero_parameters, recipe, student
@@ -54,15 +55,15 @@ def counted(edits: Sequence[Mapping[str, Any]]) -> str:
     if not edits:
         return "Nothing: the denoiser is the teacher's, trained on."
     counts = Counter(edit["operation"] for edit in edits).most_common()
-    lines = [f"- {count} x `{name}`: {OPERATIONS.get(name, 'see the plan')}" for name, count in counts]
+    lines = [f"- {count} x {code_span(name)}: {OPERATIONS.get(name, 'see the plan')}" for name, count in counts]
     return "\n".join([f"{len(edits)} edits at as many sites of the teacher's denoiser:", "", *lines])
 
 
 def edit_in_words(edit: Mapping[str, Any]) -> str:
-    """Operation, sizes and score of an edit."""
+    """Operation, sizes and score of an edit, for Markdown."""
     sizes = [f"{name} {value}" for name, value in edit.items() if name not in ("site", "operation", "score")]
     score = [f"score {edit['score']:.4g}"] if edit.get("score") is not None else []
-    return ", ".join([edit["operation"], *sizes, *score])
+    return markdown_text(", ".join([edit["operation"], *sizes, *score]))
 
 
 def size_table(row: Row) -> str:
@@ -97,10 +98,11 @@ def protocol_text(row: Row) -> str:
     protocol = row["protocol"]
     guidance = f", guidance {protocol['guidance_scale']:g}" if protocol.get("guidance_scale") else ""
     published = f" The papers' metrics: {metrics_note(row)}" if protocol.get("metrics") else ""
+    split = code_span(protocol["split"])
     return (
         f"{protocol['images']} samples of each model against {row['models']['real']['reference_images']} real ones of "
-        f"`{data_name(row)}`; {protocol['steps']} sampling steps{guidance}; seeds: {protocol['seeds']} with seed "
-        f"{protocol['seed']}; captions and images of the split `{protocol['split']}`. `fd_`, `kd_`: Fréchet and kernel "
+        f"{code_span(data_name(row))}; {protocol['steps']} sampling steps{guidance}; seeds: {protocol['seeds']} with seed "
+        f"{protocol['seed']}; captions and images of the split {split}. `fd_`, `kd_`: Fréchet and kernel "
         f"distance (x1000) over {protocol['extractor']}; they are no FID. `real`: as many other real images. `latent_mse`, "
         f"`ssim`: against the teacher's samples from equal seeds.{published}"
     )
@@ -117,7 +119,8 @@ def training_text(row: Row) -> str:
     told = {name: value for name, value in settings["distill"].items() if name not in other}
     start = "the teacher's remaining weights" if settings["init"] == "preserved" else "random weights"
     written = yaml.safe_dump(told, sort_keys=False).strip()
-    return f"Recipe `{recipe(row).rpartition(' ')[0]}` from {start}, seed {settings['seed']}:\n\n```yaml\n{written}\n```"
+    name = code_span(recipe(row).rpartition(" ")[0])
+    return f"Recipe {name} from {start}, seed {settings['seed']}:\n\n{code_block(written, 'yaml')}"
 
 
 def limits(row: Row) -> str:
@@ -139,7 +142,7 @@ def licence_text(row: Row, licence: str | None, licensed_by: Sequence[Path]) -> 
         files = ", ".join(f"[{path.name}]({path.name})" for path in licensed_by)
         told.append(f"Licences and attributions of what the teacher was trained on: {files}.")
     elif not licence:
-        told.append(f"That of the teacher, {teacher_name(row)}: look it up there before use.")
+        told.append(f"That of the teacher, {markdown_text(teacher_name(row))}: look it up there before use.")
     return " ".join([*told, "`unet/pruned_unet.py`, where it is there, is Bonsai's: Apache-2.0."])
 
 
@@ -155,7 +158,11 @@ def loading(row: Row, denoiser: str, found: Mapping[str, Any], where: str) -> tu
         lines += ["from huggingface_hub import snapshot_download"] if where != "." else []
         lines += ["", f'folder = snapshot_download("{where}")' if where != "." else 'folder = "."']
         lines += [f'unet = AutoModel.from_pretrained(f"{{folder}}/unet"{trust})']
-    told = [f"`{found['pipeline']}`."] if found["pipeline"] else [f"The pipeline as a whole did not load: {found['reason']}"]
+    told = (
+        [f"`{found['pipeline']}`."]
+        if found["pipeline"]
+        else [f"The pipeline as a whole did not load: {markdown_text(found['reason'])}"]
+    )
     if own:
         told.append(
             f"No class of diffusers can express this denoiser: `unet/pruned_unet.py` (`{denoiser}`) rebuilds it from the plan "

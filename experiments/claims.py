@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import write_atomically
+from common.files import write_text
+from common.shown_text import code_span, markdown_text
 from common.strict_json import read_json
 from experiments.command_line import one_line_errors
 from experiments.lookup import find
@@ -186,7 +187,7 @@ def page(claims: Sequence[Mapping[str, Any]], found: Sequence[tuple[list[str], l
         f"{metric.replace('_', ' ')} {100 * noise(evidence.seeds, metric):.1f} %"
         for metric in ("distance", "caption_retrieval", "latent_mse", "time")
     )
-    seeds = group_name(evidence.seeds[0]).replace(f", seed {evidence.seeds[0]['settings']['seed']}", "")
+    seeds = markdown_text(group_name(evidence.seeds[0]).replace(f", seed {evidence.seeds[0]['settings']['seed']}", ""))
     return "\n".join(
         [
             "# Claims",
@@ -195,14 +196,14 @@ def page(claims: Sequence[Mapping[str, Any]], found: Sequence[tuple[list[str], l
             "metrics, so that only the direction of a claim can be compared. *distance* is a Fréchet distance over the",
             "features that the result pages name, never FID. Values stand from the one that should be best to the worst. A",
             f"difference counts that is larger than between {len(evidence.seeds)} seeds of one job ({seeds}), for a trained",
-            f"student: {margins} (`{evidence.command(SEEDS)}`).",
+            f"student: {margins} ({code_span(evidence.command(SEEDS))}).",
             "",
             *fault_lines(evidence.folder),
             markdown(["", "claim", "published", "measured here", "verdict", "rows"], lines, words=6),
             "",
             "The commands:",
             "",
-            *(f"- {name}: `{command}`" for name, command in sorted(commands.items())),
+            *(f"- {name}: {code_span(command)}" for name, command in sorted(commands.items())),
             "",
             "`python -m experiments.claims experiments/results` writes this page from the rows (experiments/claims.yaml).",
             "",
@@ -216,7 +217,7 @@ def check(arguments: argparse.Namespace) -> None:
     claims = read_claims()
     evidence = Evidence(arguments.results)
     found = [check_claim(claim, evidence) for claim in claims]
-    write_atomically(arguments.results / "claims.md", page(claims, found, evidence).encode())
+    write_text(arguments.results / "claims.md", page(claims, found, evidence))
     write_index(arguments.results)  # which links the page
     measured = sum(UNKNOWN not in verdicts for _, verdicts in found)
     print(f"{measured} of {len(claims)} claims measured: {arguments.results / 'claims.md'}")

@@ -16,9 +16,9 @@ from experiments.tables import flatten, write_csv, write_parquet
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """A table for each task, teacher and protocol; one line a job, within 80 columns: before → after distillation."""
-    from rich.console import Console
+    from common.console import PlainConsole
 
-    console = Console(width=80)
+    console = PlainConsole(width=80)
     for name, members in groups_of(rows).items():
         teacher = members[0]["models"]["teacher"]
         distance = distance_name(members[0])
@@ -29,7 +29,6 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
             "left: parameters of the student that are not zero; file: its bytes in fp16, sparse where that exists; "
             "before → after distillation.\n",
             style="dim",
-            highlight=False,
         )
 
 

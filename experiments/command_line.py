@@ -16,7 +16,9 @@ from common.collectives import speaks
 from common.errors import InputError
 from common.files import ROOT, refusal
 from common.processes import is_first
+from common.shown_text import one_line
 from common.signals import Ended, raised_signals
+from experiments.streams import print_what_can_be_printed
 
 GO_ON = "the same command then goes on from here"
 REFUSALS = {  # of the system: what a person does about them
@@ -43,8 +45,7 @@ def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     @functools.wraps(command)
     def run(settings: Any) -> Any:
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(line_buffering=True)  # a log has each line at its time, among those of standard error
+        print_what_can_be_printed()
         try:
             with raised_signals():
                 return command(settings)
@@ -77,6 +78,7 @@ def one_line_composition_errors() -> Iterator[None]:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    print_what_can_be_printed()
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         yield
         return
@@ -96,7 +98,7 @@ def one_line_composition_errors() -> Iterator[None]:
         sys.exit(2)
     except (HydraException, OmegaConfBaseException) as error:
         if is_first():
-            print(f"error: {composition_error(error)}", file=sys.stderr)
+            print(f"error: {one_line(composition_error(error))}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -126,7 +128,7 @@ def explain(error: BaseException | None) -> str | None:
     """What to tell a person of `error` or of what caused it; None for what is no fault of theirs."""
     while error is not None:
         if isinstance(error, InputError):
-            return " ".join(str(error).split())
+            return str(error)
         if (number := refusal(error)) in REFUSALS:
             where = getattr(error, "filename", None)
             return f"{os.strerror(number)}{f': {where}' if where else ''}; {REFUSALS[number]}"

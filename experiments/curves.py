@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.figures import logarithmic, picture_label, plotting, save_figure
 from experiments.metric_table import higher_is_better
 from experiments.rows import (
     KNOBS,
@@ -78,9 +79,9 @@ def draw_cost(axis: Any, rows: Sequence[Row], metric: str, name: str) -> None:
         ]
         found = [point for point in found if point[1] is not None]
         if found:
-            axis.plot([x for _, x, _ in found], [y for _, _, y in found], "o", markersize=4, label=method)
+            axis.plot([x for _, x, _ in found], [y for _, _, y in found], "o", markersize=4, label=picture_label(method))
         for words, x, y in found:
-            note = axis.annotate(words, (x, y), fontsize=5.5, xytext=(2, 3), textcoords="offset points")
+            note = axis.annotate(picture_label(words), (x, y), fontsize=5.5, xytext=(2, 3), textcoords="offset points")
             note.set_in_layout(False)  # a long one does not squeeze the panel
     draw_teacher(axis, rows, metric)
     axis.set(xlabel=COSTS[name][0])
@@ -101,7 +102,7 @@ def draw_training(axis: Any, rows: Sequence[Row], metric: str) -> None:
     """One line a job, the teacher as a level."""
     for name, row in zip(labels(rows), rows, strict=True):
         if training_points(row, metric):
-            axis.plot(*zip(*training_points(row, metric), strict=True), marker="o", markersize=3, label=name)
+            axis.plot(*zip(*training_points(row, metric), strict=True), marker="o", markersize=3, label=picture_label(name))
     draw_teacher(axis, rows, metric)
     axis.set(xlabel="optimiser steps")
 
@@ -110,10 +111,16 @@ def draw_sampling(axis: Any, rows: Sequence[Row], metric: str) -> None:
     """One line a job, and the teacher's."""
     for name, row in zip(labels(rows), rows, strict=True):
         if sampling_points(row, student(row), metric):
-            axis.plot(*zip(*sampling_points(row, student(row), metric), strict=True), marker="o", markersize=3, label=name)
+            axis.plot(
+                *zip(*sampling_points(row, student(row), metric), strict=True),
+                marker="o",
+                markersize=3,
+                label=picture_label(name),
+            )
             teacher = sampling_points(row, "teacher", metric)
     axis.plot(*zip(*teacher, strict=True), "k*--", linewidth=0.8, label="teacher")
-    axis.set(xlabel="sampling steps", xscale="log")
+    axis.set(xlabel="sampling steps")
+    logarithmic(axis, "x")
 
 
 def draw_curves(rows: Sequence[Row], path: Path, metric: str | None = None) -> None:
@@ -121,14 +128,7 @@ def draw_curves(rows: Sequence[Row], path: Path, metric: str | None = None) -> N
 
     metric: one of metric_names; the Fréchet distance by default.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
     from functools import partial
-
-    from matplotlib import pyplot
-
-    from common.pictures import save_figure
 
     metric = metric or distance_name(rows[0])
     panels: list[Callable[..., None]] = [partial(draw_cost, name=name) for name in costs_of(rows)]
@@ -136,7 +136,7 @@ def draw_curves(rows: Sequence[Row], path: Path, metric: str | None = None) -> N
     panels += [draw_sampling] if any(sampling_points(row, "teacher", metric) for row in rows) else []
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    figure, axes = pyplot.subplots(lines, columns, figsize=(5.2 * columns, 4 * lines), squeeze=False)
+    figure, axes = plotting().subplots(lines, columns, figsize=(5.2 * columns, 4 * lines), squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     for axis, draw in zip(axes.flat, panels, strict=False):

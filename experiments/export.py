@@ -63,23 +63,20 @@ def copy_beside(job: Path, row: dict[str, Any], folder: Path) -> None:
 
 def print_report(found: dict[str, Any], formats: dict[str, Any]) -> None:
     """What was found, within 80 columns."""
-    from rich.console import Console
     from rich.table import Table
 
+    from common.console import PlainConsole
     from experiments.card_texts import format_lines
 
-    console = Console(width=80)
+    console = PlainConsole(width=80)
     alone = f"as {found['pipeline']}" if found["pipeline"] else f"part by part ({found['reason']})"
     console.print(
         f"diffusers loads it without this project, {alone}, and draws the same: latents differ by "
         f"{found['latents']['max_relative']:.0e} of the largest.",
-        highlight=False,
-        markup=False,
     )
     if found["denoiser"].startswith("Pruned"):
         console.print(
             f"No class of diffusers expresses this denoiser: {found['denoiser']} comes with it (trust_remote_code=True).",
-            highlight=False,
         )
     if not formats:
         return
@@ -99,7 +96,6 @@ def print_report(found: dict[str, Any], formats: dict[str, Any]) -> None:
         f"share of the largest output (tolerance {formats['tolerance']:.0e}), on batches 1 and 3; files in {formats['dtype']}. "
         f"Latents after {sampling['steps']} DDIM steps differ by: {', '.join(ends)} of the largest.",
         style="dim",
-        highlight=False,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.pictures import save_figure, short_path
+from common.figures import logarithmic, picture_caption, picture_label, plotting, save_figure, short_path
 from common.plans import Plan
 from experiments.metric_table import METRICS
 from experiments.rows import distance_name
@@ -41,18 +41,18 @@ def cell(figures: dict[str, Any], read: Any, form: str) -> str:
 
 def print_table(row: dict[str, Any]) -> None:
     """Teacher, pruned and distilled side by side, within 80 columns."""
-    from rich.console import Console
+    from common.console import PlainConsole
 
-    console = Console(width=80)
+    console = PlainConsole(width=80)
     console.print()
     console.print(side_by_side(row["models"], COLUMNS))
     measured = {who: figures for who, figures in row["models"].items() if who != "real"}
     if any(cell(figures, read, form) for figures in measured.values() for _, read, form in METRIC_COLUMNS):
         console.print()
         console.print(side_by_side(measured, METRIC_COLUMNS))
-        console.print("\n" + metrics_note(row), style="dim", highlight=False)
+        console.print("\n" + metrics_note(row), style="dim")
     for name, reason in row.get("metrics_missing", {}).items():
-        console.print(f"no {name}: {reason}", highlight=False, markup=False)
+        console.print(f"no {name}: {reason}")
     protocol = row["protocol"]
     reached = reached_note(row)
     guidance = f", guidance {protocol['guidance_scale']}" if protocol["guidance_scale"] else ""
@@ -60,11 +60,11 @@ def print_table(row: dict[str, Any]) -> None:
     dense = {who: row["models"][who].get("parameters", 0) / 1e6 for who in sparse}
     notes = [f"{who}: {sparse[who]:.2f}M" for who in sparse if sparse[who] < 0.99 * dense[who]]
     if notes:
-        console.print("\nparameters that are not zero: " + ", ".join(notes), highlight=False)
+        console.print("\nparameters that are not zero: " + ", ".join(notes))
     if steps_note(row):
-        console.print("\n" + steps_note(row), highlight=False)
+        console.print("\n" + steps_note(row))
     if any("sparse_file" in figures for figures in row["models"].values()):
-        console.print(sparse_note(row), highlight=False)
+        console.print(sparse_note(row))
     console.print(
         f"\nFD and KD (x1000): Fréchet and kernel distance of {protocol['images']} samples to "
         f"{row['models']['real']['reference_images']} real images over {protocol['extractor'].split(':')[0]} features; "
@@ -73,7 +73,6 @@ def print_table(row: dict[str, Any]) -> None:
         f"{protocol['steps']} steps{guidance}. {len(row['plan'])} edits{reached}; "
         + ", ".join(f"{name} {value:.0f} s" for name, value in row["seconds"].items()),
         style="dim",
-        highlight=False,
     )
 
 
@@ -146,24 +145,17 @@ def sparse_note(row: dict[str, Any]) -> str:
 
 def draw_samples(path: Path, rows: dict[str, torch.Tensor], captions: list[str], count: int = 8) -> None:
     """A sheet of samples: the same captions and seeds in every row; rows hold uint8 images (at least count, 1 or 3, h, w)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import textwrap
-
-    from matplotlib import pyplot
-
     count = min(count, len(captions))
-    figure, axes = pyplot.subplots(len(rows), count, figsize=(1.5 * count, 1.65 * len(rows)), squeeze=False)
+    figure, axes = plotting().subplots(len(rows), count, figsize=(1.5 * count, 1.65 * len(rows)), squeeze=False)
     for line, (who, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(line, images, strict=False):
             axis.imshow(image.expand(3, -1, -1).permute(1, 2, 0).numpy())
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
                 spine.set_visible(False)
-        line[0].set_ylabel("\n".join(textwrap.wrap(who, 18)), fontsize=11 if len(who) < 15 else 8)
+        line[0].set_ylabel(picture_caption(who, 18), fontsize=11 if len(who) < 15 else 8)
     for axis, caption in zip(axes[0], captions, strict=False):
-        axis.set_title("\n".join(textwrap.wrap(caption, 19)), fontsize=8)
+        axis.set_title(picture_caption(caption, 19), fontsize=8)
     figure.tight_layout(pad=0.4)
     save_figure(figure, path)
 
@@ -173,11 +165,7 @@ def draw_scores(unet: nn.Module, plan: Plan, path: Path) -> None:
 
     Sites without a complete score (scoring showed them to be above the k lowest) are not drawn.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = plotting()
     stages = ("down_blocks", "mid_block", "up_blocks", "conv_out")  # the order of computation, not of registration
     ranks = {stage: rank for rank, stage in enumerate(stages)}
     order = {name: position for position, (name, _) in enumerate(unet.named_modules())}
@@ -193,11 +181,11 @@ def draw_scores(unet: nn.Module, plan: Plan, path: Path) -> None:
     chosen = [place for place, site in enumerate(sites) if site in edited]
     axis.plot(chosen, [plan.scores[sites[place]] for place in chosen], "k.", label="edited")
     if all(plan.scores[site] > 0 for site in sites):  # the change of a task loss may be negative
-        axis.set_yscale("log")
+        logarithmic(axis, "y")
     axis.set_xticks(list(places), [short_path(site) for site in sites], rotation=90, fontsize=6)
     axis.set_xlim(-0.7, len(sites) - 0.3)
     axis.set_ylabel("score (low: cheap to remove)")
-    axis.set_title(f"{plan.method}: {len(sites)} scored sites, {len(edited)} edited", fontsize=10, loc="left")
+    axis.set_title(f"{picture_label(plan.method)}: {len(sites)} scored sites, {len(edited)} edited", fontsize=10, loc="left")
     patches = [pyplot.Rectangle((0, 0), 1, 1, color=color) for color in palette.values()]
     marks = pyplot.Line2D([], [], color="k", marker=".", linestyle="")
     axis.legend(

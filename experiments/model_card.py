@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import ROOT, SHIPPED
+from common.files import ROOT, SHIPPED, write_text
+from common.shown_text import code_block, code_span, markdown_text
 from experiments.card_texts import (
     counted,
     data_name,
@@ -37,7 +38,7 @@ PIPELINE_TAGS = {"t2i": "text-to-image", "uig": "unconditional-image-generation"
 def licence_files(row: Row) -> list[Path]:
     """LICENSES.md of the data that a shipped teacher was trained on, as its card names it, with the texts beside it."""
     card = SHIPPED / row["settings"]["teacher"]["path"] / "README.md"
-    found = re.search(r"`(data/\w+)`", card.read_text()) if card.is_file() else None
+    found = re.search(r"`(data/\w+)`", card.read_text(encoding="utf-8")) if card.is_file() else None
     folder = ROOT / found.group(1) if found else None
     return [] if folder is None else sorted(folder.glob("LICENSE*"))
 
@@ -91,8 +92,8 @@ def write_card(
     words = {
         "front": front_matter(row, licence, licensed_by),
         "task": TASKS.get(row["settings"]["task"]["name"], row["settings"]["task"]["name"]),
-        "teacher": teacher_name(row),
-        "method": method_in_words(row),
+        "teacher": markdown_text(teacher_name(row)),
+        "method": markdown_text(method_in_words(row)),
         "trained": last == "distilled",
         **share,
         "pictures": [name for name in PICTURES if (folder / name).is_file()],
@@ -107,14 +108,15 @@ def write_card(
         "sampling": {name: formats["sampling"][name] for name in names},
         "sampling_steps": formats.get("sampling", {}).get("steps"),
         "removed": counted(row["plan"]),
-        "sites": [(edit["site"], edit_in_words(edit)) for edit in row["plan"]],
+        "sites": len(row["plan"]),
+        "site_table": markdown(["site", "edit"], [[code_span(e["site"]), edit_in_words(e)] for e in row["plan"]], words=2),
         "size_table": size_table(row),
         "protocol": row["protocol"],
-        "device": environment["device"],
+        "device": markdown_text(environment["device"]),
         "metric_table": metric_table(row),
         "protocol_text": protocol_text(row),
         "training": training_text(row),
-        "command": shown_command(row["command"]),
+        "command": code_block(shown_command(row["command"]), "bash"),
         "changed": revision.get("dirty", False),
         "revision": revision.get("commit") or revision.get("version", "unknown"),
         "versions": ", ".join(f"{name} {version}" for name, version in environment["packages"].items()),
@@ -122,8 +124,8 @@ def write_card(
         "licence": licence_text(row, licence, licensed_by),
     }
     environment_of_cards = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    text = environment_of_cards.from_string(TEMPLATE.read_text()).render(**words)
-    (folder / "README.md").write_text(text.rstrip() + "\n")
+    text = environment_of_cards.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**words)
+    write_text(folder / "README.md", text.rstrip() + "\n")
 
 
 def known_licence(licence: str | None) -> None:

@@ -85,8 +85,9 @@ def note(table: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 def print_paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> None:
     """The table within 80 columns, with where it is from."""
-    from rich.console import Console
     from rich.table import Table
+
+    from common.console import PlainConsole
 
     titles, lines = paper_table(rows, table)
     drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
@@ -94,8 +95,8 @@ def print_paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> None:
         drawn.add_column(title, justify="right" if place else "left", no_wrap=True)
     for line in lines:
         drawn.add_row(*line)
-    console = Console(width=80, highlight=False)
-    console.print(f"\n[bold]{table['title']}[/bold]")
+    console = PlainConsole(width=80)
+    console.print(f"\n{table['title']}", style="bold")
     console.print(drawn)
     console.print(f"\n{note(table, rows)}\n", style="dim")
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common.cost import count_parameters
-from common.pictures import save_figure
+from common.figures import picture_label, plotting, save_figure
 from common.plans import Edit, Plan
 from common.pruned_unet import build_replacement
 
@@ -118,15 +118,11 @@ def score_range(scores: list[float]) -> str:
 
 def draw_plan(unet: nn.Module, plan: Plan, path: Path) -> None:
     """The picture of `plan` on the unpruned `unet`: removed blocks hatched, with size and score; works on the meta device."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
     from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 
     boxes = lay_out(unet)
     columns, rows = max(box.column for box in boxes) + 1, max(box.row for box in boxes) + 1
-    figure, axis = pyplot.subplots(figsize=(0.86 * columns + 0.6, 1.35 * rows + 1.0))
+    figure, axis = plotting().subplots(figsize=(0.86 * columns + 0.6, 1.35 * rows + 1.0))
     for source, taker in skip_connections(boxes):
         ends = [(box.column + 0.5, -1.5 * box.row + 0.96) for box in (source, taker)]
         style = {"arrowstyle": "-", "connectionstyle": "arc3,rad=-0.08", "color": "0.75", "linewidth": 0.8, "zorder": 0}
@@ -156,7 +152,9 @@ def draw_plan(unet: nn.Module, plan: Plan, path: Path) -> None:
     axis.set_axis_off()
     removed = sum(box.parameters * removed_inside(box, plan.edits, unet)[2] for box in boxes)
     counts = f"{short_count(removed)} of {short_count(count_parameters(unet))} parameters"
-    figure.suptitle(f"{plan.method}: {len(plan.edits)} edits; they touch {counts}", fontsize=10, x=0.02, ha="left")
+    figure.suptitle(
+        f"{picture_label(plan.method)}: {len(plan.edits)} edits; they touch {counts}", fontsize=10, x=0.02, ha="left"
+    )
     handles = [Patch(facecolor=color, edgecolor="0.4", label=kind) for kind, color in list(COLORS.items())[:2]]
     handles.append(Patch(facecolor=COLORS["down"], edgecolor="0.4", label="sampler"))
     handles.append(Patch(facecolor="white", edgecolor="#b03030", hatch="////", label="removed, or the share of it"))

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from common.batches import generator_for
 from common.errors import InputError
+from common.shown_text import spelt_out
 
 
 def evaluation_prompts(cfg: DictConfig) -> tuple[list[str], list[str] | None]:
@@ -37,7 +38,7 @@ def prompts_of_file(cfg: DictConfig, captioned: bool) -> list[str]:
         raise InputError(f"evaluation.prompts={path}: task={cfg.task.name} takes no captions; give null.")
     prompts, empty = read_prompts(Path(path))
     if empty:
-        print(f"{path}: {empty} empty lines are left out, {len(prompts)} prompts remain", file=sys.stderr)
+        print(spelt_out(f"{path}: {empty} empty lines are left out, {len(prompts)} prompts remain"), file=sys.stderr)
     if len(prompts) < count:
         raise InputError(f"{path} has {len(prompts)} prompts: evaluation.images={count} can be {len(prompts)} at most.")
     return prompts[:count]

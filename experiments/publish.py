@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import write_atomically
+from common.files import write_text
+from common.shown_text import code_span, markdown_text, spelt_out
 from experiments.command_line import one_line_errors
 from experiments.result_pages import shown_command, write_additivity, write_page
 from experiments.rows import Row, read_rows
@@ -82,7 +83,8 @@ def index_lines(path: Path, folder: Path) -> list[str]:
     """The index's line about the page beside sweep.json at `path`."""
     sweep, name = read_sweep(path.parent), path.parent.relative_to(folder)
     title = (sweep["table"] or {}).get("title")
-    return [f"- [{sweep['experiment']}]({name}/README.md){f': {title}' if title else ''}  \n  `{sweep['command']}`"]
+    link = f"[{markdown_text(sweep['experiment'])}]({name}/README.md)"
+    return [f"- {link}{f': {markdown_text(title)}' if title else ''}  \n  {code_span(sweep['command'])}"]
 
 
 def fault_lines(folder: Path) -> list[str]:
@@ -105,7 +107,7 @@ def write_index(folder: Path, attempt: Callable[[str], Any] = nullcontext) -> No
         lines += [f"Each claim of the papers with what was measured{of_task}: [claims.md]({name}).", ""]
     for task, pages in tasks.items():
         lines += [f"## {task}", "", *pages, ""]
-    write_atomically(folder / "README.md", "\n".join(lines).encode())
+    write_text(folder / "README.md", "\n".join(lines))
 
 
 @one_line_errors
@@ -125,7 +127,7 @@ def publish(arguments: argparse.Namespace) -> None:
         try:
             yield
         except Exception as error:
-            print(f"not published: {what}: {told(error)}", file=sys.stderr)
+            print(spelt_out(f"not published: {what}: {told(error)}"), file=sys.stderr)
             failed = True
 
     best: dict[Path, Shown] = {}

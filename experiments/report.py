@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import write_atomically
+from common.files import write_text
 from experiments.command_line import one_line_errors
 from experiments.curves import COSTS, cost, draw_curves, plot_data
 from experiments.metric_table import is_drawn
@@ -84,14 +84,14 @@ def write_report(
             for label, row in zip(labels(members), members, strict=True)
         ]
         groups.append({"name": name, "plots": plot_data(members), "table": table(members), "jobs": jobs})
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text())
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     published = None
     if paper is not None:
         titles, lines = paper_table(rows, paper)
         published = {"title": paper["title"], "note": note(paper, rows), "titles": titles, "lines": lines}
     parts = {"title": title, "notes": notes, "paper": published, "groups": groups}
     path = folder / "index.html"
-    write_atomically(path, page.render(**parts, plotly=get_plotlyjs()).encode())
+    write_text(path, page.render(**parts, plotly=get_plotlyjs()))
     return path
 
 

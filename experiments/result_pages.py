@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import write_atomically, write_json
+from common.files import write_atomically, write_json, write_text
+from common.shown_text import code_block, markdown_text, one_line, spelt_out
 from common.strict_json import read_json, to_json
 from experiments.metric_table import is_drawn
 from experiments.paper_table import markdown, note, paper_table
@@ -27,11 +28,10 @@ def shown_command(command: str) -> str:
 
 def table_of_jobs(rows: Sequence[Row]) -> str:
     """The table of experiments.collect, as text."""
-    from rich.console import Console
-
+    from common.console import PlainConsole
     from experiments.collect import table_of
 
-    console = Console(width=100, file=io.StringIO())
+    console = PlainConsole(width=100, file=io.StringIO())
     console.print(table_of(list(rows), distance_name(rows[0])))
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
@@ -39,10 +39,12 @@ def table_of_jobs(rows: Sequence[Row]) -> str:
 def table_beside_ours(rows: Sequence[Row], table: Mapping[str, Any], where: Path) -> list[str]:
     """The published table with ours, or the line why there is none: the jobs may be more than its lines tell apart."""
     try:
-        return [f"## {table['title']}", "", markdown(*paper_table(rows, table)), "", note(table, rows), ""]
+        titles, lines = paper_table(rows, table)
+        shown = markdown([*map(markdown_text, titles)], [[*map(markdown_text, line)] for line in lines])
+        return [f"## {markdown_text(table['title'])}", "", shown, "", markdown_text(note(table, rows)), ""]
     except InputError as error:
-        print(f"{where}: no table beside the published one: {error}", file=sys.stderr)
-        return [f"No table beside the published one ({table['title']}): {error}", ""]
+        print(spelt_out(f"{where}: no table beside the published one: {error}"), file=sys.stderr)
+        return [markdown_text(f"No table beside the published one ({table['title']}): {error}"), ""]
 
 
 def first_samples(row: Row) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def write_group(rows: Sequence[Row], folder: Path, prefix: str) -> list[Path]:
     try:
         draw_sheet(rows, sheet)
     except (InputError, OSError) as error:  # a damaged file; the data set, which has the captions, is not here
-        print(f"{sheet}: not drawn: {error}", file=sys.stderr)
+        print(one_line(f"{sheet}: not drawn: {error}"), file=sys.stderr)
     return [*paths, *([sheet] if sheet.is_file() else [])]
 
 
@@ -101,7 +103,8 @@ def write_page(sweep: Mapping[str, Any], rows: Sequence[Row], done: int, folder:
 
     sweep: command, experiment, task, table, and the number of jobs that were asked for, of which `done` have a row.
     """
-    lines = [f"# {sweep['experiment']}, {sweep['task']}", "", f"    {sweep['command']}", ""]
+    lines = [f"# {markdown_text(sweep['experiment'])}, {markdown_text(sweep['task'])}", ""]
+    lines += [f"    {spelt_out(sweep['command'])}", ""]
     if done < sweep["jobs"]:
         lines += [f"{done} of {sweep['jobs']} jobs: the others failed, or were deleted.", ""]
     if sweep["table"] is not None:
@@ -109,14 +112,14 @@ def write_page(sweep: Mapping[str, Any], rows: Sequence[Row], done: int, folder:
     groups, pictures = groups_of(rows), []
     for number, (name, members) in enumerate(groups.items(), 1):
         drawn = write_group(members, folder, f"{number}-" if len(groups) > 1 else "")
-        lines += [f"## {name}", "", "```text", table_of_jobs(members), "```", ""]
+        lines += [f"## {markdown_text(name)}", "", code_block(table_of_jobs(members), "text"), ""]
         for path in drawn:
             told = ["Samples from equal seeds:", ""] if path.suffix == ".webp" else []
             lines += [*told, f"![{path.stem}]({path.name})", ""]
         pictures += drawn
     texts = [to_json({key: value for key, value in row.items() if key != "path"}) for row in rows]
     write_atomically(folder / ROWS_FILE, ("\n".join(texts) + "\n").encode())
-    write_atomically(folder / "README.md", "\n".join(lines).encode())
+    write_text(folder / "README.md", "\n".join(lines))
     write_json(folder / "sweep.json", sweep)
     for path in [*folder.glob("*.png"), *folder.glob("*.webp")]:
         if path not in pictures:  # of jobs that an earlier page showed
@@ -129,7 +132,7 @@ def write_additivity(found: Path, task: str, folder: Path) -> None:
 
     document = read_json(found / "additivity.json", "delete it and run experiments.additivity again")
     command = f"python -m experiments.additivity task={task}"
-    lines = [f"# laptop_diff/additivity, {task}", "", f"    {command}", ""]
+    lines = [f"# laptop_diff/additivity, {markdown_text(task)}", "", f"    {command}", ""]
     lines += [markdown(COLUMNS, lines_of_correlations(document)), "", explanation(document), ""]
     if (found / "additivity.png").is_file():
         write_atomically(folder / "additivity.png", (found / "additivity.png").read_bytes())
@@ -137,6 +140,6 @@ def write_additivity(found: Path, task: str, folder: Path) -> None:
     else:
         (folder / "additivity.png").unlink(missing_ok=True)  # of an earlier page
     sweep = {"command": command, "experiment": "laptop_diff/additivity", "task": task, "table": None}
-    write_atomically(folder / "additivity.json", (to_json(document, separators=(",", ":")) + "\n").encode())
-    write_atomically(folder / "README.md", "\n".join(lines).encode())
+    write_text(folder / "additivity.json", to_json(document, separators=(",", ":")) + "\n")
+    write_text(folder / "README.md", "\n".join(lines))
     write_json(folder / "sweep.json", sweep)

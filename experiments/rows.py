@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.shown_text import spelt_out
 from common.strict_json import from_json, read_json
 from experiments.identity import by_value
 
@@ -46,8 +47,8 @@ def read_rows(folders: Iterable[Path]) -> list[Row]:
             try:
                 row = whole(from_json(text))
                 rows.setdefault(json.dumps(row, sort_keys=True), {**row, "path": path})
-            except (ValueError, RecursionError) as error:  # JSON's own error is a ValueError
-                print(f"left out: {path} is no whole row: {error}", file=sys.stderr)
+            except (ValueError, TypeError, RecursionError) as error:  # JSON's own error is a ValueError
+                print(spelt_out(f"left out: {path} is no whole row: {error}"), file=sys.stderr)
     if not rows:
         raise InputError(f"No result.json or {ROWS_FILE} below {', '.join(map(str, folders))}: run a job first.")
     return list(rows.values())
@@ -81,9 +82,9 @@ def read_row(path: Path, remedy: str) -> Row:
 def texts_below(folder: Path) -> Iterator[tuple[str, str]]:
     """Where each row below the folder is, and its JSON."""
     for path in sorted(folder.rglob("result.json")):
-        yield str(path), path.read_text()
+        yield str(path), path.read_text(encoding="utf-8")
     for path in sorted(folder.rglob(ROWS_FILE)):
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             yield f"{path}:{number}", line
 
 

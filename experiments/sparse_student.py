@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from common.pictures import save_figure, short_path
+from common.figures import plotting, save_figure, short_path
 from common.plans import Plan, has_masks
 from common.teachers import Teacher
 
@@ -30,16 +30,11 @@ def export_sparse(networks: Mapping[str, nn.Module], folder: Path) -> dict[str, 
 
 def draw_sparsity(networks: Mapping[str, nn.Module], plans: Mapping[str, Plan], path: Path) -> None:
     """sparsity.png: the share of zeros of every masked weight, in the order of the network, as planned and as trained."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     from l1_diff import sparsity
 
     widest = max(len(plans[part].edits) for part in networks)
     size = (max(8.0, 0.11 * widest), 3.6 * len(networks))
-    figure, axes = pyplot.subplots(len(networks), 1, figsize=size, squeeze=False)
+    figure, axes = plotting().subplots(len(networks), 1, figsize=size, squeeze=False)
     for axis, (part, network) in zip(axes[:, 0], networks.items(), strict=True):
         plan = plans[part]
         sites = {edit.site for edit in plan.edits}

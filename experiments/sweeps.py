@@ -25,9 +25,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from common.collectives import all_failed, speaks
 from common.errors import InputError
-from common.files import write_atomically, write_json
+from common.files import write_atomically, write_json, write_text
 from common.locks import held
 from common.processes import is_first
+from common.shown_text import one_line, spelt_out
 from common.strict_json import read_json
 from experiments.command_line import explain
 from experiments.jobs import register_job_folder
@@ -86,7 +87,7 @@ def sweep_job(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                     print(f"error: {message}", file=sys.stderr, flush=True)
                 sys.exit(2)
             if spoken:
-                (folder / ERROR_FILE).write_text(f"{record['command']}\n\n{traceback.format_exc()}")
+                write_text(folder / ERROR_FILE, f"{record['command']}\n\n{traceback.format_exc()}")
                 print(f"error: {message} (the sweep goes on; {folder / ERROR_FILE})", file=sys.stderr, flush=True)
         if is_first():
             write_json(sweep / "jobs" / f"{hydra_config.job.num:06d}.json", {**record, "error": message})
@@ -97,7 +98,7 @@ def sweep_job(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
 def told(error: Exception) -> str:
     """What to tell of any error in one line."""
-    return explain(error) or f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return explain(error) or f"{type(error).__name__}: {one_line(error)}"
 
 
 @contextmanager
@@ -180,7 +181,7 @@ class SweepEnd(Callback):
         print(f"\n{len(records) - len(failed)} of {len(records)} jobs are done.", flush=True)
         for number, record in failed.items():
             where = Path(config.outputs) / record["folder"] / ERROR_FILE
-            print(f"failed: #{number}: {record['error']} ({where})", file=sys.stderr)
+            print(spelt_out(f"failed: #{number}: {record['error']} ({where})"), file=sys.stderr)
         if failed:
             print("the same command runs only what is missing", file=sys.stderr)
         self.tidy(records, Path(config.hydra.sweep.dir) / OPTIMIZED)

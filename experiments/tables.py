@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import write_atomically
+from common.files import write_atomically, write_text
 from experiments.rows import flat, setting
 
 Record = dict[str, Any]
@@ -52,7 +52,7 @@ def write_csv(records: list[Record], path: Path) -> None:
     writer = csv.DictWriter(buffer, union(records))
     writer.writeheader()
     writer.writerows(records)
-    write_atomically(path, buffer.getvalue().encode())
+    write_text(path, buffer.getvalue())
 
 
 def of_one_type(values: list[Any]) -> list[Any]:

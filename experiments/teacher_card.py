@@ -12,8 +12,10 @@ import hydra
 from omegaconf import DictConfig
 
 from common.progress import under_way
+from common.shown_text import code_span, markdown_text
 from experiments.command_line import one_line_composition_errors, one_line_errors
 from experiments.jobs import register_job_folder
+from experiments.paper_table import markdown
 
 register_job_folder()
 
@@ -127,7 +129,7 @@ def by_ear(cfg: DictConfig, teacher: Any, clips: Any, sound: Any) -> dict[str, d
 def main(cfg: DictConfig) -> None:
     import torch
 
-    from common.files import write_atomically, write_json
+    from common.files import write_json, write_text
     from common.pictures import save_grid, upright
     from common.processes import pick_device
     from common.sampling import sample_latents
@@ -168,7 +170,7 @@ def main(cfg: DictConfig) -> None:
     write_json(teacher.folder / "card.json", figures)
     history = read_json(teacher.folder / "training.json", "train the teacher again", None)
     text = card_text(teacher, cfg, figures, history, captions, subsets(train))
-    write_atomically(teacher.folder / "README.md", text.encode())
+    write_text(teacher.folder / "README.md", text)
     print(text)
 
 
@@ -185,16 +187,20 @@ def card_text(
         "second text encoder": teacher.text_encoder_2,
     }
     captioned = teacher.text_encoder is not None
-    shown = f"Captions, row by row: {'; '.join(captions)}." if captioned else f"{len(captions)} samples, none chosen."
+    shown = (
+        f"Captions, row by row: {markdown_text('; '.join(captions))}."
+        if captioned
+        else f"{len(captions)} samples, none chosen."
+    )
     guidance = f"guidance {cfg.evaluation.guidance_scale}, " if captioned else ""
     pictures = ["![samples](samples.png)", "", shown, ""]
     if (teacher.folder / "reconstructions.png").is_file():
         pictures += ["![reconstructions](reconstructions.png)", "", "Held-out images, and below each its reconstruction.", ""]
     lines = [
-        f"# {teacher.name}",
+        f"# {markdown_text(teacher.name)}",
         "",
         f"{'A text-to-image' if captioned else 'An unconditional'} latent diffusion model, trained from scratch on",
-        f"`{cfg.task.data.folder}` (whose it is: LICENSES.md there).",
+        f"{code_span(cfg.task.data.folder)} (whose it is: LICENSES.md there).",
         "",
         *pictures,
         "| part | class | parameters |",
@@ -209,7 +215,7 @@ def card_text(
         "",
         "Training, each run going on from the one before (`python -m experiments.train_teacher`):",
         "",
-        *("1. " + "; ".join(f"{name} {value}" for name, value in run.items()) for run in history),
+        *("1. " + markdown_text("; ".join(f"{name} {value}" for name, value in run.items())) for run in history),
         "",
         f"## Measured (`python -m experiments.teacher_card task={cfg.task.name} evaluation.images={cfg.evaluation.images}`)",
         "",
@@ -227,8 +233,8 @@ def card_text(
     if "by ear" in figures:
         columns = next(iter(figures["by ear"].values()))
         lines += ["**The samples among real music, noise and silence** (Fréchet distances of equally many clips)", ""]
-        lines += [f"| | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
-        lines += [f"| {who} | {' | '.join(f'{v:.1f}' for v in row.values())} |" for who, row in figures["by ear"].items()]
+        cells = [[markdown_text(who), *(f"{v:.1f}" for v in row.values())] for who, row in figures["by ear"].items()]
+        lines += [markdown(["", *map(markdown_text, columns)], cells)]
         lines += ["", "`sounds/`: the first three samples, none chosen, and three real clips, all through Griffin-Lim.", ""]
     return "\n".join(lines)
 

@@ -1,10 +1,16 @@
 """A person's own recordings: what is read, what is told, and the one line that bad input gets."""
 
+import resource
+import struct
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
+import torch
 
-from common.audio_folder import load_audio_folder
+from common import audio_folder
+from common.audio_folder import load_audio_folder, read_recording
 from common.errors import InputError
 from common.spectrogram import Spectrogram
 
@@ -57,6 +63,68 @@ def test_a_damaged_file_is_skipped_counted_and_named(recordings, capsys):
     assert len(load_audio_folder(recordings, "train", None, SOUND)) == 8
     told = capsys.readouterr().err
     assert told.count("1 of 3 files skipped, damaged (c.wav: ") == 1 and "\n" not in told[told.index("1 of 3") :].strip()
+
+
+def wav_file(rate=8000, channels=1, length=None):
+    """8000 samples of noise with a header that says what is asked for; length: bytes of sound."""
+    sound = (noise(1, 8000) * 32767).astype("<i2").tobytes()
+    length = len(sound) if length is None else length
+    head = struct.pack("<4sIHHIIHH4sI", b"fmt ", 16, 1, channels, rate, 2 * rate % 2**32, 2, 16, b"data", length)
+    return struct.pack("<4sI4s", b"RIFF", (4 + len(head) + length) % 2**32, b"WAVE") + head + sound
+
+
+def flac_file(folder, samples):
+    """8000 samples of noise as FLAC, whose header says another number of samples."""
+    soundfile.write(folder / "written.flac", noise(1, 8000), 8000)
+    content = bytearray((folder / "written.flac").read_bytes())
+    (folder / "written.flac").unlink()
+    content[21] = content[21] & 0xF0 | samples >> 32
+    content[22:26] = (samples & 0xFFFFFFFF).to_bytes(4, "big")
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("c.wav", lambda folder: wav_file(rate=2_000_000_011), "c.wav: its header says 2000000011 Hz, and 1000 to 768000 Hz"),
+        ("c.wav", lambda folder: wav_file(rate=3), "c.wav: its header says 3 Hz"),
+        ("c.wav", lambda folder: wav_file(rate=0), "c.wav: "),
+        ("c.wav", lambda folder: wav_file(channels=0), "Channel count is zero"),
+        ("c.wav", lambda folder: wav_file(channels=65535), "Too many channels"),
+        ("c.flac", lambda folder: flac_file(folder, 2**36 - 1), "c.flac: "),
+    ],
+)
+def test_an_absurd_header_is_named_and_its_word_not_taken_for_memory(recordings, capsys, name, content, told):
+    (recordings / name).write_bytes(content(recordings))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used_memory() + 2**30, before[1]))
+    try:
+        assert len(load_audio_folder(recordings, "train", None, SOUND)) == 8
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    err = capsys.readouterr().err
+    assert "1 of 3 files skipped, damaged (" in err and told in err
+
+
+def used_memory():
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def test_sound_that_ends_before_its_header_says_is_read_as_far_as_it_goes(recordings):
+    (recordings / "c.wav").write_bytes(wav_file(length=2**32 - 1))
+    assert len(load_audio_folder(recordings, "train", None, SOUND)) == 12
+
+
+def test_samples_that_are_no_numbers(recordings, capsys):
+    soundfile.write(recordings / "c.wav", np.full(8000, np.nan), 8000, subtype="FLOAT")
+    assert len(load_audio_folder(recordings, "train", None, SOUND)) == 8
+    assert "damaged (c.wav: it holds samples that are no numbers)" in capsys.readouterr().err
+
+
+def test_long_files_are_read_in_blocks(recordings, monkeypatch):
+    whole = read_recording(recordings / "a.wav", 8000)[0]
+    monkeypatch.setattr(audio_folder, "BLOCK", 1000)
+    assert torch.equal(read_recording(recordings / "a.wav", 8000)[0], whole)
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_prompts_of_a_file(tmp_path):
         with pytest.raises(InputError, match=expected):
             read_prompts(text)
     table.write_text("file_name,label\n1.jpg,a\n")
-    with pytest.raises(InputError, match="columns file_name, label, none of text, caption, prompt"):
+    with pytest.raises(InputError, match="columns file_name, label, none of prompt, text, caption"):
         read_prompts(table)
     text.write_bytes(b"\xff\xfe\x00")
     for path in (text, tmp_path / "nowhere.txt"):

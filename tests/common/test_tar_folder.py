@@ -110,3 +110,31 @@ def test_what_cannot_be_read_is_told(folder, tmp_path):
         load(tmp_path / "empty")
     with pytest.raises(InputError, match="the splits are"):
         load(folder, "dev")
+
+
+def test_members_that_are_no_files_or_lead_out_are_names_alone(tmp_path, capsys):
+    path = write_tar(tmp_path / "a.tar", [("../../out/1.png", png(10)), ("../../out/1.txt", b"one"), ("/abs/2.png", png(20))])
+    with tarfile.open(path, "a") as archive:
+        for kind, name in ((tarfile.SYMTYPE, "3.png"), (tarfile.LNKTYPE, "4.png"), (tarfile.FIFOTYPE, "5.png")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/hostname"
+            archive.addfile(info)
+    data = load_tar_folder(tmp_path, "train", 32, "bilinear", None, tmp_path, None, None)
+    assert data.captions == ["one", ""] and values(data) == [10, 20]
+    assert "3 of 5 members skipped, links or devices (a.tar/3.png; a.tar/4.png; a.tar/5.png)" in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_a_tar_file_without_permission_is_not_remembered_as_damaged(folder, capsys, monkeypatch):
+    opened = tarfile.open
+
+    def refused(path, mode):
+        if path.name == "0.tar":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, mode)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tarfile, "open", refused)
+        assert len(list_samples(folder, None)) == 15
+    assert "(0.tar: [Errno 13] Permission denied)" in capsys.readouterr().err
+    assert len(list_samples(folder, None)) == 20

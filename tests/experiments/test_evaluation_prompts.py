@@ -37,8 +37,8 @@ def test_the_first_prompts_of_the_file_without_names(prompts, capsys):
     [
         ("evaluation.images=5", r"prompts\.txt has 4 prompts: evaluation.images=5 can be 4 at most"),
         ("task=uig", "task=uig takes no captions; give null"),
-        ("evaluation.prompts=/nowhere.txt", "/nowhere.txt cannot be read as text: No such file"),
-        ("evaluation.prompts=/nowhere.csv", "/nowhere.csv cannot be read: No such file"),
+        ("evaluation.prompts=/nowhere.txt", "/nowhere.txt cannot be read as text: it is missing"),
+        ("evaluation.prompts=/nowhere.csv", "/nowhere.csv cannot be read: it is missing"),
     ],
 )
 def test_what_cannot_be_used_is_told(prompts, override, expected):
