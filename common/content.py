@@ -23,12 +23,23 @@ from typing import Any, TypeVar
 from common.errors import InputError
 from common.files import ROOT, user_cache, write_json
 from common.locks import locked
+from common.regular_files import MISSING, why_no_file
 from common.threads import in_threads
 
 SETTLED = 2 * 10**9  # nanoseconds
 LONG = 2**30  # bytes: reading more than this shows a progress bar
 NOTES = (".md",)  # beside weights and data, and no part of them
-PATHS = ("folder", "test_folder", "path", "prompts", "weights", "reference", "model", "processor")  # settings that name files
+PATHS = (
+    "folder",
+    "test_folder",
+    "path",
+    "config",
+    "prompts",
+    "weights",
+    "reference",
+    "model",
+    "processor",
+)  # settings that name files
 BLOB = re.compile(r"[0-9a-f]{64}")
 
 Result = TypeVar("Result")
@@ -227,6 +238,9 @@ def _read(folder: Path, names: Sequence[str], long: bool) -> Iterator[tuple[Stam
 
 def _digest(path: Path) -> tuple[Stamp | None, str]:
     now = time.time_ns()
+    reason = why_no_file(path)
+    if reason not in (None, MISSING):  # a pipe would be waited for
+        return None, f"unreadable: {reason}"
     try:
         with open(path, "rb") as handle:
             before = os.fstat(handle.fileno())
