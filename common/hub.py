@@ -151,7 +151,11 @@ def kept_commit(name: str, revision: str, kind: str) -> str | None:
     from huggingface_hub.file_download import repo_folder_name
 
     try:
-        return Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind), "refs", revision).read_text().strip()
+        return (
+            Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind), "refs", revision)
+            .read_text(encoding="ascii")
+            .strip()
+        )
     except (OSError, ValueError):
         return None
 

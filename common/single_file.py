@@ -80,7 +80,8 @@ def convert(file: Path, settings: Path, index: dict[str, Any], target: Path) -> 
 
     parts = {name: pair for name, pair in named_parts(index).items() if name in NEEDED}
     others = {name: [None, None] for name in named_parts(index) if name not in NEEDED}
-    (settings / "model_index.json").write_text(json.dumps({**index, **others, "requires_safety_checker": False}))
+    written = json.dumps({**index, **others, "requires_safety_checker": False})
+    (settings / "model_index.json").write_text(written, encoding="utf-8")
     kind = getattr(diffusers, str(index.get("_class_name")), None)
     if not hasattr(kind, "from_single_file") or not {"unet", "vae", "scheduler"} <= set(parts):
         raise InputError(
