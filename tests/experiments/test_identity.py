@@ -199,7 +199,7 @@ EQUAL = [
     (["method.kinds=[resnet,attention]"], ["method.kinds=[attention,resnet,resnet]"]),
     (["evaluation.more_steps=[10,50]"], ["evaluation.more_steps=[50,10]"]),
     (["metrics=[fid,clip_score]"], ["metrics=[]"]),
-    (["evaluation.scheduler={name: DDIM, eta: 0.5}"], ["evaluation.scheduler={eta: 0.5, name: DDIM}"]),
+    (["evaluation.scheduler={name: DDIM, steps_offset: 1}"], ["evaluation.scheduler={steps_offset: 1, name: DDIM}"]),
 ]
 
 
