@@ -28,6 +28,8 @@ def find_folder(name_or_path: str, revision: str | None = None, setting: str = "
         if not (folder / "model_index.json").is_file():
             raise InputError(f"{folder} has no model_index.json: it is not a diffusers pipeline folder.")
         return folder
+    if folder.is_file():
+        raise InputError(f"{setting}={name_or_path} is a file; a diffusers pipeline folder is needed.")
     if name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~")):
         what = "teacher" if setting == "teacher.path" else "pipeline"
         raise InputError(
