@@ -179,7 +179,7 @@ def test_the_papers_teachers_are_honoured(name):
 
 
 def test_what_old_files_hold_besides_is_known():
-    """Of Stable Diffusion v1's scheduler and text encoder and of LDM-4's scheduler, as early versions of diffusers wrote them."""
+    """Of Stable Diffusion v1 and LDM-4, as early versions of diffusers wrote them."""
     ldm = {"beta_start": 0.0015, "beta_end": 0.0195, "clip_sample": False, "timestep_values": None, "timesteps": 1000}
     check_settings("scheduler", "DDIMScheduler", {"_class_name": "DDIMScheduler", "_diffusers_version": "0.0.4", **ldm})
     with pytest.raises(InputError, match="timesteps=500"):
