@@ -36,6 +36,8 @@ def find_folder(name_or_path: str, revision: str | None = None, setting: str = "
         if not (folder / "model_index.json").is_file():
             raise InputError(f"{folder} has no model_index.json: it is not a diffusers pipeline folder.")
         return folder
+    if folder.is_file():
+        raise InputError(f"{setting}={name_or_path} is a file; a diffusers pipeline folder is needed.")
     if not is_repository(name_or_path):
         what = "teacher" if setting == "teacher.path" else "pipeline"
         raise InputError(

@@ -29,8 +29,9 @@ NEEDED = ("unet", "vae", "scheduler", "text_encoder", "text_encoder_2", "tokeniz
 
 
 def is_single_file(path: str) -> bool:
-    """Whether a teacher's path is that of a file with weights."""
-    return Path(path).suffix.lower() in ENDINGS and Path(path).expanduser().is_file()
+    """Whether a teacher's path is that of a file, and not of a folder or a hub's repository."""
+    place = Path(path).expanduser()
+    return place.is_file() or (place.suffix.lower() in ENDINGS and not place.is_dir())
 
 
 def folder_of_file(path: str, config: str | None) -> Path:
@@ -39,6 +40,10 @@ def folder_of_file(path: str, config: str | None) -> Path:
     InputError without such a folder, and for a file that is not whole or holds more than tensors, of which nothing is run.
     """
     file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(f"There is no file teacher.path={path}.")
+    if file.suffix.lower() not in ENDINGS:
+        raise InputError(f"teacher.path={path} is a file of none of the kinds {', '.join(ENDINGS)}: give one, or a folder.")
     if config is None:
         raise InputError(
             f"teacher.path={path} is a single file: give teacher.config=<folder>, a diffusers pipeline of the same family "

@@ -170,7 +170,10 @@ def load_teacher(name_or_path: str, revision: str | None = None, config: str | N
     InputError with one line for a missing folder, an unreachable hub, a missing part, a damaged file, and for a setting that
     is not honoured (common/teacher_settings.py).
     """
-    folder = folder_of_file(name_or_path, config) if is_single_file(name_or_path) else find_folder(name_or_path, revision)
+    single = is_single_file(name_or_path)
+    if config is not None and not single:
+        raise InputError(f"teacher.config={config} is for single files; teacher.path={name_or_path} brings its own settings.")
+    folder = folder_of_file(name_or_path, config) if single else find_folder(name_or_path, revision)
     index = read_index(folder)
     check_pipeline_settings(folder, index)
     named = {name: value for name, value in named_parts(index).items() if name in PARTS}

@@ -17,7 +17,6 @@ from common.noise_schedule import same_noise
 from common.pictures import with_channels
 from common.progress import progress_bar
 from common.sampling import sample_latents
-from common.teacher_settings import check_settings
 from common.teachers import Teacher
 from experiments.caches import cached_batches
 from experiments.identity import as_dict, data_identity, identified
@@ -80,16 +79,14 @@ def draw_images(cfg: DictConfig, model: Teacher, latents: torch.Tensor, batch_si
 def evaluation_scheduler(cfg: DictConfig, own: Any) -> Any:
     """The scheduler of evaluation.scheduler, with what it does not set from the teacher's `own`; without one, the teacher's.
 
-    InputError for a scheduler or a setting that no teacher may have either (common/teacher_settings.py).
+    Which ones there may be, and with which settings, experiments.settings has checked.
     """
     if cfg.evaluation.scheduler is None:
         return own
     import diffusers
 
     settings = OmegaConf.to_container(cfg.evaluation.scheduler, resolve=True)
-    name = f"{settings.pop('name', None)}Scheduler"
-    check_settings("evaluation.scheduler", name, settings)
-    return same_noise(getattr(diffusers, name), own, **settings)
+    return same_noise(getattr(diffusers, f"{settings.pop('name')}Scheduler"), own, **settings)
 
 
 def sample_folders(cfg: DictConfig, who: Iterable[str], fingerprint: str, folder: Path, cache: Path) -> dict[str, Path]:

@@ -27,6 +27,7 @@ from common.settings import (
     joined,
     normalize,
 )
+from common.teacher_settings import check_settings
 from experiments.gpus import GPUS
 from experiments.sweeps import ending
 
@@ -438,7 +439,7 @@ def made(settings: Mapping[str, Any], where: str) -> Any:
 
 
 def check_scheduler(settings: Mapping[str, Any] | None) -> None:
-    """evaluation.scheduler by the signature of the diffusers class that it names."""
+    """evaluation.scheduler by the signature of the diffusers class that it names, and by what a teacher's own may be."""
     if settings is None:
         return
     import diffusers
@@ -447,4 +448,6 @@ def check_scheduler(settings: Mapping[str, Any] | None) -> None:
     kind = getattr(diffusers, f"{name}Scheduler", None)
     if not isinstance(name, str) or kind is None:
         raise InputError(f"evaluation.scheduler.name={name}: diffusers has no {name}Scheduler; it has PNDM and DDIM, say.")
-    checked_call({each: value for each, value in settings.items() if each != "name"}, kind, "evaluation.scheduler")
+    given = {each: value for each, value in settings.items() if each != "name"}
+    checked_call(given, kind, "evaluation.scheduler")
+    check_settings("evaluation.scheduler", kind.__name__, given)

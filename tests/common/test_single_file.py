@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import InputError
+from common.hub import find_folder
 from common.teachers import load_teacher
 from tests.small_teachers import change
 
@@ -115,6 +116,15 @@ def test_a_single_file_without_settings_says_what_it_needs(weights, tmp_path):
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="is a single file: give teacher.config=<folder>"):
         load_teacher(str(tmp_path / "model.safetensors"))
+    with pytest.raises(InputError, match=r"There is no file teacher\.path=somewhere/model\.ckpt"):
+        load_teacher("somewhere/model.ckpt")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=r"of none of the kinds \.safetensors"):
+        load_teacher(str(tmp_path / "model.gguf"))
+    with pytest.raises(InputError, match="method.path=.* is a file; a diffusers pipeline folder is needed"):
+        find_folder(str(tmp_path / "model.safetensors"), None, "method.path")
+    with pytest.raises(InputError, match=r"teacher\.config=x is for single files"):
+        load_teacher("emoji_t2i", config="x")
     with pytest.raises(InputError, match=r"teacher\.config=.* has no model_index\.json"):
         load_teacher(str(tmp_path / "model.safetensors"), config=str(tmp_path))
 

@@ -179,7 +179,11 @@ def test_the_papers_teachers_are_honoured(name):
 
 
 def test_what_old_files_hold_besides_is_known():
-    """Of Stable Diffusion v1's scheduler and text encoder, as they lie on the hub."""
+    """Of Stable Diffusion v1 and LDM-4, as early versions of diffusers wrote them."""
+    ldm = {"beta_start": 0.0015, "beta_end": 0.0195, "clip_sample": False, "timestep_values": None, "timesteps": 1000}
+    check_settings("scheduler", "DDIMScheduler", {"_class_name": "DDIMScheduler", "_diffusers_version": "0.0.4", **ldm})
+    with pytest.raises(InputError, match="timesteps=500"):
+        check_settings("scheduler", "DDIMScheduler", ldm | {"timesteps": 500})
     pndm = {"clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None}
     check_settings("scheduler", "PNDMScheduler", {"_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", **pndm})
     text = {
