@@ -50,6 +50,21 @@ def test_samples_and_features_that_are_damaged_are_named(tmp_path, content):
         load_tensors(path)
 
 
+OF_ANOTHER_SHAPE = '{"settings": {}, "models": 1, "plan": [], "protocol": {}}'
+
+
+@pytest.mark.parametrize("text", ["", '{"settings": {', "{}", "[1]", "null", OF_ANOTHER_SHAPE])
+def test_a_row_that_is_damaged_is_named_by_what_needs_it_and_left_out_by_what_has_others(tmp_path, text, capsys):
+    path = tmp_path / "a" / "result.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"result\.json is damaged \(.+\); delete it and the job ends anew\.$"):
+        read_row(path, "delete it and the job ends anew")
+    with pytest.raises(InputError, match="run a job first"):
+        read_rows([tmp_path])
+    assert capsys.readouterr().err.startswith(f"left out: {path} is no whole row: ")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "\0"])
 def test_records_curves_and_reports_that_are_damaged_are_named(tmp_path, text):
     (tmp_path / "jobs").mkdir()
