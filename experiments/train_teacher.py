@@ -3,6 +3,7 @@
     python -m experiments.train_teacher task=t2i
     python -m experiments.train_teacher task=uig
     python -m experiments.train_teacher task=t2i start=teachers/emoji_t2i     train on from a finished teacher's weights
+    python -m experiments.train_teacher task=t2i autoencoder=teachers/emoji_t2i    another denoiser for its autoencoder
 
 Each stage leaves its result in `work`; a killed run, started again, goes on from its last checkpoint and ends with
 the weights of an uninterrupted one.
@@ -24,7 +25,7 @@ def check_work(cfg: DictConfig, work: Path) -> None:
     from common.files import write_json
 
     settings = OmegaConf.to_container(cfg, resolve=True)
-    begun = {"seed": settings["seed"], "start": settings["start"], **settings["teacher_training"]}
+    begun = {name: settings[name] for name in ("seed", "start", "autoencoder")} | settings["teacher_training"]
     for name in ("checkpoint_every", "sample_every", "trainer"):
         begun.pop(name)
     for part in ("autoencoder", "denoiser"):

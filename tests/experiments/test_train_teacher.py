@@ -27,7 +27,10 @@ SHARED = [
     "teacher_training.trainer.accelerator=cpu",
 ]
 SMALL = {
-    "t2i": ["teacher_training.autoencoder.network.block_out_channels=[4,4,4,4]", "teacher_training.text_encoder.width=128"],
+    "t2i": [
+        "teacher_training.autoencoder.network.block_out_channels=[4,4,4]",
+        "teacher_training.denoiser.skip_dropout={start:1.0,steps:4}",
+    ],
     "uig": [
         "teacher_training.autoencoder.network.block_out_channels=[4,4,4]",
         "teacher_training.autoencoder.network.num_vq_embeddings=64",
@@ -36,7 +39,7 @@ SMALL = {
     "uag": ["teacher_training.autoencoder.network.block_out_channels=[4,4,4,4]"],
 }
 PARTS = {
-    "t2i": ("StableDiffusionPipeline", {"unet", "vae", "scheduler", "text_encoder", "tokenizer"}, (8, 8, 8)),
+    "t2i": ("StableDiffusionPipeline", {"unet", "vae", "scheduler", "text_encoder", "tokenizer"}, (4, 16, 16)),
     "uig": ("LDMPipeline", {"unet", "vqvae", "scheduler"}, (3, 16, 16)),
     "uag": ("LDMPipeline", {"unet", "vqvae", "scheduler"}, (8, 8, 8)),
 }
