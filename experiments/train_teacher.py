@@ -37,6 +37,20 @@ def check_work(cfg: DictConfig, work: Path) -> None:
         raise InputError(f"{work} was begun with other settings ({path}); delete it, or give work=<another folder>.")
 
 
+def first_weights(cfg: DictConfig) -> dict[str, str]:
+    """What was done that the inner levels live, as the card tells it; nothing for training that goes on from a teacher."""
+    if cfg.start is not None:
+        return {}
+    denoiser = cfg.teacher_training.denoiser
+    told = "PyTorch's x {gain:.4g}, columns of skip connections x {skips:g}".format(**denoiser.initial_weights)
+    late = denoiser.skip_dropout
+    return {"first weights": told} | (
+        {"skip connections": f"left out of {late.start:.0%} of the samples at first, of none from step {late.steps} on"}
+        if late.start
+        else {}
+    )
+
+
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train_teacher")
 @one_line_errors
 def main(cfg: DictConfig) -> None:
@@ -81,6 +95,7 @@ def main(cfg: DictConfig) -> None:
         "held-out PSNR": round(decibels, 2),
         "denoiser steps": settings.denoiser.steps,
         "denoiser batch": settings.denoiser.batch_size,
+        **first_weights(cfg),
         **({} if last_loss is None else {"last denoiser loss": round(last_loss, 4)}),
     }
     write_json(out / "training.json", [*earlier, history])
