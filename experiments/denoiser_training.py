@@ -83,7 +83,7 @@ def train_denoiser(
         print(f"step {step}: loss {told['loss']:.4f}; {summary(denoiser, losses)}", flush=True)
 
     sheets = SampleSheets(average, cfg.teacher_training.sample_every, look)
-    skips = [SkipDropout(denoiser, **settings.skip_dropout, seed=cfg.seed)]
+    skips = [SkipDropout(denoiser, **settings.skip_dropout, seed=cfg.seed)] if start is None else []
     fit(
         module,
         TensorRows(latents=latents, **condition.columns()),

@@ -228,8 +228,8 @@ def card_text(
     lines += [
         f"## What each layer does (`python -m experiments.layer_report task={cfg.task.name}`)",
         "",
-        "E||eps(without the layer) - eps||^2 / E||eps||^2 on training images with noise on them. A layer below 1e-4 is dead: it",
-        "changes the output by less than a hundredth of its deviation.",
+        "E||eps(without the layer) - eps||^2 / E||eps||^2 on training images with noise on them. A layer below 1e-4 is dead:",
+        "removing it changes the output by less than a hundredth of its deviation.",
         "",
         report(teacher.denoiser, figures["layers"]),
         "",
