@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from common.batches import TensorRows
 from common.collectives import mean_over_processes
+from common.cost import count_parameters
+from common.errors import InputError
 from common.finite import check_loss, check_weights
 from common.latents import pixels_for
 from common.schedules import scheduler as learning_rate
@@ -75,14 +77,21 @@ class AutoencoderTraining(L.LightningModule):
 
 
 def train_autoencoder(cfg: DictConfig, images: torch.Tensor, work: Path) -> nn.Module:
-    """The trained autoencoder with normalised latents, from `work` if it is there."""
+    """The trained autoencoder with normalised latents, from `work` if it is there; as it is in the folder cfg.autoencoder."""
     settings = cfg.teacher_training.autoencoder
     kind = hydra.utils.get_class(settings.network._target_)
     finished = work / settings.part
-    if not (finished / "config.json").is_file():
+    if cfg.autoencoder is not None:
+        finished = Path(cfg.autoencoder) / settings.part
+        if not (finished / "config.json").is_file():
+            raise InputError(f"autoencoder={cfg.autoencoder}: {finished} holds no autoencoder.")
+    elif not (finished / "config.json").is_file():
         torch.manual_seed(cfg.seed)
         if cfg.start is None:
             autoencoder = hydra.utils.instantiate(settings.network, _convert_="all")
+            if settings.initial is not None:
+                taken = take_equal_weights(autoencoder, Path(settings.initial))
+                print(f"autoencoder: {taken:.0%} of its parameters start as those of {settings.initial}", flush=True)
         else:
             autoencoder = kind.from_pretrained(Path(cfg.start) / settings.part, torch_dtype=torch.float32)
         module = hydra.utils.instantiate(settings.objective)(
@@ -105,7 +114,27 @@ def train_autoencoder(cfg: DictConfig, images: torch.Tensor, work: Path) -> nn.M
         autoencoder = autoencoder.cpu().eval()
         module.normalize_latents(encode_images(autoencoder, images))
         save_whole(autoencoder, finished)
-    return kind.from_pretrained(finished, low_cpu_mem_usage=False).eval()
+    return kind.from_pretrained(finished, torch_dtype=torch.float32, low_cpu_mem_usage=False).eval()
+
+
+@torch.no_grad()
+def take_equal_weights(network: nn.Module, folder: Path) -> float:
+    """Copies the weights in `folder` that `network` has by the same name in the same shape, and returns their share of it.
+
+    InputError where there are none, or no weights.
+    """
+    from safetensors.torch import load_file
+
+    path = folder / "diffusion_pytorch_model.safetensors"
+    if not path.is_file():
+        raise InputError(f"teacher_training.autoencoder.initial={folder}: there is no {path}.")
+    given = load_file(path)
+    equal = [(own, given[name]) for name, own in network.named_parameters() if name in given and own.shape == given[name].shape]
+    if not equal:
+        raise InputError(f"teacher_training.autoencoder.initial={folder}: no weight there has the name and shape of one here.")
+    for own, weight in equal:
+        own.copy_(weight)
+    return sum(own.numel() for own, _ in equal) / count_parameters(network)
 
 
 @torch.no_grad()

@@ -31,6 +31,10 @@ class Unconditional:
         """Its parts of the diffusers pipeline."""
         return {}
 
+    def rows(self, chosen: torch.Tensor) -> Conditions:
+        """The denoiser's arguments for the training rows of these numbers."""
+        return {}
+
     def examples(self, count: int) -> tuple[Conditions, Conditions]:
         """The denoiser's arguments for a sheet of `count` samples, and for the empty condition."""
         return {}, {}
@@ -66,6 +70,11 @@ class Captions(Unconditional):
 
     def parts(self) -> dict[str, Any]:
         return {"text_encoder": self.text_encoder, "tokenizer": self.tokenizer}
+
+    @torch.no_grad()
+    def rows(self, chosen: torch.Tensor) -> Conditions:
+        tokens = self.tokenize([self.captions[index] for index in chosen.tolist()])
+        return {"encoder_hidden_states": self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state}
 
     @torch.no_grad()
     def examples(self, count: int) -> tuple[Conditions, Conditions]:

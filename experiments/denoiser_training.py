@@ -1,5 +1,6 @@
 """Trains a teacher's denoiser on cached latents, together with its text encoder where it has one."""
 
+import json
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,16 @@ from common.sampling import sample_latents
 from common.schedules import scheduler as learning_rate
 from common.training import ExponentialAverage, fit
 from experiments.conditioners import Unconditional, conditioner
+from experiments.initial_weights import rescale_initial_weights
+from experiments.layer_report import summary, what_layers_do
+from experiments.skip_dropout import SkipDropout
 
 SHEET = 64  # samples on a sheet
+ROWS = 64  # latents on which it is looked at what the layers do
 
 
 class SampleSheets(L.Callback):
-    """A sheet of samples of the averaged weights every `every` steps, and the last losses."""
+    """What `write` makes of the averaged weights every `every` steps, and the last losses."""
 
     def __init__(self, average: ExponentialAverage, every: int, write: Any):
         self.average, self.every, self.write = average, every, write
@@ -33,7 +38,7 @@ class SampleSheets(L.Callback):
         if trainer.global_step % self.every == 0:
             self.average.ema.store(self.average.network.parameters())
             self.average.copy_to_network()
-            self.write(f"samples_{trainer.global_step:06d}.png")
+            self.write(trainer.global_step)
             self.average.ema.restore(self.average.network.parameters())
 
 
@@ -50,6 +55,7 @@ def train_denoiser(
     condition = conditioner(cfg.teacher_training.text_encoder, data, start, work)
     if start is None:
         denoiser = hydra.utils.instantiate(settings.network, _convert_="all")
+        rescale_initial_weights(denoiser, **settings.initial_weights)
     else:
         denoiser = hydra.utils.get_class(settings.network._target_).from_pretrained(start / "unet", torch_dtype=torch.float32)
     networks = nn.ModuleList([denoiser, *condition.networks()]).train()
@@ -64,11 +70,20 @@ def train_denoiser(
         **condition.options(),
     )
     average = ExponentialAverage(networks, settings.ema_decay)
-    sheets = SampleSheets(
-        average,
-        cfg.teacher_training.sample_every,
-        lambda name: write_sample_sheet(cfg, denoiser, condition, scheduler, autoencoder, work / name),
-    )
+    chosen = torch.arange(min(ROWS, len(latents))) * len(latents) // min(ROWS, len(latents))
+
+    def look(step: int) -> None:
+        write_sample_sheet(cfg, denoiser, condition, scheduler, autoencoder, work / f"samples_{step:06d}.png")
+        networks.eval()
+        losses = what_layers_do(denoiser, scheduler, latents[chosen], condition.rows(chosen))
+        networks.train()
+        told = {"step": step, "loss": sum(sheets.losses) / len(sheets.losses), "layers": losses}
+        with open(work / "layers.jsonl", "a") as handle:
+            handle.write(json.dumps(told) + "\n")
+        print(f"step {step}: loss {told['loss']:.4f}; {summary(denoiser, losses)}", flush=True)
+
+    sheets = SampleSheets(average, cfg.teacher_training.sample_every, look)
+    skips = [SkipDropout(denoiser, **settings.skip_dropout, seed=cfg.seed)] if start is None else []
     fit(
         module,
         TensorRows(latents=latents, **condition.columns()),
@@ -79,7 +94,7 @@ def train_denoiser(
         description="denoiser",
         checkpoint_every=cfg.teacher_training.checkpoint_every,
         trainer=OmegaConf.to_container(cfg.teacher_training.trainer),
-        callbacks=[average, sheets],
+        callbacks=[*skips, average, sheets],
     )
     average.copy_to_network()
     networks.eval()

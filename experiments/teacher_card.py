@@ -137,6 +137,7 @@ def main(cfg: DictConfig) -> None:
     from common.strict_json import read_json
     from common.teachers import load_teacher
     from experiments.autoencoder_training import peak_signal_to_noise
+    from experiments.layer_report import layers_of
 
     torch.set_grad_enabled(False)
     teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config).to(pick_device(cfg.device))
@@ -146,6 +147,7 @@ def main(cfg: DictConfig) -> None:
     for split in ("train", "test"):
         for label, subset in subsets(train).items():
             figures[f"{split}, {label}"] = measure(cfg, teacher, split, subset)
+    figures["layers"] = layers_of(teacher, train)
     captions = [""] * 48
     if hasattr(train, "captions"):
         styles = list(dict.fromkeys(caption.rsplit(", ", 1)[1].removesuffix(" style") for caption in train.captions))
@@ -179,6 +181,7 @@ def card_text(
 ) -> str:
     """The card in Markdown."""
     from common.cost import count_parameters
+    from experiments.layer_report import report
 
     sizes = {
         "denoiser": teacher.denoiser,
@@ -230,6 +233,15 @@ def card_text(
             row = figures[f"{split}, {label}"]
             lines += [f"**{kind}, {label}**", "", "| figure | value |", "|---|---|"]
             lines += [f"| {name} | {value:.3g} |" for name, value in row.items()] + [""]
+    lines += [
+        f"## What each layer does (`python -m experiments.layer_report task={cfg.task.name}`)",
+        "",
+        "E||eps(without the layer) - eps||^2 / E||eps||^2 on training images with noise on them. A layer below 1e-4 is dead:",
+        "removing it changes the output by less than a hundredth of its deviation.",
+        "",
+        report(teacher.denoiser, figures["layers"]),
+        "",
+    ]
     if "by ear" in figures:
         columns = next(iter(figures["by ear"].values()))
         lines += ["**The samples among real music, noise and silence** (Fréchet distances of equally many clips)", ""]

@@ -3,6 +3,7 @@
     python -m experiments.train_teacher task=t2i
     python -m experiments.train_teacher task=uig
     python -m experiments.train_teacher task=t2i start=teachers/emoji_t2i     train on from a finished teacher's weights
+    python -m experiments.train_teacher task=t2i autoencoder=teachers/emoji_t2i    another denoiser for its autoencoder
 
 Each stage leaves its result in `work`; a killed run, started again, goes on from its last checkpoint and ends with
 the weights of an uninterrupted one.
@@ -28,7 +29,7 @@ def check_work(cfg: DictConfig, work: Path) -> None:
     from common.strict_json import read_json
 
     settings = OmegaConf.to_container(cfg, resolve=True)
-    begun = {"seed": settings["seed"], "start": settings["start"], **settings["teacher_training"]}
+    begun = {name: settings[name] for name in ("seed", "start", "autoencoder")} | settings["teacher_training"]
     for name in ("checkpoint_every", "sample_every", "trainer"):
         begun.pop(name)
     for part in ("autoencoder", "denoiser"):
@@ -38,6 +39,20 @@ def check_work(cfg: DictConfig, work: Path) -> None:
         write_json(path, begun)
     elif read_json(path, f"delete {work}, or give work=<another folder>") != begun:
         raise InputError(f"{work} was begun with other settings ({path}); delete it, or give work=<another folder>.")
+
+
+def first_weights(cfg: DictConfig) -> dict[str, str]:
+    """What was done that the inner levels live, as the card tells it; nothing for training that goes on from a teacher."""
+    if cfg.start is not None:
+        return {}
+    denoiser = cfg.teacher_training.denoiser
+    told = "PyTorch's x {gain:.4g}, columns of skip connections x {skips:g}".format(**denoiser.initial_weights)
+    late = denoiser.skip_dropout
+    return {"first weights": told} | (
+        {"skip connections": f"left out of {late.start:.0%} of the samples at first, of none from step {late.steps} on"}
+        if late.start
+        else {}
+    )
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train_teacher")
@@ -90,6 +105,7 @@ def main(cfg: DictConfig) -> None:
         "held-out PSNR": round(decibels, 2),
         "denoiser steps": settings.denoiser.steps,
         "denoiser batch": settings.denoiser.batch_size,
+        **first_weights(cfg),
         **({} if last_loss is None else {"last denoiser loss": round(last_loss, 4)}),
     }
     write_json(out / "training.json", [*earlier, history])

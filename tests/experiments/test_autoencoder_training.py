@@ -8,7 +8,13 @@ import torch
 from common.batches import TensorRows
 from common.errors import InputError
 from common.training import fit
-from experiments.autoencoder_training import encode_images, peak_signal_to_noise, reconstruct_images
+from experiments.autoencoder_training import (
+    encode_images,
+    peak_signal_to_noise,
+    reconstruct_images,
+    take_equal_weights,
+    train_autoencoder,
+)
 from experiments.kl_training import KLTraining
 from experiments.vq_training import VQTraining, divergence_from_normal
 
@@ -151,3 +157,36 @@ def test_a_loss_that_is_no_number_stops_the_training(kind, images, tmp_path):
             description=kind,
             trainer={"accelerator": "cpu", "devices": 1},
         )
+
+
+def test_first_weights_of_equal_names_and_shapes_are_taken(tmp_path):
+    from diffusers import AutoencoderKL, VQModel
+
+    given = VQModel(**SIZES, num_vq_embeddings=64)
+    given.save_pretrained(tmp_path)
+    network = AutoencoderKL(**SIZES | {"latent_channels": 4})
+    before = {name: weight.clone() for name, weight in network.state_dict().items()}
+    share = take_equal_weights(network, tmp_path)
+    theirs = given.state_dict()
+    for name, weight in network.state_dict().items():
+        taken = name in theirs and theirs[name].shape == weight.shape
+        assert torch.equal(weight, theirs[name] if taken else before[name]), name
+    assert not torch.equal(network.encoder.conv_in.weight, before["encoder.conv_in.weight"])
+    assert 0.5 < share < 1 and torch.equal(network.quant_conv.weight, before["quant_conv.weight"])
+    with pytest.raises(InputError, match="initial=.*nothing.* there is no"):
+        take_equal_weights(network, tmp_path / "nothing")
+
+
+def test_a_finished_autoencoder_is_taken_as_it_is(tmp_path):
+    from diffusers import VQModel
+    from omegaconf import OmegaConf
+
+    given = VQModel(**SIZES, num_vq_embeddings=64)
+    given.half().save_pretrained(tmp_path / "given" / "vqvae")
+    part = {"autoencoder": {"part": "vqvae", "network": {"_target_": "diffusers.VQModel"}}}
+    cfg = OmegaConf.create({"autoencoder": str(tmp_path / "given"), "teacher_training": part})
+    taken = train_autoencoder(cfg, torch.zeros(2, 3, 64, 64, dtype=torch.uint8), tmp_path / "work")
+    for name, weight in taken.state_dict().items():
+        assert weight.dtype == torch.float32 and torch.equal(weight, given.state_dict()[name].float()), name
+    with pytest.raises(InputError, match="autoencoder=.*other.* holds no autoencoder"):
+        train_autoencoder(OmegaConf.merge(cfg, {"autoencoder": str(tmp_path / "other")}), torch.zeros(2, 3, 64, 64), tmp_path)

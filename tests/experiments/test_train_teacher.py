@@ -18,7 +18,6 @@ SHARED = [
     "teacher_training.autoencoder.network.norm_num_groups=2",
     "teacher_training.denoiser.batch_size=4",
     "teacher_training.denoiser.schedule.warmup=1",
-    "teacher_training.denoiser.network.block_out_channels=[8,8,8,8]",
     "teacher_training.denoiser.network.attention_head_dim=4",
     "teacher_training.denoiser.network.norm_num_groups=4",
     "teacher_training.checkpoint_every=2",
@@ -27,16 +26,23 @@ SHARED = [
     "teacher_training.trainer.accelerator=cpu",
 ]
 SMALL = {
-    "t2i": ["teacher_training.autoencoder.network.block_out_channels=[4,4,4,4]", "teacher_training.text_encoder.width=128"],
+    "t2i": [
+        "teacher_training.autoencoder.network.block_out_channels=[4,4,4]",
+        "teacher_training.denoiser.skip_dropout={start:1.0,steps:4}",
+    ],
     "uig": [
         "teacher_training.autoencoder.network.block_out_channels=[4,4,4]",
         "teacher_training.autoencoder.network.num_vq_embeddings=64",
         "teacher_training.autoencoder.objective.revive_every=2",
+        "teacher_training.denoiser.network.block_out_channels=[8,8,8,8]",
     ],
-    "uag": ["teacher_training.autoencoder.network.block_out_channels=[4,4,4,4]"],
+    "uag": [
+        "teacher_training.autoencoder.network.block_out_channels=[4,4,4,4]",
+        "teacher_training.denoiser.network.block_out_channels=[8,8,8]",
+    ],
 }
 PARTS = {
-    "t2i": ("StableDiffusionPipeline", {"unet", "vae", "scheduler", "text_encoder", "tokenizer"}, (8, 8, 8)),
+    "t2i": ("StableDiffusionPipeline", {"unet", "vae", "scheduler", "text_encoder", "tokenizer"}, (4, 16, 16)),
     "uig": ("LDMPipeline", {"unet", "vqvae", "scheduler"}, (3, 16, 16)),
     "uag": ("LDMPipeline", {"unet", "vqvae", "scheduler"}, (8, 8, 8)),
 }
@@ -96,14 +102,17 @@ def test_the_teacher_loads_and_is_a_plain_diffusers_folder(finished):
     assert all("_name_or_path" not in path.read_text() for path in (work / "out").rglob("*.json"))
 
 
-def test_the_teacher_comes_with_pictures_and_its_history(finished):
-    _, work, _ = finished
+def test_the_teacher_comes_with_pictures_its_history_and_what_its_layers_do(finished):
+    _, work, done = finished
     for name in ("samples.png", "reconstructions.png"):
         with Image.open(work / "out" / name) as picture:
             assert picture.width == 8 * 66
     (history,) = json.loads((work / "out" / "training.json").read_text())
     assert history["denoiser steps"] == 6 and history["held-out PSNR"] > 0
     assert (work / "samples_000004.png").is_file()
+    assert "skip connections" in history and "first weights" in history
+    (looked,) = [json.loads(line) for line in (work / "layers.jsonl").read_text().splitlines()]
+    assert looked["step"] == 4 and min(looked["layers"].values()) > 0 and "step 4: loss" in done.stdout
 
 
 def weights(work):

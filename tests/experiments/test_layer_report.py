@@ -1,0 +1,57 @@
+"""What each layer does equals one plain forward pass without it; a silenced layer is dead, and the report says so."""
+
+import torch
+
+from common.layers import list_layers
+from common.plans import edited
+from common.sampling import predict
+from common.teachers import load_teacher
+from experiments.layer_report import layers_of, level, report, share_below, summary, what_layers_do
+
+
+def test_a_layers_figure_is_the_relative_change_of_the_output(tiny_teacher):
+    from common.distillation import noising_scheduler
+
+    teacher = tiny_teacher
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    conditions = teacher.encode_captions(["a red apple"])
+    losses = what_layers_do(teacher.denoiser, teacher.scheduler, latents, conditions)
+    layers = list_layers(teacher.denoiser)
+    assert list(losses) == [layer.site for layer in layers] and len(layers) == 38
+    assert teacher.scheduler.config.prediction_type == noising_scheduler(teacher.scheduler).config.prediction_type
+    batch = noisy_batch(teacher, latents, conditions)
+    with torch.no_grad():
+        intact = predict(teacher.denoiser, *batch, conditions)
+        for layer in layers[::7]:
+            with edited(teacher.denoiser, [layer.edit], {}) as without:
+                changed = predict(without, *batch, conditions)
+            expected = (changed - intact).square().mean() / intact.square().mean()
+            torch.testing.assert_close(losses[layer.site], expected.item(), rtol=1e-3, atol=1e-9)
+
+
+def noisy_batch(teacher, latents, conditions):
+    """One row halfway through the schedule, with the noise of common.noisy_batches."""
+    from common.batches import mix_seed, seeded_normal
+    from common.distillation import noising_scheduler
+
+    timesteps = torch.tensor([teacher.scheduler.config.num_train_timesteps // 2])
+    noise = seeded_normal([mix_seed(0, 2, 0)], latents.shape[1:])
+    return noising_scheduler(teacher.scheduler).add_noise(latents, noise, timesteps), timesteps
+
+
+def test_silenced_layers_are_dead_and_counted(tiny_uig_teacher_folder):
+    teacher = load_teacher(str(tiny_uig_teacher_folder))
+    silent = teacher.denoiser.mid_block.resnets[0]
+    for parameter in silent.conv2.parameters():
+        parameter.data.zero_()
+    images = torch.randint(0, 256, (6, 3, 64, 64), dtype=torch.uint8)
+    losses = layers_of(teacher, type("Data", (), {"images": images, "__len__": lambda self: 6})(), rows=4)
+    layers = list_layers(teacher.denoiser)
+    (layer,) = [layer for layer in layers if layer.site == "mid_block.resnets.0"]
+    assert min(losses, key=losses.get) == layer.site and losses[layer.site] < 1e-10
+    total = sum(parameter.numel() for parameter in teacher.denoiser.parameters())
+    below = {site: loss if site == layer.site else 1.0 for site, loss in losses.items()}
+    assert share_below(layers, below, 1e-4, total) == layer.parameters / total
+    assert {level(site) for site in losses} >= {"down_blocks.0", "mid_block", "up_blocks.3"}
+    assert "1 of 38 layers" in report(teacher.denoiser, below)
+    assert f"{layer.parameters / total:.0%} below 1e-04" in summary(teacher.denoiser, below)
