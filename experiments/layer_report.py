@@ -133,7 +133,7 @@ def main(cfg: DictConfig) -> None:
     from common.processes import pick_device
     from common.teachers import load_teacher
 
-    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision).to(pick_device(cfg.device))
+    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config).to(pick_device(cfg.device))
     losses = layers_of(teacher, hydra.utils.instantiate(cfg.task.data, split="train"))
     print(report(teacher.denoiser, losses))
 

@@ -227,6 +227,7 @@ class Settings:
 @dataclass
 class TrainedAutoencoder:
     part: Literal["vae", "vqvae"]
+    initial: str | None
     network: Any
     objective: Any
     steps: AtLeastOne
@@ -245,9 +246,23 @@ class TrainedTextEncoder:
 
 
 @dataclass
+class InitialWeights:
+    gain: Positive
+    skips: Positive
+
+
+@dataclass
+class SkipDropoutSchedule:
+    start: Probability
+    steps: AtLeastOne
+
+
+@dataclass
 class TrainedDenoiser:
     network: Any
     scheduler: Any
+    initial_weights: InitialWeights | None
+    skip_dropout: SkipDropoutSchedule | None
     steps: AtLeastOne
     batch_size: AtLeastOne
     schedule: Schedule
@@ -280,6 +295,7 @@ class TrainTeacher:
     teacher_training: TeacherTraining
     seed: Seed
     start: str | None
+    autoencoder: str | None
     out: str
     work: str
 
