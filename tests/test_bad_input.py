@@ -18,28 +18,29 @@ from tests.small_jobs import job
         ("method.k=5000", "k is from 0 to"),
         ("method.k=-1", "method.k=-1: a whole number of at least 0, or null,"),
         ("method.exclude=[nothing.*]", "'nothing.*' matches no operator"),
-        ("init=zeros", "init='zeros' is none of preserved, scratch"),
-        ("calibration.steps=0", "calibration.steps=0: a whole number of at least 1"),
-        ("calibration.num_conditions=0", "calibration.num_conditions=0: a whole number of at least 1"),
-        ("evaluation.split=dev", "evaluation.split='dev' is none of train, test"),
         ("task.data.folder=/nowhere", "/nowhere has no index.json"),
-        ("task.data.limit=0", "task.data.limit=0: a whole number of at least 1"),
         ("method.kinds=[]", "leave no operator to remove"),
-        ("method.formula=max", "method.formula='max' is none of sum, product, mean_only, std_only"),
         ("device=cuda:9", "device='cuda:9' cannot be used here"),
-        ("evaluation.images=0", "evaluation.images=0: a whole number of at least 2"),
         ("distill.features=[nothing]", "'nothing' matches no module of the teacher"),
-        ("distill.trainer.precision=fp16", "distill.trainer.precision='fp16' is none of 32-true, 16-mixed, bf16-mixed"),
         ("distill.steps=-1", "distill.steps=-1: a whole number of at least 0"),
+        ("evaluation.steps=2000", "evaluation.steps=2000: the teacher's schedule has 1000 timesteps, which is the most."),
+        ("method.correction=1 calibration.samples=1", "calibration.samples=1 are too few for method.correction=1"),
     ],
 )
 def test_bad_input_is_told_in_one_line(tiny_teacher_folder, tmp_path, override, expected):
-    done = run(*job("t2i", tiny_teacher_folder, tmp_path), override)
+    done = run(*job("t2i", tiny_teacher_folder, tmp_path), *override.split())
     assert done.returncode != 0
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and expected in lines[0] and done.stderr.strip().endswith(lines[0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bad_value_of_a_sweep_is_told_before_its_first_job(tiny_teacher_folder, tmp_path):
+    done = run(*job("t2i", tiny_teacher_folder, tmp_path), "-m", "method.k=2,3,half")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: method.k='half': a whole number of at least 0, or null, is needed.\n"
     assert not list(tmp_path.iterdir())
 
 
