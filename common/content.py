@@ -74,11 +74,11 @@ def path_content(path: Path, left_out: Collection[str] = NOTES, without: Path | 
     """
     if not path.is_dir():
         return content_name(path.suffix.lower(), file_digests(path.parent, [path.name]))
-    names = files_below(path, left_out, without)
+    names = names_below(path, left_out, without)
     return content_name(list(zip(names, file_digests(path, names), strict=True)))
 
 
-def files_below(folder: Path, left_out: Collection[str] = NOTES, without: Path | None = None) -> list[str]:
+def names_below(folder: Path, left_out: Collection[str] = NOTES, without: Path | None = None) -> list[str]:
     """The files at any depth below a folder, by their names relative to it, sorted; links are followed, into loops but once.
 
     Hidden files and folders do not count, nor what path_content leaves out.
@@ -135,7 +135,7 @@ def file_digests(folder: Path, names: Sequence[str]) -> list[str]:
 
 def path_stamp(path: Path) -> str:
     """Changes with a file, or with the files below a folder, as far as their folders tell: nothing is read."""
-    names = files_below(path, ()) if path.is_dir() else [""]
+    names = names_below(path, ()) if path.is_dir() else [""]
     return content_name([(name, stamp_of(path / name)) for name in names])
 
 
