@@ -89,6 +89,10 @@ def one_line_composition_errors() -> Iterator[None]:
         end_if_unread()
     except Ended as ended:
         tell_end(ended)
+    except (HydraException, OmegaConfBaseException) as error:  # before OSError, of which some are a kind
+        if is_first():
+            print(f"error: {one_line(composition_error(error))}", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:  # in making the job's folder
         message = explain(error)
         if message is None:
@@ -96,10 +100,6 @@ def one_line_composition_errors() -> Iterator[None]:
         if is_first():
             print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
-    except (HydraException, OmegaConfBaseException) as error:
-        if is_first():
-            print(f"error: {one_line(composition_error(error))}", file=sys.stderr)
-        sys.exit(1)
 
 
 def composition_error(error: Exception) -> str:

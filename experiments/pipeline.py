@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.errors import InputError, first_line
 from experiments.jobs import job_settings
-from experiments.preparation import Prepared, prepare
+from experiments.preparation import Prepared, empty_folder_goes, prepare
 from experiments.rows import CHOICES, read_row
 from experiments.stages import stage
 
@@ -23,8 +23,9 @@ def run_job(cfg: DictConfig) -> dict[str, Any]:
     from common.collectives import join
     from common.processes import pick_device
 
-    join(pick_device(cfg.device))
     folder = Path(HydraConfig.get().runtime.output_dir)
+    with empty_folder_goes(folder):
+        join(pick_device(cfg.device))
     ready = partial(prepare, cfg, folder)
     return found_or_made(folder, partial(find_row, cfg), ready, partial(new_row, cfg))
 

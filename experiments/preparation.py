@@ -1,6 +1,7 @@
 """What a job needs before it takes its folder, and every check that needs the teacher: the last things before any work."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,22 +26,28 @@ class Prepared:
     seconds: dict[str, float]
 
 
-def prepare(cfg: DictConfig, folder: Path) -> Prepared:
-    """Loads the teacher and makes the method of a job; InputError for whatever would be found wrong after long work.
-
-    Nothing is written; where something is wrong, what Hydra made of the empty job folder goes again.
-    """
-    seconds: dict[str, float] = {}
+@contextmanager
+def empty_folder_goes(folder: Path) -> Iterator[None]:
+    """Where the block ends in an error, what Hydra made of a job's folder goes again while it is empty."""
     try:
-        with stage("loading", seconds, cfg):
-            parts = checked_parts(cfg)
-            check_unchanged(cfg, folder)
-            return Prepared(*parts, seconds)
+        yield
     except BaseException:
         with suppress(OSError):  # up to the first that is not empty
             for each in (folder, *folder.parents[:2]):  # id, method, task
                 each.rmdir()
         raise
+
+
+def prepare(cfg: DictConfig, folder: Path) -> Prepared:
+    """Loads the teacher and makes the method of a job; InputError for whatever would be found wrong after long work.
+
+    Nothing is written.
+    """
+    seconds: dict[str, float] = {}
+    with empty_folder_goes(folder), stage("loading", seconds, cfg):
+        parts = checked_parts(cfg)
+        check_unchanged(cfg, folder)
+        return Prepared(*parts, seconds)
 
 
 def checked_parts(cfg: DictConfig) -> tuple[Any, Any, tuple[list[str], list[str] | None]]:

@@ -38,7 +38,7 @@ def test_bad_input_is_told_in_one_line(tiny_teacher_folder, tmp_path, override, 
 
 
 def test_a_bad_value_of_a_sweep_is_told_before_its_first_job(tiny_teacher_folder, tmp_path):
-    done = run(*job("t2i", tiny_teacher_folder, tmp_path), "-m", "method.k=2,3,half")
+    done = run("run.py", "-m", *job("t2i", tiny_teacher_folder, tmp_path)[1:], "method.k=2,3,half")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == "error: method.k='half': a whole number of at least 0, or null, is needed.\n"
     assert not list(tmp_path.iterdir())
@@ -83,7 +83,7 @@ def test_a_damaged_row_is_told_with_the_remedy(tiny_teacher_folder, tmp_path):
     register_job_folder()
     arguments = job("t2i", tiny_teacher_folder, tmp_path)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        folder = tmp_path / job_folder(checked(compose("config", overrides=arguments[1:])))
+        folder = tmp_path / job_folder(checked(compose("config", overrides=arguments[1:])), "ld_pruner")
     folder.mkdir(parents=True)
     (folder / "result.json").write_text("{}")
     done = run(*arguments)

@@ -3,7 +3,14 @@
 import json
 import shutil
 
-from diffusers import DiffusionPipeline
+import pytest
+from diffusers import (
+    AutoModel,
+    AutoPipelineForImage2Image,
+    DiffusionPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
 from transformers import CLIPTextModel
 
 from common.plans import Edit, Plan, apply_plan
@@ -23,3 +30,19 @@ def test_a_student_draws_as_it_is_loaded_without_a_word_on_precision(tiny_teache
     pipeline.set_progress_bar_config(disable=True)
     (picture,) = pipeline("a red apple", num_inference_steps=1).images
     assert picture.size == (64, 64)
+
+
+def test_other_pipelines_take_a_student_by_its_parts(tiny_teacher_folder, tmp_path):
+    """But for from_pipe of a pipeline class itself, which asks for the exact class of the U-Net (README)."""
+    teacher = load_teacher(str(tiny_teacher_folder))
+    student = teacher.with_parts(denoiser=apply_plan(teacher.denoiser, Plan("test", (Edit("mid_block", "zero"),))))
+    save_student(teacher, student, tmp_path)
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    taken = [
+        AutoPipelineForImage2Image.from_pipe(pipeline).unet,
+        StableDiffusionImg2ImgPipeline(**pipeline.components).unet,
+        AutoModel.from_pretrained(f"{tmp_path}/unet", trust_remote_code=True),
+    ]
+    assert {type(unet).__name__ for unet in taken} == {"PrunedUNet2DConditionModel"}
+    with pytest.raises(ValueError, match="expected"):
+        StableDiffusionImg2ImgPipeline.from_pipe(pipeline)
