@@ -167,9 +167,9 @@ def loading(row: Row, denoiser: str, found: Mapping[str, Any], where: str) -> tu
         told.append(
             f"No class of diffusers can express this denoiser: `unet/pruned_unet.py` (`{denoiser}`) rebuilds it from the plan "
             "in its configuration. Without `trust_remote_code` the pipeline refuses to load; a bare `from_pretrained` of the "
-            "stock class on `unet/` fills what was removed with random weights and only warns. Other pipelines take it by its parts "
-            "(`AutoPipelineForImage2Image.from_pipe(pipe)`, or a class with `**pipe.components`); a pipeline's own `from_pipe` asks "
-            "for the stock class and refuses."
+            "stock class on `unet/` fills what was removed with random weights and only warns. Other pipelines take it by its "
+            "parts (`AutoPipelineForImage2Image.from_pipe(pipe)`, or a class with `**pipe.components`); a pipeline's own "
+            "`from_pipe` asks for the stock class and refuses."
         )
     else:
         told.append(f"The denoiser is a stock `{denoiser}`.")
