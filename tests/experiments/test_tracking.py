@@ -214,7 +214,8 @@ def test_what_fails_on_the_way_is_told_once_and_costs_nothing(composed, monkeypa
         logger.log_metrics({"loss": 3.0}, 10)
         tracker.attempt(lambda run: log_result(run, job(tmp_path / "row"), Plan("x", (), "teacher"), {}, []))
         tracker.attempt(lambda run: log_student(run, tmp_path))
-    assert capsys.readouterr().err == "W&B fails (log: the service has died); the job goes on without\n"
+    told = [line for line in capsys.readouterr().err.splitlines() if "wandb:" not in line]  # start_run keeps W&B silent
+    assert told == ["W&B fails (log: the service has died); the job goes on without"]
 
 
 def test_a_signal_in_a_call_of_wandb_is_no_failure_of_it():
