@@ -57,7 +57,7 @@ class Work:
     def advance(self, units: int = 1, note: str | None = None) -> None:
         self.done += units
         if note is not None:
-            self.note = note
+            self.note = one_line(note)
         self.log.tick()
 
     def reach(self, units: int) -> None:
@@ -114,7 +114,7 @@ class Log:
     @contextmanager
     def work(self, description: str, total: int | None = None, done: int = 0) -> Iterator[Work]:
         """A piece of work, under way inside."""
-        work = Work(self, description, total, done)
+        work = Work(self, one_line(description), total, done)
         with self.lock:
             self.tell(work.begin())
             self.under_way.append(work)

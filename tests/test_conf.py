@@ -9,6 +9,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
 from experiments.jobs import job_folder, register_job_folder
+from experiments.settings import checked
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 ROOTS = {"additivity", "config", "precompute", "train_teacher"}
@@ -140,6 +141,7 @@ def test_a_recipe_s_name_is_not_part_of_a_job():
 
 
 def test_a_teacher_of_audio_brings_its_own_spectrogram():
-    small, paper = (compose_config("config", "task=uag", f"teacher={name}") for name in ("small_uag", "audio_diffusion"))
+    chosen = (compose_config("config", "task=uag", f"teacher={name}") for name in ("small_uag", "audio_diffusion"))
+    small, paper = map(checked, chosen)
     assert (small.task.sound.mels, small.task.data.sound.mels, small.task.features.sound.mels) == (64, 64, 64)
     assert instantiate(paper.task.sound).samples / paper.task.sound.sample_rate == pytest.approx(5.92, abs=0.01)

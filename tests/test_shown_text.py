@@ -121,7 +121,7 @@ def test_pages_in_markdown(tmp_path, monkeypatch):
 
 def test_the_page_of_the_claims(tmp_path):
     seeds = [row_of(tmp_path / str(seed), HARD[-2]) for seed in range(3)]
-    evidence = SimpleNamespace(seeds=seeds, command=lambda name: HARD[4])
+    evidence = SimpleNamespace(seeds=seeds, folder=tmp_path, command=lambda name: HARD[4])
     text = page([{"claim": "a", "published": "b", "experiments": ["x"]}], [(["c"], ["holds"])], evidence)
     found = rendered(text)
     assert HARD[-2] in found.text and found.text.count(HARD[4]) == 2 and "script" not in found.elements

@@ -46,7 +46,7 @@ class Scripted(nn.Module):
 def scripted(script, **options):
     network = Scripted(script)
     scheduler = DDPMScheduler(num_train_timesteps=len(script), prediction_type="sample")
-    calibration = SimpleNamespace(data=lambda: (torch.zeros(3, 4, 2, 2), {}), scheduler=scheduler)
+    calibration = SimpleNamespace(data=lambda: (torch.zeros(3, 4, 2, 2), {}), scheduler=scheduler, conditions={})
     losses = accumulate_gradients(network, calibration, **options)
     return [round(loss, 4) for loss in losses], network.weight.grad.item()
 
