@@ -115,10 +115,19 @@ class Published:
         """No scores; the student of equal sizes among BK-SDM's, by the configuration of `path` alone."""
         import torch
 
-        from common.architectures import build, parts_of
+        from common.architectures import build, local_folder, parts_of
 
+        folder = local_folder(self.path)
+        try:
+            parts = parts_of(self.path)
+        except InputError:
+            if folder is not None:
+                raise
+            return Outlook(note=f"what {self.path} holds is not known without its folder; the teacher's size is assumed")
+        if "unet" not in parts:
+            raise InputError(f"{folder} names no 'unet' in its model_index.json.")
         with torch.device("meta"):
-            published = build(parts_of(self.path)["unet"])
+            published = build(parts["unet"])
         known = next(equal_variants(unet, published, ""), None)
         if known is None:
             return Outlook(

@@ -13,10 +13,11 @@ from torch import nn
 
 from common.errors import InputError
 from common.files import SHIPPED, whole_folder
+from common.hub import NETWORKS, PARTS
 from common.pipeline_defaults import settle_sample_size, settle_scheduler
 from common.strict_json import read_json
 from common.teacher_settings import CONFIG_FILES, check_pipeline_settings, config_file, named_parts
-from common.teachers import NETWORKS, Teacher, read_index
+from common.teachers import Teacher, read_index
 
 Part = tuple[str, str, dict[str, Any]]
 END_OF_TEXT = 49407  # the last of CLIP's 49,408 tokens
@@ -56,7 +57,7 @@ def pipeline_of(name_or_path: str) -> dict[str, Any]:
 
 
 def parts_of(name_or_path: str) -> dict[str, Part]:
-    """Library, class and configuration of each part: of a local pipeline folder, else as described here."""
+    """Library, class and configuration of each part of a teacher: of a local pipeline folder, else as described here."""
     folder = local_folder(name_or_path)
     if folder is None:
         return {name: tuple(part) for name, part in architecture(name_or_path)["parts"].items()}
@@ -64,6 +65,8 @@ def parts_of(name_or_path: str) -> dict[str, Part]:
     index = read_index(folder)
     check_pipeline_settings(folder, index)
     for name, named in named_parts(index).items():
+        if name not in PARTS:  # a safety checker, say, which a download leaves out
+            continue
         path = config_file(folder, name)
         if not path.is_file():
             raise InputError(f"{folder} lacks {name}/{path.name}, and model_index.json names its part {name!r}.")
