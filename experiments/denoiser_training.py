@@ -20,7 +20,6 @@ from common.training import ExponentialAverage, fit
 from experiments.conditioners import Unconditional, conditioner
 from experiments.initial_weights import rescale_initial_weights
 from experiments.layer_report import summary, what_layers_do
-from experiments.skip_dropout import SkipDropout
 
 SHEET = 64  # samples on a sheet
 ROWS = 64  # latents on which it is looked at what the layers do
@@ -83,7 +82,6 @@ def train_denoiser(
         print(f"step {step}: loss {told['loss']:.4f}; {summary(denoiser, losses)}", flush=True)
 
     sheets = SampleSheets(average, cfg.teacher_training.sample_every, look)
-    skips = [SkipDropout(denoiser, **settings.skip_dropout, seed=cfg.seed)] if start is None else []
     fit(
         module,
         TensorRows(latents=latents, **condition.columns()),
@@ -94,7 +92,7 @@ def train_denoiser(
         description="denoiser",
         checkpoint_every=cfg.teacher_training.checkpoint_every,
         trainer=OmegaConf.to_container(cfg.teacher_training.trainer),
-        callbacks=[*skips, average, sheets],
+        callbacks=[average, sheets],
     )
     average.copy_to_network()
     networks.eval()

@@ -42,17 +42,11 @@ def check_work(cfg: DictConfig, work: Path) -> None:
 
 
 def first_weights(cfg: DictConfig) -> dict[str, str]:
-    """What was done that the inner levels live, as the card tells it; nothing for training that goes on from a teacher."""
+    """What the denoiser started from, as the card tells it; nothing for training that goes on from a teacher."""
     if cfg.start is not None:
         return {}
-    denoiser = cfg.teacher_training.denoiser
-    told = "PyTorch's x {gain:.4g}, columns of skip connections x {skips:g}".format(**denoiser.initial_weights)
-    late = denoiser.skip_dropout
-    return {"first weights": told} | (
-        {"skip connections": f"left out of {late.start:.0%} of the samples at first, of none from step {late.steps} on"}
-        if late.start
-        else {}
-    )
+    settings = cfg.teacher_training.denoiser.initial_weights
+    return {"first weights": f"PyTorch's x {settings.gain:.4g}, columns of skip connections x {settings.skips:g}"}
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train_teacher")
