@@ -252,17 +252,10 @@ class InitialWeights:
 
 
 @dataclass
-class SkipDropoutSchedule:
-    start: Probability
-    steps: AtLeastOne
-
-
-@dataclass
 class TrainedDenoiser:
     network: Any
     scheduler: Any
-    initial_weights: InitialWeights | None
-    skip_dropout: SkipDropoutSchedule | None
+    initial_weights: InitialWeights
     steps: AtLeastOne
     batch_size: AtLeastOne
     schedule: Schedule
