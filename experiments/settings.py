@@ -255,7 +255,7 @@ class InitialWeights:
 class TrainedDenoiser:
     network: Any
     scheduler: Any
-    initial_weights: InitialWeights | None
+    initial_weights: InitialWeights
     steps: AtLeastOne
     batch_size: AtLeastOne
     schedule: Schedule
