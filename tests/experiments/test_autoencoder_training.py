@@ -1,6 +1,8 @@
 """Both kinds of autoencoder: normalising the latents changes no reconstruction; a VQ codebook stays alive."""
 
-from functools import partial
+from functools from types import SimpleNamespace
+
+import partial
 
 import pytest
 import torch
@@ -88,6 +90,7 @@ def test_psnr_is_of_pixels_in_0_to_255(images):
         def __init__(self):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.config = SimpleNamespace(in_channels=3)
 
         def encode(self, pixels):
             return type("Encoded", (), {"latents": pixels - 2 / 255})

@@ -114,7 +114,7 @@ def test_one_shared_generator_is_a_loop_over_diffusers_pipeline(tiny_teacher_fol
     expected = torch.cat([pipeline(caption, **options).images for caption in captions])
     protocol = {"steps": 4, "guidance_scale": 7.5, "batch_size": 2, "seed": 1234, "seeds": "shared"}
     settings = {**protocol, "scheduler": {"name": "PNDM", "skip_prk_steps": True}}
-    cfg = OmegaConf.create({"evaluation": settings, "inference_precision": "32"})
+    cfg = OmegaConf.create({"evaluation": settings, "inference_precision": "32", "task": {"sound": None}})
     extractor = torch.nn.Conv2d(3, 1, 1)
     extractor.forward = lambda images: images.float().mean((2, 3))
 
