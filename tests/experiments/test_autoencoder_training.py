@@ -1,8 +1,7 @@
 """Both kinds of autoencoder: normalising the latents changes no reconstruction; a VQ codebook stays alive."""
 
-from functools from types import SimpleNamespace
-
-import partial
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
