@@ -48,6 +48,11 @@ def check_noise(folder: Path, scheduler: Any) -> None:
         shares = noising_scheduler(scheduler).alphas_cumprod
     except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder}/scheduler: no noise can be made of its settings: {first_line(error)}") from error
+    given = scheduler.config.get("trained_betas")
+    if given is not None and len(given) != scheduler.config.num_train_timesteps:
+        raise InputError(
+            f"{folder}/scheduler: {len(given)} trained_betas for num_train_timesteps={scheduler.config.num_train_timesteps}."
+        )
     fine = len(shares) > 0 and shares.isfinite().all() and shares[0] <= 1 and shares[-1] >= 0 and (shares.diff() <= 0).all()
     if not fine or torch.equal(shares, torch.ones_like(shares)):
         told = {name: scheduler.config.get(name) for name in NOISE[:4]}

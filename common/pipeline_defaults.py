@@ -43,6 +43,6 @@ def settle_sample_size(folder: Path, index: dict[str, Any], denoiser: nn.Module)
     elif name in PATCHED and isinstance(size, int) and size < EARLY_SIZE and version < parse(EARLY_VERSION):
         denoiser.register_to_config(sample_size=EARLY_SIZE)
     else:
-        sides = [size] if isinstance(size, int) else size
-        if not isinstance(sides, list | tuple) or len(sides) not in (1, 2) or not all(type(n) is int and n > 0 for n in sides):
+        sides = [size, size] if isinstance(size, int) else size
+        if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(type(n) is int and n > 0 for n in sides):
             raise InputError(f"{folder}: unet/config.json sets sample_size={size!r}: one or two numbers above 0 are needed.")

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from functools import cache, partial
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Len, Lt, MinLen, Predicate
 
 from common.errors import InputError
 
@@ -27,6 +27,14 @@ Positive = Annotated[float, Gt(0)]
 Share = Annotated[float, Gt(0), Lt(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
+
+
+def is_target(value: Mapping[str, Any]) -> bool:
+    """Whether Hydra makes something of a group of settings."""
+    return "_target_" in value
+
+
+Target = Annotated[dict[str, Any], Predicate(is_target)]
 
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 OTHER = "another value"  # of a kind that no setting has, such as a tensor
@@ -60,7 +68,7 @@ def checked_call(values: Mapping[str, Any], target: Any, where: str, given: Coll
 
     for name in set(values).intersection(given):
         raise InputError(f"{joined(where, name)}: this argument is not a setting.")
-    made = [name for name, value in values.items() if isinstance(value, Mapping) and "_target_" in value]
+    made = [name for name, value in values.items() if isinstance(value, Mapping) and is_target(value)]
     named = {name: value for name, value in values.items() if name not in (*HYDRA_KEYS, *made)}
     try:
         found = adapter(target, frozenset((*given, *made)), bool(values.get("_partial_"))).validate_python(named)
@@ -224,6 +232,8 @@ def describe(annotation: Any) -> str:
 
 def describe_bound(bound: Any) -> str:
     """A bound of annotated_types in words; "" for anything else that stands beside a type."""
+    if isinstance(bound, Predicate):
+        return "with a _target_"
     if isinstance(bound, Lt) and bound.lt == 2**63:
         return "below 2^63"
     words = {

@@ -9,11 +9,14 @@ from torch import nn
 
 from common.errors import InputError, first_line
 from common.latents import check_scaling
+from common.regular_files import why_no_file
 from common.strict_json import read_json
 from common.teacher_settings import check_settings, config_file
 from common.text_conditions import check_vocabulary
 from common.weight_checks import check_numbers, check_stored_types
 from common.weight_files import best_weights
+
+LFS_POINTER = 1024  # bytes: more than a pointer has
 
 
 def without_library_bars() -> None:
@@ -40,6 +43,12 @@ def load_part(folder: Path, name: str, library: str, class_name: str, network: b
     module = {"diffusers": diffusers, "transformers": transformers, "pruned_unet": pruned_unet}.get(library)
     if module is None or not hasattr(module, class_name):
         raise InputError(f"{folder / name}: {library} has no {class_name}.")
+    for path in sorted((folder / name).iterdir()):
+        reason = None if path.is_dir() else why_no_file(path)
+        if reason is not None:  # a pipe would be waited for
+            raise InputError(f"{path} is {reason}; a file is needed.")
+        if path.stat().st_size < LFS_POINTER and path.read_bytes().startswith(b"version https://git-lfs"):
+            raise InputError(f"{path} is a pointer of Git LFS, not the file itself: git lfs pull brings it.")
     options: dict[str, Any] = {}
     if network:
         weights = best_weights(path.name for path in (folder / name).iterdir())
@@ -55,7 +64,7 @@ def load_part(folder: Path, name: str, library: str, class_name: str, network: b
     except InputError:
         raise
     except Exception as error:  # safetensors, JSON, pickle and torch each raise their own kind for a damaged file
-        reason = "its .bin holds more than tensors, of which nothing was run" if refused_pickle(error) else first_line(error)
+        reason = "its .bin holds more than tensors, of which nothing was run" if refused_pickle(error) else told(error)
         raise InputError(f"{folder / name} cannot be loaded as {class_name}: {reason}") from error
     if network:
         part, report = part
@@ -78,6 +87,12 @@ def load_part(folder: Path, name: str, library: str, class_name: str, network: b
     if name.startswith("tokenizer"):
         check_vocabulary(part, folder / name)
     return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
+
+
+def told(error: Exception) -> str:
+    """The first line of what an error says, and of torch's list of what does not fit the first entry."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines and lines[0].endswith(":") else first_line(error)
 
 
 def refused_pickle(error: BaseException | None) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 from common.errors import InputError
 from common.strict_json import read_json
 
+OF_STUDENTS = ("plan", "auto_map")  # entries that diffusers' own classes ignore
 CONFIG_FILES = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json", "mel": "mel_config.json"}
 INTRODUCTION = """# Which settings of a teacher are honoured
 
@@ -85,7 +86,14 @@ def check_settings(where: str, class_name: str, settings: dict[str, Any]) -> Non
     free = {*known["built"], *entries(known["honoured"]), *entries(known["irrelevant"])} - set(known["only"])
     defaults = class_defaults(class_name)
     for name, value in settings.items():
-        if name.startswith("_") or name in free:
+        if name.startswith("_"):
+            continue
+        check_kind(where, name, value, defaults.get(name))
+        if name in OF_STUDENTS and value is not None and not class_name.startswith("Pruned"):
+            raise InputError(
+                f"{where} sets {name}, which a {class_name} does not read: its class is one of Pruned{class_name}."
+            )
+        if name in free:
             continue
         values, why = known["only"].get(name, (None, None))
         if values is None:
@@ -98,6 +106,15 @@ def check_settings(where: str, class_name: str, settings: dict[str, Any]) -> Non
         elif value not in values:
             wanted = " or ".join(map(shown, values))
             raise InputError(f"{where} sets {name}={shown(value)}, which is not honoured ({why}): {wanted} is.")
+
+
+def check_kind(where: str, name: str, value: Any, usual: Any) -> None:
+    """InputError for a number that is not finite, and for text or a truth value in the place of the `usual` number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where} sets {name}={value}: a finite number is needed.")
+    numbers = isinstance(usual, int | float) and not isinstance(usual, bool)
+    if (numbers and isinstance(value, str | bool)) or (isinstance(usual, bool) and isinstance(value, str)):
+        raise InputError(f"{where} sets {name}={shown(value)}, which is no {'number' if numbers else 'true or false'}.")
 
 
 def known_classes(class_name: str) -> str:

@@ -93,6 +93,12 @@ def one_line_composition_errors() -> Iterator[None]:
         if is_first():
             print(f"error: {one_line(composition_error(error))}", file=sys.stderr)
         sys.exit(1)
+    except ValueError as error:  # of Hydra's list of defaults
+        if "Config group override" not in str(error):
+            raise
+        if is_first():
+            print(f"error: {one_line(error)}: name an option of the group.", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:  # in making the job's folder
         message = explain(error)
         if message is None:

@@ -5,8 +5,9 @@ they name as their schema (common/settings.py); the others are the dataclasses h
 """
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
@@ -23,6 +24,7 @@ from common.settings import (
     Positive,
     Probability,
     Seed,
+    Target,
     checked_call,
     joined,
     normalize,
@@ -31,6 +33,11 @@ from common.teacher_settings import check_settings
 from experiments.gpus import GPUS
 from experiments.sweeps import ending
 
+DECIDED = (  # arguments of lightning.Trainer that other settings, or the project, decide
+    *("accumulate_grad_batches", "callbacks", "default_root_dir", "enable_checkpointing", "enable_model_summary"),
+    *("enable_progress_bar", "fast_dev_run", "limit_train_batches", "logger", "max_epochs", "max_steps", "min_epochs"),
+    *("min_steps", "overfit_batches", "plugins", "use_distributed_sampler"),
+)
 GIVEN = {"task.data": ("split",), "teacher_training.data": ("split",)}  # arguments that the code adds to a `_target_`
 
 
@@ -92,10 +99,10 @@ class WeightsAndBiases:
 
 @dataclass
 class Task:
-    data: Any
+    data: Target
     name: Literal["t2i", "uig", "uag"]
-    features: Any
-    sound: Any
+    features: Target
+    sound: Target | None
     distance_to_teacher: bool
 
 
@@ -104,7 +111,7 @@ class TeacherSettings:
     path: str
     revision: str | None
     config: str | None
-    sound: Any = None
+    sound: Target | None = None
 
 
 @dataclass
@@ -127,7 +134,7 @@ class AutoencoderTraining:
     codebook_weight: NonNegative
     spread_weight: NonNegative
     kl_weight: NonNegative
-    optimizer: Any
+    optimizer: Target
 
 
 @dataclass
@@ -144,7 +151,7 @@ class Distillation:
     task_weight: NonNegative
     output_weight: NonNegative
     feature_weight: NonNegative
-    feature_loss: Any
+    feature_loss: Target
     features: tuple[str, ...]
     steps: Count
     batch_size: AtLeastOne
@@ -155,7 +162,7 @@ class Distillation:
     compile: dict[str, Any] | None
     checkpoint_every: AtLeastOne
     autoencoder: AutoencoderTraining
-    optimizer: Any
+    optimizer: Target
     schedule: Schedule
     trainer: dict[str, Any]
     recipe: str | None = None
@@ -171,13 +178,6 @@ class NoAutoencoderTraining:
 class NoDistillation:
     steps: Count
     autoencoder: NoAutoencoderTraining
-
-
-@dataclass
-class TableLine:
-    name: str
-    published: tuple[str, ...] | None = None
-    ours: dict[str, Any] | None = None
 
 
 @dataclass
@@ -201,12 +201,12 @@ class Settings:
     """config.yaml, and with `additivity` additivity.yaml."""
 
     task: Task
-    method: Any
+    method: Target
     teacher: TeacherSettings
     distill: Any
     budget: Any
     wandb: WeightsAndBiases | None
-    metrics: dict[str, Any]
+    metrics: dict[str, Target]
     seed: Seed
     device: str
     inference_precision: Literal[32, "bf16"]
@@ -228,12 +228,12 @@ class Settings:
 class TrainedAutoencoder:
     part: Literal["vae", "vqvae"]
     initial: str | None
-    network: Any
-    objective: Any
+    network: Target
+    objective: Target
     steps: AtLeastOne
     batch_size: AtLeastOne
     schedule: Schedule
-    optimizer: Any
+    optimizer: Target
 
 
 @dataclass
@@ -253,24 +253,24 @@ class InitialWeights:
 
 @dataclass
 class TrainedDenoiser:
-    network: Any
-    scheduler: Any
+    network: Target
+    scheduler: Target
     initial_weights: InitialWeights
     steps: AtLeastOne
     batch_size: AtLeastOne
     schedule: Schedule
     condition_dropout: Probability
     ema_decay: Decay | None
-    optimizer: Any
+    optimizer: Target
 
 
 @dataclass
 class TeacherTraining:
     name: str
-    data: Any
+    data: Target
     autoencoder: TrainedAutoencoder
     denoiser: TrainedDenoiser
-    pipeline: Any
+    pipeline: Target
     checkpoint_every: AtLeastOne
     sample_every: AtLeastOne
     guidance_scale: NonNegative
@@ -306,15 +306,20 @@ def checked(cfg: DictConfig) -> DictConfig:
 
 def checked_values(values: dict[str, Any]) -> dict[str, Any]:
     """As `checked`, of plain values without references."""
+    values = checked_fields(values)
+    if "distill" in values:
+        check_together(values)
+    return values
+
+
+def checked_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """Each setting by itself: those of a sweep may only go together as its jobs have them."""
     values = normalize(values)
     values = checked_call(values, TrainTeacher if "teacher_training" in values else Settings, "")
     if "distill" in values:
         trains = "optimizer" in values["distill"]
         values["distill"] = checked_call(values["distill"], Distillation if trains else NoDistillation, "distill")
-    values = {name: value if name == "budget" else with_checked_targets(value, name) for name, value in values.items()}
-    if "distill" in values:
-        check_together(values)
-    return values
+    return {name: value if name == "budget" else with_checked_targets(value, name) for name, value in values.items()}
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -344,11 +349,12 @@ class SettingsCheck(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         with ending(2):
-            checked(config)
+            checked_fields(resolved(config))
             for place, value in swept_values(config):
                 changed = copy.deepcopy(config)
-                OmegaConf.update(changed, place, value)
-                checked(changed)
+                with read_write(changed), open_dict(changed):
+                    OmegaConf.update(changed, place, value, force_add=True)
+                checked_fields(resolved(changed))
 
 
 def swept_values(config: DictConfig) -> Iterator[tuple[str, Any]]:
@@ -413,16 +419,21 @@ def check_together(values: Mapping[str, Any]) -> None:
 
 
 def check_trainer(settings: Mapping[str, Any]) -> None:
-    """Those of Trainer by its fields, further ones by lightning.Trainer."""
-    from dataclasses import fields
-
+    """Those of Trainer by its fields; further ones by lightning.Trainer, which is made of them once."""
     names = {field.name for field in fields(Trainer)}
     checked_call({name: value for name, value in settings.items() if name in names}, Trainer, "distill.trainer")
     further = {name: value for name, value in settings.items() if name not in names}
-    if further:
-        from lightning import Trainer as LightningTrainer
+    if not further:
+        return
+    from lightning import Trainer as LightningTrainer
 
-        checked_call(further, LightningTrainer, "distill.trainer", given=("callbacks", "logger", "plugins", "max_steps"))
+    checked_call(further, LightningTrainer, "distill.trainer", given=DECIDED)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    without = {name: value for name, value in further.items() if name not in ("accelerator", "devices", "num_nodes")}
+    try:
+        LightningTrainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, **without)
+    except Exception as error:  # each argument refuses in its own way
+        raise InputError(f"distill.trainer={without}: {first_line(error)}.") from error
 
 
 def check_optimizer(settings: Mapping[str, Any], where: str) -> None:

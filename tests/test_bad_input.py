@@ -13,6 +13,7 @@ from tests.small_jobs import job
         ("task=t2v", "t2i"),
         ("metrics=[nope]", "fid_clean"),
         ("row=nope", "bk_sdm/small"),
+        ("method=null", "Config group override must be a string or a list. Got NoneType"),
         ("method.kk=3", "error: method.kk: there is no such setting"),
         ("teacher.path=nobody", "There is no teacher 'nobody'"),
         ("method.k=5000", "k is from 0 to"),

@@ -1,6 +1,7 @@
 """Settings that are not honoured, refused in one line when a teacher is loaded; and the page that lists them."""
 
 import json
+import os
 import re
 import shutil
 
@@ -36,6 +37,15 @@ def refusal(folder):
     return str(caught.value)
 
 
+def test_weights_that_are_no_file_or_a_pointer_are_told(broken):
+    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert "a pointer of Git LFS" in refusal(broken)
+    weights.unlink()
+    os.mkfifo(weights)
+    assert "is a pipe; a file is needed" in refusal(broken)
+
+
 def test_the_page_of_the_documentation_is_the_table():
     assert (ROOT / "docs" / "teacher_settings.md").read_text() == page()
 
@@ -63,6 +73,16 @@ def test_the_table_knows_what_this_diffusers_has(kind):
         (UNET, {"sample_size": None}, "tells no sample_size"),
         (UNET, {"sample_size": [8, 8, 8]}, "one or two numbers above 0"),
         (UNET, {"sample_size": 0}, "one or two numbers above 0"),
+        (UNET, {"sample_size": [8]}, "one or two numbers above 0"),
+        (UNET, {"norm_eps": float("nan")}, "norm_eps=nan: a finite number"),
+        (UNET, {"norm_eps": "1e-5"}, 'norm_eps="1e-5", which is no number'),
+        (UNET, {"flip_sin_to_cos": "yes"}, 'flip_sin_to_cos="yes", which is no true or false'),
+        (UNET, {"plan": {"x": 1}}, "sets plan, which a UNet2DConditionModel does not read"),
+        (UNET, {"cross_attention_dim": 24}, "size mismatch for"),
+        (TEXT, {"layer_norm_eps": float("nan")}, "layer_norm_eps=nan: a finite number"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": "24"}, "model_max_length='24'; a whole number"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 1}, "model_max_length=1; a whole number"),
+        (SCHEDULER, {"trained_betas": [0.1, 0.2]}, "2 trained_betas for num_train_timesteps=1000"),
         (VAE, {"scaling_factor": 0}, "scaling_factor=0: a finite number"),
         (VAE, {"scaling_factor": float("nan")}, "scaling_factor=nan"),
         (VAE, {"scaling_factor": float("inf")}, "scaling_factor=inf"),

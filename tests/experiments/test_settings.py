@@ -12,14 +12,19 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt, MinLen
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from common.errors import InputError
 from common.settings import arguments_of, checked_call, describe, is_kind, normalize
+from experiments.jobs import register_job_folder
 from experiments.settings import (
     Distillation,
     NoDistillation,
     Settings,
+    SettingsCheck,
     Trainer,
     TrainTeacher,
     checked,
@@ -97,6 +102,7 @@ def schemas(values: Any, where: str, schema: Any):
         elif place == "distill.trainer":
             inner = Trainer
         if isinstance(value, dict) and "_target_" in value:
+            yield place, annotation
             if not value["_target_"].startswith(("torch.", "diffusers.")):
                 yield from schemas(value, place, target_of(value["_target_"], place))
         elif inner is not None and isinstance(value, dict):
@@ -189,6 +195,10 @@ def test_values_that_mean_the_same_are_one_setting(place, given, taken):
         (["distill.compile={mode: default, fast: true}"], "distill.compile.fast: there is no such setting"),
         (["+distill.trainer.gradient_clip=1"], "distill.trainer.gradient_clip: there is no such setting"),
         (["method._target_=nobody.Knows"], "cannot be imported"),
+        (["+distill.trainer.max_time=nope"], "distill.trainer={'max_time': 'nope'}: "),
+        (["+distill.trainer.max_epochs=3"], "distill.trainer.max_epochs: this argument is not a setting"),
+        (["distill.feature_loss=mse"], "distill.feature_loss='mse': a group of settings with a _target_ is needed"),
+        (["+metrics.fid=3"], "metrics={'fid': 3}: a group of settings"),
         (["distill.recipe=nope"], "budget.recipes.nope"),
         (["task.data.limit=0"], "task.data.limit=0: a whole number of at least 1"),
         (["+task.data.split=test"], "task.data.split: this argument is not a setting"),
@@ -198,6 +208,38 @@ def test_what_does_not_go_together_is_refused(overrides, told):
     with pytest.raises(InputError) as error:
         checked(compose_config("config", *overrides))
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+SWEEPS = [
+    *(
+        [f"experiment={path.relative_to(CONF / 'experiment').with_suffix('')}"]
+        for path in (CONF / "experiment").rglob("*.yaml")
+    ),
+    ["method.k=null", "method.ratio=0.02,0.03"],
+    ["method=diff_pruning", "method.ratio=null", "method.parameters=0.7,0.8"],
+    ["method.ratio=0.1", "method.k=null,3"],
+    ["+distill.optimizer.betas=[0.9,0.99],[0.9,0.999]"],
+    ["+distill.trainer.gradient_clip_algorithm=norm,value"],
+]
+
+
+def swept(overrides):
+    """The configuration of a sweep, as Hydra hands it to its callbacks."""
+    register_job_folder()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        return loader.load_configuration("config", overrides, run_mode=RunMode.MULTIRUN)
+
+
+@pytest.mark.parametrize("overrides", SWEEPS, ids=" ".join)
+def test_a_sweep_whose_settings_go_together_in_its_jobs_begins(overrides):
+    SettingsCheck().on_multirun_start(swept(overrides))
+
+
+def test_a_wrong_value_of_a_sweep_ends_it(capsys):
+    with pytest.raises(SystemExit):
+        SettingsCheck().on_multirun_start(swept(["method.k=8,half"]))
+    assert capsys.readouterr().err == "error: method.k='half': a whole number of at least 0, or null, is needed.\n"
 
 
 def test_a_command_ends_before_it_writes(tmp_path):
