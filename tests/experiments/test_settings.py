@@ -210,11 +210,9 @@ def test_what_does_not_go_together_is_refused(overrides, told):
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
+EXPERIMENTS = sorted(path.relative_to(CONF / "experiment").with_suffix("") for path in (CONF / "experiment").rglob("*.yaml"))
 SWEEPS = [
-    *(
-        [f"experiment={path.relative_to(CONF / 'experiment').with_suffix('')}"]
-        for path in (CONF / "experiment").rglob("*.yaml")
-    ),
+    *([f"experiment={path}"] for path in EXPERIMENTS),
     ["method.k=null", "method.ratio=0.02,0.03"],
     ["method=diff_pruning", "method.ratio=null", "method.parameters=0.7,0.8"],
     ["method.ratio=0.1", "method.k=null,3"],
