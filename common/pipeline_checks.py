@@ -76,12 +76,7 @@ def check_tokenizers(folder: Path, tokenizers: Sequence[Any], text_encoders: lis
     """InputError where a tokenizer makes more tokens, or other ones, than its text encoder takes, or two differ in length."""
     lengths = []
     for tokenizer, encoder in zip(tokenizers, text_encoders, strict=False):
-        length = tokenizer.model_max_length
-        if not isinstance(length, int) or length < 3:  # the first token, a word, and the last one
-            raise InputError(
-                f"{folder}: the tokenizer has model_max_length={length!r}; a whole number of at least 3 is needed."
-            )
-        lengths.append(length)
+        lengths.append(tokenizer.model_max_length)
         places, largest = encoder.config.max_position_embeddings, max(tokenizer.get_vocab().values())
         if lengths[-1] > places:
             raise InputError(f"{folder}: the tokenizer has model_max_length={lengths[-1]}, the text encoder {places} places.")

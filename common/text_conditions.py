@@ -19,7 +19,13 @@ CAPTIONS = {1: 512, 2: 64}  # encoded at once, by the number of encoders: two gi
 
 
 def check_vocabulary(tokenizer: Any, folder: str | Path) -> None:
-    """InputError where a tokenizer tells no words apart: transformers makes such a one, in silence, where files are missing."""
+    """InputError where a tokenizer tells no words apart: transformers makes such a one, in silence, where files are missing.
+
+    And where its length holds no word between the first token and the last.
+    """
+    length = tokenizer.model_max_length
+    if not isinstance(length, int) or length < 3:
+        raise InputError(f"{folder}: model_max_length={length!r}; a whole number of at least 3 is needed.")
     one, other = tokenizer(["a", "b"], add_special_tokens=False).input_ids
     if one == other:
         raise InputError(f"{folder} has no vocabulary: vocab.json and merges.txt, or tokenizer.json, are missing.")
