@@ -21,6 +21,9 @@ def load_emoji(
     """
     check_limit(limit, "name")
     folder, document = read_index(folder, *BUILT, ("tile", "columns", "styles", "entries"))
+    known = sorted({entry["category"] for entry in document["entries"]})
+    for category in set(without).difference(known):
+        raise InputError(f"task.data.without: {category!r} is none of {', '.join(known)}.")
     size, columns = document["tile"], document["columns"]
     chosen = [
         (position, entry)

@@ -22,6 +22,7 @@ from tests.small_jobs import job
         ("task.data.folder=/nowhere", "/nowhere has no index.json"),
         ("method.kinds=[]", "leave no operator to remove"),
         ("device=cuda:9", "device='cuda:9' cannot be used here"),
+        ("task.data.without=[Nope]", "task.data.without: 'Nope' is none of Activities, "),
         ("distill.features=[nothing]", "'nothing' matches no module of the teacher"),
         ("distill.steps=-1", "distill.steps=-1: a whole number of at least 0"),
         ("evaluation.steps=2000", "evaluation.steps=2000: the teacher's schedule has 1000 timesteps, which is the most."),
