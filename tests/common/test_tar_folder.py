@@ -125,7 +125,8 @@ def test_members_that_are_no_files_or_lead_out_are_names_alone(tmp_path, capsys)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.tar"]
 
 
-def test_a_tar_file_without_permission_is_not_remembered_as_damaged(folder, capsys, monkeypatch):
+def test_a_tar_file_without_permission_is_not_remembered_as_damaged(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("BONSAI_CACHE", str(tmp_path / "cache"))  # where no list of the same content is kept
     opened = tarfile.open
 
     def refused(path, mode):
