@@ -154,7 +154,7 @@ def test_spectrograms_are_refused(weights):
             each.rows(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), None)
 
 
-def test_absent_and_damaged_weights_are_told_in_one_line(weights, tmp_path):
+def test_absent_and_damaged_weights_are_told_in_one_line(tmp_path):
     from common.errors import InputError
 
     with pytest.raises(InputError, match="pt_inception-2015-12-05-6726825d.pth is missing: download http"):
@@ -169,5 +169,3 @@ def test_absent_and_damaged_weights_are_told_in_one_line(weights, tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "pt_inception-2015-12-05-6726825d.pth")
     with pytest.raises(InputError, match="other weights"):
         metric(str(tmp_path), "legacy_pytorch")
-    with pytest.raises(ValueError, match="choose clean or legacy_pytorch"):
-        metric(weights, "sharp")
