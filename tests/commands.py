@@ -31,6 +31,8 @@ PRELOADED = [
 def act(arguments: list[str], environment: dict[str, str], folder: str, before: Callable[[], None] | None) -> None:
     """What the forked process does: `arguments` are those of `python`."""
     os.setsid()
+    for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        signal.signal(number, handler)  # whatever started the tests may have them ignored (nohup)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
