@@ -77,7 +77,7 @@ def train_denoiser(
         losses = what_layers_do(denoiser, scheduler, latents[chosen], condition.rows(chosen))
         networks.train()
         told = {"step": step, "loss": sum(sheets.losses) / len(sheets.losses), "layers": losses}
-        with open(work / "layers.jsonl", "a") as handle:
+        with open(work / "layers.jsonl", "a", encoding="utf-8") as handle:
             handle.write(json.dumps(told) + "\n")
         print(f"step {step}: loss {told['loss']:.4f}; {summary(denoiser, losses)}", flush=True)
 

@@ -100,7 +100,8 @@ def test_one_bad_sweep_stops_no_other(outputs, capsys):
     assert (
         len(told) == 3
         and "has no finished job" in told[1]
-        and told[0].startswith(f"not published: {outputs / 'sweeps' / 'a-bad'}: JSONDecodeError")
+        and told[0].startswith(f"not published: {outputs / 'sweeps' / 'a-bad'}: ")
+        and "000000.json is damaged" in told[0]
     )
     assert "means 2 rows" in told[2]
     assert "No table beside the published one (Table 7): " in (pages / "t2i/x/main/README.md").read_text()

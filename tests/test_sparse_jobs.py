@@ -124,10 +124,10 @@ def test_killed_in_sparse_training_masks_and_weights_are_the_same(finished, tiny
 
 def test_bad_settings_of_the_autoencoder(tiny_uig_teacher_folder, tmp_path):
     for override, expected in {
-        "method.parts=[decoder]": "method.parts=['decoder']: name denoiser, autoencoder, or both",
-        "distill.autoencoder.steps=-1": "distill.autoencoder.steps=-1: at least 1",
+        "method.parts=[decoder]": "method.parts=['decoder']: a list (each one of denoiser, autoencoder)",
+        "distill.autoencoder.steps=-1": "distill.autoencoder.steps=-1: a whole number of at least 0",
         "method.autoencoder_exclude=[nowhere]": "method.autoencoder_exclude: 'nowhere' matches no weight of VQModel",
-        "evaluation.more_steps=[0]": "evaluation.more_steps=[0]: `every` is at least 0, and each number of steps at least 1",
+        "evaluation.more_steps=[0]": "evaluation.more_steps=[0]: a list (each a whole number of at least 1)",
         "+distill.trainer.devices=2": "distill.trainer.devices=2: a job trains with the processes that were started for it",
     }.items():
         done = run(*job("uig", tiny_uig_teacher_folder, tmp_path, *OWN, override, method="l1_diff"))
