@@ -11,7 +11,9 @@ from experiments.measure_cost import measure_cost, semi_structured_latency
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_figures_of_a_teacher_against_itself(tiny_teacher, precision):
     models = {"teacher": tiny_teacher, "pruned": tiny_teacher}
-    cfg = OmegaConf.create({"evaluation": {"latency_batch": 2, "latency_rounds": 2, "guidance_scale": 3.0}, "inference_precision": precision})
+    cfg = OmegaConf.create(
+        {"evaluation": {"latency_batch": 2, "latency_rounds": 2, "guidance_scale": 3.0}, "inference_precision": precision}
+    )
     rows = measure_cost(cfg, models, {"denoiser": Plan("dense", ())})
     assert tiny_teacher.denoiser.dtype == torch.float32  # timed is a copy
     assert rows["teacher"]["parameters"] == rows["pruned"]["parameters"] > rows["teacher"]["nonzero_parameters"] > 0
