@@ -8,6 +8,8 @@ from pathlib import Path, PurePosixPath
 from common.errors import InputError, first_line
 from common.files import SHIPPED
 from common.progress import under_way
+from common.strict_json import read_json
+from common.teacher_settings import check_pipeline_settings
 from common.weight_files import best_weights, kind_of
 
 NETWORKS = ("unet", "vae", "vqvae", "text_encoder", "text_encoder_2")
@@ -73,22 +75,39 @@ def wanted_model_files(names: Sequence[str]) -> list[str]:
 
 
 def download(name: str, revision: str | None, setting: str) -> Path:
-    """The folder of a pipeline's hub repository, as `snapshot`; `setting`: what a person gives a path by."""
+    """The folder of a pipeline's hub repository, as `snapshot`; `setting`: what a person gives a path by.
+
+    Its settings come first: InputError for one that is not honoured, before any weights.
+    """
 
     def wanted(names: list[str]) -> list[str]:
         if "model_index.json" not in names:
             raise InputError(f"The hub repository {name!r} has no model_index.json: it is not a diffusers pipeline.")
         return wanted_files(names)
 
-    return snapshot(name, revision, wanted, "model_index.json", f"{setting}=<folder>")
+    def settings(names: list[str]) -> list[str]:
+        return [each for each in wanted(names) if kind_of(PurePosixPath(each).name) is None]
+
+    instead = f"{setting}=<folder>"
+    folder = snapshot(name, revision, settings, "model_index.json", instead, what=f"the settings of {name}")
+    check_pipeline_settings(folder, read_json(folder / "model_index.json"))
+    return snapshot(name, revision, wanted, "model_index.json", instead)
 
 
-def snapshot(name: str, revision: str | None, wanted: Callable[[list[str]], list[str]], marker: str, instead: str) -> Path:
+def snapshot(
+    name: str,
+    revision: str | None,
+    wanted: Callable[[list[str]], list[str]],
+    marker: str,
+    instead: str,
+    what: str | None = None,
+) -> Path:
     """The folder of a hub repository's snapshot in the hub's own cache; what is there already is not loaded again.
 
-    wanted: which of its files are loaded. Without a connection, which is noticed at once, a snapshot in the cache is taken that
-    has the file `marker`; what it may lack, loading the parts will tell. InputError in one line, with what to give `instead`,
-    for a repository that is gated or absent, for an absent revision, and for a hub out of reach.
+    wanted: which of its files are loaded; `what` they are, in the progress. Without a connection, which is noticed at once, a
+    snapshot in the cache is taken that has the file `marker`; what it may lack, loading the parts will tell. InputError in one
+    line, with what to give `instead`, for a repository that is gated or absent, for an absent revision, and for a hub out of
+    reach.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -103,7 +122,7 @@ def snapshot(name: str, revision: str | None, wanted: Callable[[list[str]], list
     try:
         listed = HfApi().model_info(name, revision=revision).siblings  # list_repo_files waits long for a hub out of reach
         found = wanted([file.rfilename for file in listed])
-        with under_way(f"loading {name} from the hub"):
+        with under_way(f"loading {what or name} from the hub"):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=found))
         if COMMITS.get((name, revision, "model"), folder.name) != folder.name:
             raise InputError(f"The hub repository {name!r} has changed since this command began; run it again.")

@@ -9,6 +9,8 @@ from common.errors import InputError
 from common.pictures import with_channels
 from common.teacher_settings import is_finite_number
 
+SMALLEST_SCALE = 1e-6  # beyond it latents leave the range of float32, or all are one
+
 
 def pixels_for(autoencoder: Any, images: torch.Tensor) -> torch.Tensor:
     """What an autoencoder encodes of uint8 images (batch, 1 or 3, height, width): float in [-1, 1], in its own channels."""
@@ -41,8 +43,10 @@ def affine(config: Any, like: torch.Tensor) -> tuple[torch.Tensor | float, torch
 def check_scaling(folder: Path, config: Any) -> None:
     """InputError for a scaling factor, shift, means or deviations by which no latents can be scaled."""
     scale, shift = config.scaling_factor, config.get("shift_factor")
-    if not is_finite_number(scale) or not scale:
-        raise InputError(f"{folder} sets scaling_factor={scale}: a finite number other than 0 is needed.")
+    if not is_finite_number(scale) or not SMALLEST_SCALE <= abs(scale) <= 1 / SMALLEST_SCALE:
+        raise InputError(
+            f"{folder} sets scaling_factor={scale}: a number from {SMALLEST_SCALE:g} to {1 / SMALLEST_SCALE:g} is needed."
+        )
     if shift is not None and not is_finite_number(shift):
         raise InputError(f"{folder} sets shift_factor={shift}: a finite number is needed.")
     given = {name: config.get(name) for name in ("latents_mean", "latents_std")}

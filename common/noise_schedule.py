@@ -1,6 +1,5 @@
 """The noise that a scheduler's configuration stands for, whichever class of scheduler reads it."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,22 +41,23 @@ def noising_scheduler(scheduler: Any) -> Any:
     return same_noise(DDPMScheduler, scheduler)
 
 
-def check_noise(folder: Path, scheduler: Any) -> None:
-    """InputError unless the share of the signal, alpha_bar, falls from at most 1 to at least 0 over the timesteps."""
+def check_noise(where: str, scheduler: Any) -> None:
+    """InputError unless the share of the signal, alpha_bar, falls from at most 1 to at least 0 over the timesteps.
+
+    where: what the scheduler was made of, for the error.
+    """
     try:
         shares = noising_scheduler(scheduler).alphas_cumprod
     except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{folder}/scheduler: no noise can be made of its settings: {first_line(error)}") from error
+        raise InputError(f"{where}: no noise can be made of its settings: {first_line(error)}") from error
     given = scheduler.config.get("trained_betas")
     if given is not None and len(given) != scheduler.config.num_train_timesteps:
-        raise InputError(
-            f"{folder}/scheduler: {len(given)} trained_betas for num_train_timesteps={scheduler.config.num_train_timesteps}."
-        )
+        raise InputError(f"{where}: {len(given)} trained_betas for num_train_timesteps={scheduler.config.num_train_timesteps}.")
     fine = len(shares) > 0 and shares.isfinite().all() and shares[0] <= 1 and shares[-1] >= 0 and (shares.diff() <= 0).all()
     if not fine or torch.equal(shares, torch.ones_like(shares)):
         told = {name: scheduler.config.get(name) for name in NOISE[:4]}
         raise InputError(
-            f"{folder}/scheduler: {', '.join(f'{name}={value}' for name, value in told.items())} make no schedule of noise; "
+            f"{where}: {', '.join(f'{name}={value}' for name, value in told.items())} make no schedule of noise; "
             "betas within 0 and 1 are needed."
         )
 

@@ -26,6 +26,7 @@ NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 Share = Annotated[float, Gt(0), Lt(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
+GuidanceScale = Annotated[float, Ge(0), Le(1000)]
 Decay = Annotated[float, Ge(0), Lt(1)]
 
 

@@ -109,9 +109,11 @@ def check_settings(where: str, class_name: str, settings: dict[str, Any]) -> Non
 
 
 def check_kind(where: str, name: str, value: Any, usual: Any) -> None:
-    """InputError for a number that is not finite, and for text or a truth value in the place of the `usual` number."""
+    """InputError for numbers that are not finite, negative epsilons, and text or a truth value in the place of `usual`."""
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{where} sets {name}={value}: a finite number is needed.")
+    if name.endswith("_eps") and isinstance(value, int | float) and value < 0:
+        raise InputError(f"{where} sets {name}={value}: a number of at least 0 is needed.")
     numbers = isinstance(usual, int | float) and not isinstance(usual, bool)
     if (numbers and isinstance(value, str | bool)) or (isinstance(usual, bool) and isinstance(value, str)):
         raise InputError(f"{where} sets {name}={shown(value)}, which is no {'number' if numbers else 'true or false'}.")

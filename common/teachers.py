@@ -180,7 +180,7 @@ def load_teacher(name_or_path: str, revision: str | None = None, config: str | N
     check_named_parts(folder, named)
     parts = {name: load_part(folder, name, *value, network=name in NETWORKS) for name, value in named.items()}
     settle_sample_size(folder, index, parts["unet"])
-    check_noise(folder, parts["scheduler"])
+    check_noise(f"{folder}/scheduler", parts["scheduler"])
     teacher = Teacher(
         name=Path(name_or_path).name,
         folder=folder,

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from common.cost import Macs, count_macs, count_parameters, probe_inputs
 from common.distillation import FeatureTaps
+from common.noise_schedule import check_learns_from_noise
 from common.outlook import CalibrationSize, Outlook
 from common.plans import apply_plan
 from common.sampling import guidance_size, predict
@@ -67,6 +68,8 @@ class JobCost:
         self.cfg = cfg
         self.peaks: dict[tuple[int, bool, bool], int] = {}  # of distillation steps, as each takes seconds
         self.teacher: Teacher = meta_teacher(cfg.teacher.config or cfg.teacher.path)
+        if cfg.distill.steps:
+            check_learns_from_noise(self.teacher.scheduler, guidance_size(self.teacher.denoiser) is not None)
         self.method = hydra.utils.instantiate(cfg.method, _convert_="all")
         look = getattr(self.method, "outlook", None)
         self.known = look is not None

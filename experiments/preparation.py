@@ -91,6 +91,7 @@ def checked_parts(cfg: DictConfig) -> tuple[Any, Any, tuple[list[str], list[str]
 
 def check_sampling(cfg: DictConfig, teacher: Any) -> None:
     """InputError where a scheduler cannot be made of cfg.evaluation.scheduler, or has fewer steps than are asked for."""
+    from common.noise_schedule import check_noise
     from experiments.samples import evaluation_scheduler
 
     wanted = {
@@ -102,6 +103,8 @@ def check_sampling(cfg: DictConfig, teacher: Any) -> None:
         for steps in numbers:
             try:
                 own = scheduler or evaluation_scheduler(cfg, teacher.scheduler)
+                if scheduler is None:
+                    check_noise("evaluation.scheduler", own)
                 trained = own.config.num_train_timesteps
                 if steps > trained:
                     raise InputError(f"{name}={steps}: the teacher's schedule has {trained} timesteps, which is the most.")

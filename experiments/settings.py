@@ -8,6 +8,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from textwrap import shorten
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
@@ -20,6 +21,7 @@ from common.settings import (
     AtLeastOne,
     Count,
     Decay,
+    GuidanceScale,
     NonNegative,
     Positive,
     Probability,
@@ -46,7 +48,7 @@ class Calibration:
     num_conditions: AtLeastOne
     samples: AtLeastOne
     steps: AtLeastOne
-    guidance_scale: NonNegative
+    guidance_scale: GuidanceScale
     data_rows: AtLeastOne
     seed: Seed
 
@@ -69,7 +71,7 @@ class Evaluation:
     steps: AtLeastOne
     more_steps: tuple[AtLeastOne, ...]
     every: Count
-    guidance_scale: NonNegative
+    guidance_scale: GuidanceScale
     batch_size: AtLeastOne
     micro_batch_size: AtLeastOne | None
     split: Literal["train", "test"]
@@ -273,7 +275,7 @@ class TeacherTraining:
     pipeline: Target
     checkpoint_every: AtLeastOne
     sample_every: AtLeastOne
-    guidance_scale: NonNegative
+    guidance_scale: GuidanceScale
     inference_steps: AtLeastOne
     trainer: dict[str, Any]
     text_encoder: TrainedTextEncoder | None = None
@@ -329,6 +331,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, InputError):  # of a resolver
+            raise error.__cause__ from error
         raise InputError(f"{getattr(error, 'full_key', None) or 'settings'}: {first_line(error)}.") from error
     return values
 
@@ -409,9 +413,7 @@ def check_together(values: Mapping[str, Any]) -> None:
             raise InputError("distill.features is empty: name some, or set distill.feature_weight=0.")
         check_trainer(distill["trainer"])
         if distill["compile"] is not None:
-            import torch
-
-            checked_call(distill["compile"], torch.compile, "distill.compile", given=("model",))
+            check_compile(distill["compile"])
         for where, settings in (("distill", distill), ("distill.autoencoder", distill["autoencoder"])):
             check_optimizer(settings["optimizer"], f"{where}.optimizer")
     check_scheduler(values["evaluation"]["scheduler"])
@@ -434,6 +436,17 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
         LightningTrainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, **without)
     except Exception as error:  # each argument refuses in its own way
         raise InputError(f"distill.trainer={without}: {first_line(error)}.") from error
+
+
+def check_compile(settings: Mapping[str, Any]) -> None:
+    """Compiles nothing yet: torch.compile refuses itself what it cannot work with."""
+    import torch
+
+    checked_call(settings, torch.compile, "distill.compile", given=("model",))
+    try:
+        torch.compile(torch.nn.Identity(), **settings)
+    except Exception as error:  # of many kinds
+        raise InputError(f"distill.compile={dict(settings)}: {shorten(first_line(error), 200)}") from error
 
 
 def check_optimizer(settings: Mapping[str, Any], where: str) -> None:

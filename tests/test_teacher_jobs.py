@@ -95,5 +95,7 @@ def test_null_takes_the_sound_of_the_teacher_everywhere(audio_teacher, tiny_uig_
     expected = Spectrogram(44100, 4096, 1024, 64, 64, 80)
     assert [instantiate(part) for part in (cfg.task.sound, cfg.task.data.sound, cfg.task.features.sound)] == [expected] * 3
     cfg = compose_config("config", "task=uag", f"teacher.path={tiny_uig_teacher_folder}", "teacher.sound=null")
-    with pytest.raises(InputError, match=r"has no mel/mel_config\.json"):
+    with pytest.raises(InputError, match=r"^teacher\.sound=null: .* has no mel/mel_config\.json"):
         checked(cfg)
+    with pytest.raises(InputError, match=r"^teacher\.path=.*sample_rate=44100, n_fft=4096"):
+        checked(compose_config("config", "task=uag", f"teacher.path={audio_teacher}"))

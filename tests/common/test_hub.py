@@ -68,11 +68,18 @@ CLIP_FILES = {
     "flax_model.msgpack": "weights",
     "1_Pooling/config.json": "{}",
 }
+UNKNOWN = {
+    **FILES,
+    "model_index.json": json.dumps({"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}),
+}
+UNKNOWN["unet/config.json"] = json.dumps({"_class_name": "UNet2DConditionModel", "sharpness": 3})
+
 CLIP_SETTINGS = {"config.json", "preprocessor_config.json", "vocab.json", "merges.txt"}
 
 
 class Hub(BaseHTTPRequestHandler):
-    """owner/pipeline holds FILES at one commit; owner/gated lists them too, owner/words a text; nothing else is there."""
+    """owner/pipeline holds FILES at one commit; owner/gated lists them too, owner/words a text, owner/unknown a
+    setting that no diffusers knows; nothing else is there."""
 
     def log_message(self, *_):
         pass
@@ -89,13 +96,13 @@ class Hub(BaseHTTPRequestHandler):
         path = unquote(urlparse(self.path).path)
         name = "/".join(path.removeprefix("/api/models").strip("/").split("/")[:2])
         rest = path.partition(name)[2].strip("/").split("/", 2)
-        if name not in ("owner/pipeline", "owner/words", "owner/gated", "owner/clip"):
+        if name not in ("owner/pipeline", "owner/words", "owner/gated", "owner/clip", "owner/unknown"):
             return self.answer(401, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
         if rest != [""] and rest[1] not in ("main", COMMIT):
             return self.answer(404, X_Error_Code="RevisionNotFound", X_Error_Message="Invalid rev id")
         if name == "owner/gated" and rest[0] == "resolve":
             return self.answer(403, X_Error_Code="GatedRepo", X_Error_Message="Access is restricted")
-        files = {"owner/words": {"README.md": "words"}, "owner/clip": CLIP_FILES}.get(name, FILES)
+        files = {"owner/words": {"README.md": "words"}, "owner/clip": CLIP_FILES, "owner/unknown": UNKNOWN}.get(name, FILES)
         if rest[0] == "resolve":
             body = files[rest[2]].encode()
             etag = f'"{hashlib.sha1(body).hexdigest()}"'
@@ -214,3 +221,9 @@ except InputError as error:
 """
     (line,) = in_process(code, endpoint, tmp_path)
     assert line == "The hub repository 'owner/pipeline' has changed since this command began; run it again."
+
+
+def test_settings_are_checked_before_weights_are_loaded(endpoint, tmp_path):
+    (line,) = look_up(endpoint, tmp_path, ["owner/unknown", None])
+    assert line.startswith("error: ") and "unet/config.json sets sharpness=3, which this project does not know" in line
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith((".bin", ".safetensors", ".index.json"))]
