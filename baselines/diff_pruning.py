@@ -34,7 +34,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.batches import generator_for, mix_seed, seeded_normal
 from common.calibration import Calibration
 from common.channels import ChannelPruning, Importance, Rounding, prune_channels
 from common.content import content_name
@@ -48,6 +47,7 @@ from common.plans import Plan
 from common.processes import is_first
 from common.progress import progress_bar
 from common.sampling import predict
+from common.seeding import generator_for, mix_seed, seeded_normal
 from common.settings import AtLeastOne, Probability, Seed, Share, check_fields
 
 Variant = Literal["diff_pruning", "taylor", "magnitude", "random"]

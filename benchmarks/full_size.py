@@ -95,9 +95,9 @@ def run_stages(overrides: list[str], folder: Path, distill: bool) -> dict[str, A
     from hydra.utils import instantiate
 
     from common.cost import count_nonzero, peak_memory_mib
+    from common.loading import load_teacher
     from common.sampling import sample_latents
     from common.student_folders import load_student, save_student
-    from common.teachers import load_teacher
     from experiments.jobs import register_job_folder
     from experiments.planning import make_plans, prune
     from experiments.train_student import train_student

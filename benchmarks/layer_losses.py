@@ -45,10 +45,10 @@ def main() -> None:
 
     from common.calibration import build_calibration
     from common.emoji import load_emoji
+    from common.loading import load_teacher
     from common.noisy_batches import noisy_batches
     from common.progress import progress_bar
     from common.score_file import ScoreFile
-    from common.teachers import load_teacher
     from laptop_diff import list_layers
     from laptop_diff.criteria import layer_losses
 

@@ -67,9 +67,9 @@ def main() -> None:
 
     from common.calibration import build_calibration
     from common.emoji import load_emoji
+    from common.loading import load_teacher
     from common.progress import progress_bar
     from common.score_file import ScoreFile
-    from common.teachers import load_teacher
     from ld_pruner import list_operators
     from ld_pruner.initial_weights import initial_weights
     from ld_pruner.scoring import LatentScorer

@@ -14,10 +14,11 @@ from torch import nn
 from common.errors import InputError
 from common.files import SHIPPED, whole_folder
 from common.hub import NETWORKS, PARTS
+from common.loading import read_index
 from common.pipeline_defaults import settle_sample_size, settle_scheduler
 from common.strict_json import read_json
 from common.teacher_settings import CONFIG_FILES, check_pipeline_settings, config_file, named_parts
-from common.teachers import Teacher, read_index
+from common.teachers import Teacher
 
 Part = tuple[str, str, dict[str, Any]]
 END_OF_TEXT = 49407  # the last of CLIP's 49,408 tokens

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from common.batches import mix_seed, seeded_normal
 from common.errors import InputError
 from common.sampling import Conditions, describe_scheduler, repeat_conditions, select_conditions
+from common.seeding import mix_seed, seeded_normal
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from common.batches import generator_for
 from common.errors import InputError
+from common.seeding import generator_for
 
 
 def check_pair(real: torch.Tensor, fake: torch.Tensor) -> None:

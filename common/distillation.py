@@ -17,13 +17,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.batches import generator_for
 from common.collectives import mean_over_processes
 from common.errors import InputError
 from common.finite import check_loss, check_weights
 from common.fsdp import shard
 from common.noise_schedule import noising_scheduler
 from common.sampling import Conditions, predict
+from common.seeding import generator_for
 
 Features = Sequence[torch.Tensor]
 

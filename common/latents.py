@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from common.errors import InputError
 from common.pictures import with_channels
-from common.teacher_settings import is_finite_number
+from common.settings import is_finite_number
 
 SMALLEST_SCALE = 1e-6  # beyond it latents leave the range of float32, or all are one
 
@@ -62,3 +63,14 @@ def check_scaling(folder: Path, config: Any) -> None:
         raise InputError(f"{folder} sets latents_std={given['latents_std']}: numbers above 0 are needed.")
     if shift is not None:
         raise InputError(f"{folder} sets both shift_factor={shift} and latents_mean: one of the two is honoured, not both.")
+
+
+@torch.no_grad()
+def encode_images(autoencoder: nn.Module, images: torch.Tensor, batch_size: int = 128) -> torch.Tensor:
+    """Latents (count, channels, height, width) of uint8 images (count, 3, height, width): posterior means, or before
+    quantisation."""
+    chunks, device = [], next(autoencoder.parameters()).device
+    for chunk in images.split(batch_size):
+        encoded = autoencoder.encode(pixels_for(autoencoder, chunk.to(device)))
+        chunks.append(encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents)
+    return torch.cat(chunks)

@@ -17,10 +17,10 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
-from common.batches import generator_for
 from common.cost import count_parameters, site_costs
 from common.errors import InputError
 from common.plans import Edit
+from common.seeding import generator_for
 
 Granularity = Literal["transformer", "transformer_block"]
 GRANULARITIES = {"transformer": Transformer2DModel, "transformer_block": BasicTransformerBlock}

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from common.errors import InputError
+from common.settings import is_finite_number
 from common.spectrogram import Spectrogram
 from common.strict_json import read_json
-from common.teacher_settings import config_file, is_finite_number
+from common.teacher_settings import config_file
 
 FIELDS = {  # of Spectrogram: diffusers' names, and what its Mel takes where they are left out
     "sample_rate": ("sample_rate", 22050),

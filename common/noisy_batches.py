@@ -5,11 +5,11 @@ from typing import Literal, get_args
 
 import torch
 
-from common.batches import generator_for, mix_seed, seeded_normal
 from common.calibration import Calibration
 from common.distillation import training_target
 from common.errors import InputError
 from common.noise_schedule import check_learns_from_noise, noising_scheduler
+from common.seeding import generator_for, mix_seed, seeded_normal
 
 Timesteps = Literal["even", "uniform"]
 TIMESTEPS = get_args(Timesteps)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from common.batches import mix_seed, seeded_normal
 from common.branches import branched
 from common.calibration import Calibration
 from common.noise_schedule import noising_scheduler
 from common.plans import Edit
 from common.sampling import denoise, is_guided
+from common.seeding import mix_seed, seeded_normal
 
 
 def roll_out(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from common.batches import seeded_normal
+from common.seeding import seeded_normal
 
 Conditions = dict[str, torch.Tensor]
 """What a denoiser is conditioned on by the names of its arguments, each (batch, ...); empty for unconditional models."""

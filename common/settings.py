@@ -246,3 +246,7 @@ def describe_bound(bound: Any) -> str:
     }
     phrase, name = words.get(type(bound), ("", ""))
     return f"{phrase} {getattr(bound, name)}" if phrase else ""
+
+
+def is_finite_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from common.batches import generator_for
+from common.seeding import generator_for
 from common.settings import AtLeastOne, Positive
 
 FLOOR = 1e-10  # of power, so that silence has a logarithm

@@ -10,9 +10,10 @@ from torch import nn
 
 from common.files import whole_folder
 from common.hub import PARTS
+from common.loading import autoencoder_part, load_autoencoder, load_denoiser, read_index
 from common.strict_json import to_json
 from common.teacher_parts import without_library_bars
-from common.teachers import Teacher, autoencoder_part, load_autoencoder, load_denoiser, read_index
+from common.teachers import Teacher
 from common.weight_files import best_weights, kind_of
 
 

@@ -159,10 +159,6 @@ def config_file(folder: Path, name: str) -> Path:
     return folder / name / CONFIG_FILES.get(name.removesuffix("_2"), "config.json")
 
 
-def is_finite_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def page() -> str:
     """The table as a page of the documentation."""
     sections = [INTRODUCTION]

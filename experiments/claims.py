@@ -21,7 +21,7 @@ from experiments.command_line import one_line_errors
 from experiments.lookup import find
 from experiments.metric_table import higher_is_better
 from experiments.paper_table import markdown
-from experiments.publish import fault_lines, write_index
+from experiments.result_index import fault_lines, write_index
 from experiments.rows import ROWS_FILE, Row, comparable, group_name, read_rows
 
 CLAIMS = Path(__file__).with_name("claims.yaml")

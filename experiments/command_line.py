@@ -140,3 +140,18 @@ def explain(error: BaseException | None) -> str | None:
             return f"{os.strerror(number)}{f': {where}' if where else ''}; {REFUSALS[number]}"
         error = error.__cause__
     return None
+
+
+@contextmanager
+def ending(code: int) -> Iterator[None]:
+    """An error inside is told in one line and ends the command: Hydra makes a warning of a callback's, and goes on."""
+    try:
+        yield
+    except Exception as error:
+        print(f"error: {told(error)}", file=sys.stderr)
+        sys.exit(code)
+
+
+def told(error: Exception) -> str:
+    """What to tell of any error in one line."""
+    return explain(error) or f"{type(error).__name__}: {one_line(error)}"

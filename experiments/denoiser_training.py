@@ -19,7 +19,7 @@ from common.schedules import scheduler as learning_rate
 from common.training import ExponentialAverage, fit
 from experiments.conditioners import Unconditional, conditioner
 from experiments.initial_weights import rescale_initial_weights
-from experiments.layer_report import summary, what_layers_do
+from experiments.layer_effects import summary, what_layers_do
 
 SHEET = 64  # samples on a sheet
 ROWS = 64  # latents on which it is looked at what the layers do

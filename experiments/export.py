@@ -116,8 +116,8 @@ def export(arguments: argparse.Namespace) -> None:
     if arguments.push:
         check_pushable(arguments.push)
 
+    from common.loading import load_teacher
     from common.student_folders import tidy_configs
-    from common.teachers import load_teacher
     from experiments.exported_formats import Wanted, export_formats, loads_alone
 
     with under_way("loading the student"):

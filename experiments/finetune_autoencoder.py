@@ -25,8 +25,8 @@ def finetune_autoencoder(
     """
     from common.schedules import scheduler
     from common.training import fit
-    from experiments.kl_training import KLTraining
-    from experiments.vq_training import VQTraining
+    from common.kl_autoencoder import KLTraining
+    from common.vq_autoencoder import VQTraining
 
     settings = cfg.distill.autoencoder
     autoencoder.train().requires_grad_(True)

@@ -31,7 +31,7 @@ def sparsity_figures(network: nn.Module, plan: Plan | None) -> dict[str, float |
 def measure_autoencoder(autoencoder: nn.Module, images: torch.Tensor, plan: Plan) -> dict[str, Any]:
     """Size, sparsity, and PSNR (dB) of reconstructions of held-out uint8 images (count, channels, height, width)."""
     from common.cost import checkpoint_bytes, count_nonzero, count_parameters
-    from experiments.autoencoder_training import peak_signal_to_noise
+    from common.reconstruction import peak_signal_to_noise
 
     return {
         "parameters": count_parameters(autoencoder),

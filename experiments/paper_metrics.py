@@ -20,11 +20,11 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from common.batches import generator_for
 from common.content import content_name
 from common.errors import InputError
 from common.progress import progress_bar
 from common.saved_images import through_files
+from common.seeding import generator_for
 from experiments.caches import cache_folder, cached_batches, load_tensors
 from experiments.identity import as_dict, data_identity, file_contents, identified
 from experiments.samples import captions_of, sample_folders

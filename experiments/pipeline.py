@@ -107,8 +107,8 @@ def write_row(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
 
 def add_to_row(cfg: DictConfig, row: dict[str, Any], folder: Path) -> bool:
     """Measures what a finished job's row lacks of cfg.metrics; whether the row has changed."""
+    from common.loading import load_teacher
     from common.processes import pick_device
-    from common.teachers import load_teacher
     from experiments.memory import memory_advice
     from experiments.paper_metrics import lacking, measure_into
     from experiments.prompts import evaluation_prompts

@@ -14,7 +14,7 @@ def training_order(cfg: DictConfig, data: Any) -> list[int]:
     """A seeded order of the training images, from whose start calibration takes its rows."""
     import torch
 
-    from common.batches import generator_for
+    from common.seeding import generator_for
 
     return torch.randperm(len(data), generator=generator_for(cfg.calibration.seed, 4)).tolist()
 

@@ -19,8 +19,8 @@ register_job_folder()
 @one_line_errors
 @under_way("training rows")
 def main(cfg: DictConfig) -> None:
+    from common.loading import load_teacher
     from common.processes import pick_device
-    from common.teachers import load_teacher
     from experiments.caches import cache_folder
     from experiments.teacher_sound import check_sound
     from experiments.training_rows import training_rows

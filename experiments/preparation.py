@@ -55,10 +55,10 @@ def checked_parts(cfg: DictConfig) -> tuple[Any, Any, tuple[list[str], list[str]
     import hydra
     import torch
 
+    from common.loading import load_teacher
     from common.noise_schedule import check_learns_from_noise
     from common.processes import check_shares, pick_device
     from common.sampling import guidance_size
-    from common.teachers import load_teacher
     from experiments.distill_student import feature_pairs, trainer_settings
     from experiments.evaluate import check_image_size
     from experiments.prompts import evaluation_prompts

@@ -7,8 +7,8 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from common.batches import generator_for
 from common.errors import InputError
+from common.seeding import generator_for
 from common.shown_text import spelt_out
 
 

@@ -10,21 +10,19 @@ an experiment the one with most finished jobs is shown. <out>/<task>/laptop_diff
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import write_text
-from common.shown_text import code_span, markdown_text, spelt_out
-from experiments.command_line import one_line_errors
+from common.shown_text import spelt_out
+from experiments.command_line import one_line_errors, told
+from experiments.result_index import write_index
 from experiments.result_pages import shown_command, write_additivity, write_page
 from experiments.rows import Row, read_rows
-from experiments.sweeps import read_records, read_sweep, told
-
-FAULTS = "faults.md"
+from experiments.sweeps import read_records, read_sweep
 
 
 @dataclass(frozen=True)
@@ -77,37 +75,6 @@ def found_by(path: Path, outputs: Path) -> Iterator[Shown]:
 def safe(name: str) -> str:
     """A name as part of a path."""
     return re.sub(r"[^A-Za-z0-9_./-]", "-", name)
-
-
-def index_lines(path: Path, folder: Path) -> list[str]:
-    """The index's line about the page beside sweep.json at `path`."""
-    sweep, name = read_sweep(path.parent), path.parent.relative_to(folder)
-    title = (sweep["table"] or {}).get("title")
-    link = f"[{markdown_text(sweep['experiment'])}]({name}/README.md)"
-    return [f"- {link}{f': {markdown_text(title)}' if title else ''}  \n  {code_span(sweep['command'])}"]
-
-
-def fault_lines(folder: Path) -> list[str]:
-    """The link to faults.md, where a person has noted which of the pages are of faults that are mended since."""
-    if not (folder / FAULTS).is_file():
-        return []
-    return [f"Some figures are of faults that are mended, and will be measured anew: [{FAULTS}]({FAULTS}).", ""]
-
-
-def write_index(folder: Path, attempt: Callable[[str], Any] = nullcontext) -> None:
-    """README.md of all that is published, by task, with the command of each; `attempt` is entered for every page of it."""
-    tasks: dict[str, list[str]] = {}
-    for path in sorted(folder.rglob("sweep.json")):
-        with attempt(str(path)):
-            tasks.setdefault(path.relative_to(folder).parts[0], []).extend(index_lines(path, folder))
-    lines = ["# Results", "", *fault_lines(folder)]
-    for page in sorted(folder.rglob("claims.md")):
-        name = page.relative_to(folder)
-        of_task = "" if name.parent == Path() else f", {name.parent}"
-        lines += [f"Each claim of the papers with what was measured{of_task}: [claims.md]({name}).", ""]
-    for task, pages in tasks.items():
-        lines += [f"## {task}", "", *pages, ""]
-    write_text(folder / "README.md", "\n".join(lines))
 
 
 @one_line_errors

@@ -6,9 +6,9 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from common.batches import generator_for
 from common.content import content_name
 from common.progress import progress_bar
+from common.seeding import generator_for
 from experiments.caches import cached_batches
 from experiments.identity import as_dict, data_identity, identified
 

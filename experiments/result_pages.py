@@ -29,7 +29,7 @@ def shown_command(command: str) -> str:
 def table_of_jobs(rows: Sequence[Row]) -> str:
     """The table of experiments.collect, as text."""
     from common.console import PlainConsole
-    from experiments.collect import table_of
+    from experiments.job_table import table_of
 
     console = PlainConsole(width=100, file=io.StringIO())
     console.print(table_of(list(rows), distance_name(rows[0])))
@@ -128,7 +128,7 @@ def write_page(sweep: Mapping[str, Any], rows: Sequence[Row], done: int, folder:
 
 def write_additivity(found: Path, task: str, folder: Path) -> None:
     """The page of experiments.additivity: its document, picture, and correlations as a table."""
-    from experiments.additivity import COLUMNS, explanation, lines_of_correlations
+    from experiments.additivity_page import COLUMNS, explanation, lines_of_correlations
 
     document = read_json(found / "additivity.json", "delete it and run experiments.additivity again")
     command = f"python -m experiments.additivity task={task}"

@@ -10,13 +10,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from common.batches import SharedNoise, mix_seed, seeded_normal
 from common.content import content_name
 from common.errors import InputError
 from common.noise_schedule import same_noise
 from common.pictures import with_channels
 from common.progress import progress_bar
 from common.sampling import sample_latents
+from common.seeding import SharedNoise, mix_seed, seeded_normal
 from common.teachers import Teacher
 from experiments.caches import cached_batches
 from experiments.identity import as_dict, data_identity, identified

@@ -32,8 +32,8 @@ from common.settings import (
     normalize,
 )
 from common.teacher_settings import check_settings
+from experiments.command_line import ending
 from experiments.gpus import GPUS
-from experiments.sweeps import ending
 
 DECIDED = (  # arguments of lightning.Trainer that other settings, or the project, decide
     *("accumulate_grad_batches", "callbacks", "default_root_dir", "enable_checkpointing", "enable_model_summary"),

@@ -13,8 +13,7 @@ import shlex
 import sys
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ from common.errors import InputError
 from common.files import write_atomically, write_json, write_text
 from common.locks import held
 from common.processes import is_first
-from common.shown_text import one_line, spelt_out
+from common.shown_text import spelt_out
 from common.strict_json import read_json
-from experiments.command_line import explain
+from experiments.command_line import ending, told
 from experiments.jobs import register_job_folder
 
 VARIABLE = "BONSAI_SWEEP"  # tells a job, in whatever process, the folder of its sweep
@@ -94,21 +93,6 @@ def sweep_job(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         return value
 
     return run
-
-
-def told(error: Exception) -> str:
-    """What to tell of any error in one line."""
-    return explain(error) or f"{type(error).__name__}: {one_line(error)}"
-
-
-@contextmanager
-def ending(code: int) -> Iterator[None]:
-    """An error inside is told in one line and ends the command: Hydra makes a warning of a callback's, and goes on."""
-    try:
-        yield
-    except Exception as error:
-        print(f"error: {told(error)}", file=sys.stderr)
-        sys.exit(code)
 
 
 class SweepEnd(Callback):
@@ -203,7 +187,7 @@ class SweepEnd(Callback):
     def report(self, folders: list[Path], failed: dict[int, dict[str, Any]]) -> Path:
         """Writes the page about the jobs in `folders`, with a line for each that failed; prints a paper's table beside ours."""
         from experiments.paper_table import print_paper_table
-        from experiments.report import write_report
+        from experiments.report_page import write_report
         from experiments.rows import read_rows
 
         sweep, rows = read_sweep(self.folder), read_rows(folders)

@@ -88,10 +88,10 @@ def by_ear(cfg: DictConfig, teacher: Any, clips: Any, sound: Any) -> dict[str, d
     """
     import torch
 
-    from common.batches import generator_for
     from common.distances import frechet_distance
     from common.features import extract_features
     from common.sampling import sample_latents
+    from common.seeding import generator_for
 
     instruments = list(dict.fromkeys(clips.instruments))
     count = min(cfg.evaluation.images // 2, *(clips.instruments.count(name) // 2 for name in instruments))
@@ -130,14 +130,14 @@ def main(cfg: DictConfig) -> None:
     import torch
 
     from common.files import write_json, write_text
+    from common.loading import load_teacher
     from common.pictures import save_grid, upright
     from common.processes import pick_device
+    from common.reconstruction import peak_signal_to_noise
     from common.sampling import sample_latents
     from common.sound_files import write_sounds
     from common.strict_json import read_json
-    from common.teachers import load_teacher
-    from experiments.autoencoder_training import peak_signal_to_noise
-    from experiments.layer_report import layers_of
+    from experiments.layer_effects import layers_of
 
     torch.set_grad_enabled(False)
     teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config).to(pick_device(cfg.device))
@@ -181,7 +181,7 @@ def card_text(
 ) -> str:
     """The card in Markdown."""
     from common.cost import count_parameters
-    from experiments.layer_report import report
+    from experiments.layer_effects import report
 
     sizes = {
         "denoiser": teacher.denoiser,

@@ -56,16 +56,13 @@ def main(cfg: DictConfig) -> None:
     import torch
 
     from common.files import check_writable, write_json
+    from common.latents import encode_images
     from common.pictures import save_grid, upright
     from common.processes import refuse_others
+    from common.reconstruction import peak_signal_to_noise, reconstruct_images
     from common.strict_json import read_json
     from common.student_folders import save_whole
-    from experiments.autoencoder_training import (
-        encode_images,
-        peak_signal_to_noise,
-        reconstruct_images,
-        train_autoencoder,
-    )
+    from experiments.autoencoder_training import train_autoencoder
     from experiments.caches import cached_tensors
     from experiments.denoiser_training import train_denoiser
 

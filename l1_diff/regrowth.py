@@ -11,7 +11,7 @@ from zlib import crc32
 
 import torch
 
-from common.batches import generator_for
+from common.seeding import generator_for
 from common.threads import in_threads
 from l1_diff.masks import Masks, lowest, lowest_everywhere
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from common.batches import generator_for
 from common.calibration import Calibration
 from common.errors import InputError
 from common.layers import Layer
@@ -17,6 +16,7 @@ from common.noisy_batches import noisy_batches
 from common.plans import edited
 from common.sampling import predict
 from common.score_file import ScoreFile
+from common.seeding import generator_for
 from laptop_diff.criteria import alignment_of, batch_loss, condition_chunks
 
 JOINT = ("output", "task", "alignment")  # criteria that say what a set of layers costs; the others score single layers

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import nn
 
-from common.batches import generator_for
 from common.calibration import Calibration
 from common.content import content_name
 from common.errors import InputError, check_one_given
@@ -19,6 +18,7 @@ from common.plans import Edit, Plan, edited
 from common.progress import progress_bar
 from common.roll_out import noisy_latents
 from common.score_file import ScoreFile
+from common.seeding import generator_for
 from common.settings import AtLeastOne, Count, Seed, Share, check_fields
 from ld_pruner.costs import Unit, operator_costs
 from ld_pruner.initial_weights import Batch, Initial, initial_weights

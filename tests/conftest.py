@@ -245,8 +245,8 @@ def publish_variant(teacher_folder, folder, variant):
     Its index names a safety checker, which a download leaves out.
     """
     from baselines.bk_sdm_table import plan_for
+    from common.loading import load_denoiser
     from common.plans import apply_plan
-    from common.teachers import load_denoiser
 
     shutil.copytree(teacher_folder, folder, ignore=shutil.ignore_patterns("unet"))
     unet = load_denoiser(teacher_folder)
@@ -268,7 +268,7 @@ def published_folders(tiny_teacher_folders, tmp_path_factory):
 
 @pytest.fixture
 def tiny_teacher(tiny_teacher_folder):
-    from common.teachers import load_teacher
+    from common.loading import load_teacher
 
     return load_teacher(str(tiny_teacher_folder))
 

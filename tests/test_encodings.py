@@ -10,7 +10,7 @@ from functools import lru_cache
 import pytest
 
 from common.files import ROOT
-from experiments.collect import print_rows
+from experiments.job_table import print_rows
 from experiments.rows import read_rows
 from experiments.streams import print_what_can_be_printed
 from tests.experiments.test_collect import job

@@ -7,10 +7,10 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from common.batches import seeded_normal
+from common.loading import load_teacher
 from common.sampling import predict
+from common.seeding import seeded_normal
 from common.student_folders import load_student, save_student
-from common.teachers import load_teacher
 from experiments.planning import make_plans, prune
 from tests.commands import ROOT, run
 from tests.conftest import publish_variant

@@ -24,12 +24,12 @@ from common.progress import progress_bar
 from common.shown_text import code_block, code_span, markdown_text, one_line, shortened, spelt_out, visible
 from experiments import curves, job_report, report, result_pages
 from experiments.claims import page
-from experiments.collect import print_rows
 from experiments.command_line import one_line_errors
+from experiments.job_table import print_rows
 from experiments.model_card import write_card
 from experiments.paper_table import markdown, print_paper_table
-from experiments.publish import write_index
-from experiments.report import write_report
+from experiments.report_page import write_report
+from experiments.result_index import write_index
 from experiments.result_pages import write_page
 from experiments.rows import group_name, read_rows
 from tests.commands import run

@@ -15,9 +15,9 @@ from baselines.published import Published
 from common.architectures import meta_teacher
 from common.cost import count_parameters
 from common.errors import InputError
+from common.loading import load_denoiser, load_teacher
 from common.plans import Plan, apply_plan
 from common.student_folders import load_student, save_student
-from common.teachers import load_denoiser, load_teacher
 from tests.conftest import publish_variant
 from tests.test_conf import compose_config
 

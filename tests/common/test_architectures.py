@@ -8,7 +8,7 @@ import torch
 from common.architectures import architecture, descriptions, meta_teacher, parts_of, write_random_folder
 from common.cost import count_parameters
 from common.errors import InputError
-from common.teachers import load_teacher
+from common.loading import load_teacher
 
 DENOISERS = {
     "sd1": 859_520_964,

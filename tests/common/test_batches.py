@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from common.batches import SeededBatches, TensorRows, mix_seed, seeded_normal, training_loader
+from common.batches import SeededBatches, TensorRows, training_loader
+from common.seeding import mix_seed, seeded_normal
 
 
 def test_resumed_stream_equals_the_rest_of_the_whole():

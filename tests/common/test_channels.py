@@ -15,9 +15,9 @@ from torch import nn
 from common.channels import prune_channels
 from common.cost import count_macs, count_parameters, probe_inputs
 from common.errors import InputError
+from common.loading import load_denoiser
 from common.plans import Edit, Plan, apply_plan, edited
 from common.pruned_unet import PrunedUNet2DModel
-from common.teachers import load_denoiser
 
 GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden_counts.json").read_text())
 LDM4 = GOLDEN["ldm-celebahq-256 UNet @64"]["config"]

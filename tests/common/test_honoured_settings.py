@@ -5,15 +5,15 @@ import shutil
 import pytest
 import torch
 
-from common.batches import seeded_normal
 from common.errors import InputError
 from common.latents import scale_latents
+from common.loading import load_teacher
 from common.noise_schedule import noising_scheduler, same_noise
 from common.pictures import with_channels
 from common.sampling import is_guided, row_generators, sample_latents, with_guidance
+from common.seeding import seeded_normal
 from common.spectrogram import Spectrogram
 from common.student_folders import load_student, save_student
-from common.teachers import load_teacher
 from common.text_conditions import token_ids
 from tests.small_teachers import NOISE, change, pipeline_of, stable_diffusion
 
@@ -203,7 +203,7 @@ def test_grey_teachers_take_colour_images_by_their_luma(tmp_path):
     import numpy
     from PIL import Image
 
-    from experiments.autoencoder_training import peak_signal_to_noise
+    from common.reconstruction import peak_signal_to_noise
     from l1_diff.importance import reconstruction_losses
 
     folder = stable_diffusion(tmp_path / "teacher", vae={"in_channels": 1, "out_channels": 1})

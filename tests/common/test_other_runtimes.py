@@ -13,9 +13,9 @@ from baselines.bk_sdm_table import plan_for
 from common.errors import InputError
 from common.exported_parts import decoder_part, denoiser_part, exported_parts
 from common.files import ROOT
+from common.loading import load_teacher
 from common.other_runtimes import compare_outputs, dynamic_shapes, onnx_runner, write_onnx, write_openvino
 from common.plans import apply_plan
-from common.teachers import load_teacher
 from tests.small_students import as_teacher, expected, numbers, plan_of, small_unet, untraced  # noqa: F401
 
 

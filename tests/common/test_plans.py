@@ -8,10 +8,10 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 
+from common.loading import load_denoiser
 from common.plans import Edit, Plan, apply_plan, edited
 from common.pruned_unet import PrunedUNet2DConditionModel
 from common.student_folders import save_student
-from common.teachers import load_denoiser
 from ld_pruner.initial_weights import initial_weights
 from ld_pruner.operators import list_operators
 

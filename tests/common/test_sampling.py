@@ -30,7 +30,7 @@ def test_neither_batch_size_nor_neighbours_change_a_sample(tiny_teacher):
 def test_guidance_matches_the_diffusers_pipeline(tiny_teacher, tiny_teacher_folder):
     from diffusers import StableDiffusionPipeline
 
-    from common.batches import seeded_normal
+    from common.seeding import seeded_normal
 
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_teacher_folder, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)

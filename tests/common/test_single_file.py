@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import InputError
 from common.hub import find_folder
-from common.teachers import load_teacher
+from common.loading import load_teacher
 from tests.small_teachers import change
 
 RESNET = {

@@ -13,9 +13,9 @@ from diffusers import (
 )
 from transformers import CLIPTextModel
 
+from common.loading import load_teacher
 from common.plans import Edit, Plan, apply_plan
 from common.student_folders import save_student
-from common.teachers import load_teacher
 
 
 def test_a_student_draws_as_it_is_loaded_without_a_word_on_precision(tiny_teacher_folder, tmp_path):

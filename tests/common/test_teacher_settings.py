@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import InputError
 from common.files import ROOT
+from common.loading import load_denoiser, load_teacher
 from common.teacher_settings import check_settings, class_defaults, page, table
-from common.teachers import load_denoiser, load_teacher
 from tests.small_teachers import change
 
 UNET, VAE, SCHEDULER, TEXT = (

@@ -10,8 +10,8 @@ import torch
 from common.errors import InputError
 from common.files import SHIPPED
 from common.hub import shipped_teachers
+from common.loading import load_denoiser, load_teacher
 from common.student_folders import save_student
-from common.teachers import load_denoiser, load_teacher
 
 
 @pytest.fixture

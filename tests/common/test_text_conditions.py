@@ -6,12 +6,13 @@ import shutil
 import pytest
 import torch
 
-from common.batches import TensorRows, seeded_normal
+from common.batches import TensorRows
 from common.cost import probe_inputs
 from common.distillation import DenoiserTraining
+from common.loading import load_teacher
 from common.sampling import sample_latents
+from common.seeding import seeded_normal
 from common.student_folders import load_student, save_student
-from common.teachers import load_teacher
 
 CAPTIONS = ["a red apple 5, noto style", "x", "a flag of a country far away, and more than fits"]
 

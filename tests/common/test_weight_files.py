@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import InputError
+from common.loading import load_denoiser, load_teacher
 from common.student_folders import save_student
-from common.teachers import load_denoiser, load_teacher
 from common.weight_files import Weights, best_weights, kind_of
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "pytorch_model"}

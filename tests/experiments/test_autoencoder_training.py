@@ -8,16 +8,12 @@ import torch
 
 from common.batches import TensorRows
 from common.errors import InputError
+from common.latents import encode_images
+from common.reconstruction import peak_signal_to_noise, reconstruct_images
 from common.training import fit
-from experiments.autoencoder_training import (
-    encode_images,
-    peak_signal_to_noise,
-    reconstruct_images,
-    take_equal_weights,
-    train_autoencoder,
-)
-from experiments.kl_training import KLTraining
-from experiments.vq_training import VQTraining, divergence_from_normal
+from experiments.autoencoder_training import take_equal_weights, train_autoencoder
+from common.kl_autoencoder import KLTraining
+from common.vq_autoencoder import VQTraining, divergence_from_normal
 
 SIZES = {
     "down_block_types": ["DownEncoderBlock2D"] * 2,

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from common.errors import InputError
-from experiments.collect import print_rows
+from experiments.job_table import print_rows
 from experiments.rows import changed_settings, read_rows, setting
 from experiments.tables import flatten, write_csv, write_parquet
 

@@ -80,7 +80,7 @@ def test_records_curves_and_reports_that_are_damaged_are_named(tmp_path, text):
 
 
 def test_numbers_that_json_lacks_are_read_by_all(tmp_path, capsys):
-    from experiments.collect import print_rows
+    from experiments.job_table import print_rows
     from experiments.tables import flatten, write_csv, write_parquet
     from tests.experiments.test_collect import job
 

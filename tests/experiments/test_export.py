@@ -16,10 +16,10 @@ import yaml
 from PIL import Image
 
 from baselines.bk_sdm_table import plan_for
+from common.loading import load_denoiser, load_teacher
 from common.plans import apply_plan
 from common.sampling import denoise
 from common.student_folders import save_student
-from common.teachers import load_denoiser, load_teacher
 from experiments import export as command
 from tests.small_students import as_teacher, expected, numbers, plan_of, small_unet, untraced  # noqa: F401
 

@@ -3,10 +3,10 @@
 import torch
 
 from common.layers import list_layers
+from common.loading import load_teacher
 from common.plans import edited
 from common.sampling import predict
-from common.teachers import load_teacher
-from experiments.layer_report import layers_of, level, report, share_below, summary, what_layers_do
+from experiments.layer_effects import layers_of, level, report, share_below, summary, what_layers_do
 
 
 def test_a_layers_figure_is_the_relative_change_of_the_output(tiny_teacher):
@@ -31,8 +31,8 @@ def test_a_layers_figure_is_the_relative_change_of_the_output(tiny_teacher):
 
 def noisy_batch(teacher, latents, conditions):
     """One row halfway through the schedule, with the noise of common.noisy_batches."""
-    from common.batches import mix_seed, seeded_normal
     from common.distillation import noising_scheduler
+    from common.seeding import mix_seed, seeded_normal
 
     timesteps = torch.tensor([teacher.scheduler.config.num_train_timesteps // 2])
     noise = seeded_normal([mix_seed(0, 2, 0)], latents.shape[1:])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.batches import SharedNoise
 from common.clip_scores import ClipScore
 from common.errors import InputError
+from common.seeding import SharedNoise
 from experiments.caches import load_tensors
 from experiments.paper_metrics import lacking, metric_settings, real_rows, sample_rows
 from experiments.prompts import evaluation_prompts

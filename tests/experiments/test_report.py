@@ -8,7 +8,8 @@ import wave
 import pytest
 from PIL import Image
 
-from experiments.report import report, write_report
+from experiments.report import report
+from experiments.report_page import write_report
 from experiments.rows import read_rows
 from tests.experiments.test_collect import job
 from tests.experiments.test_curves import extend

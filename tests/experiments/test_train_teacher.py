@@ -84,7 +84,7 @@ def finished(request, tmp_path_factory):
 def test_the_teacher_loads_and_is_a_plain_diffusers_folder(finished):
     from diffusers import DiffusionPipeline
 
-    from common.teachers import load_teacher
+    from common.loading import load_teacher
 
     task, work, done = finished
     pipeline_class, parts, latent_shape = PARTS[task]

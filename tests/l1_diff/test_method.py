@@ -8,9 +8,9 @@ import torch
 from diffusers import UNet2DConditionModel, VQModel
 
 from common.errors import InputError
+from common.loading import load_denoiser
 from common.plans import Edit, Plan, apply_plan, edited
 from common.student_folders import save_student
-from common.teachers import load_denoiser
 from l1_diff import reference_masks, sparsity
 from l1_diff.importance import average_gradients, denoising_losses, importances
 from l1_diff.masks import prunable_weights

@@ -8,7 +8,7 @@ from common.layers import list_layers
 from common.noisy_batches import noisy_batches
 from common.plans import edited
 from common.score_file import ScoreFile
-from experiments.additivity import correlations
+from experiments.additivity_page import correlations
 from laptop_diff.additivity import joint_losses, random_subsets
 from laptop_diff.criteria import layer_losses
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
+from common.loading import load_denoiser
 from common.plans import Plan, apply_plan, edited
-from common.teachers import load_denoiser
 from ld_pruner import list_operators
 from ld_pruner.initial_weights import CHOICES, initial_weights
 from tests.test_conf import compose_config

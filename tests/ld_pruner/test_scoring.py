@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks.scoring import plain_scores
+from common.loading import load_teacher
 from common.score_file import ScoreFile
-from common.teachers import load_teacher
 from ld_pruner import list_operators
 from ld_pruner.initial_weights import initial_weights
 from ld_pruner.scoring import LatentScorer, Passes

@@ -6,7 +6,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from common.calibration import build_calibration
-from common.teachers import load_teacher
+from common.loading import load_teacher
 from ld_pruner.operators import list_operators
 from ld_pruner.scoring import LatentScorer
 

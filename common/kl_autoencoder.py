@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from common.batches import mix_seed, seeded_normal
-from experiments.autoencoder_training import AutoencoderTraining
+from common.autoencoder import AutoencoderTraining
+from common.seeding import mix_seed, seeded_normal
 
 
 class KLTraining(AutoencoderTraining):

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from common.batches import generator_for
+from common.autoencoder import AutoencoderTraining
 from common.collectives import whole_batch
-from experiments.autoencoder_training import AutoencoderTraining
+from common.seeding import generator_for
 
 USED_WITHIN = 100  # steps after which an entry counts as unused in the log, where none is moved
 
