@@ -3,9 +3,9 @@
 import hydra
 from omegaconf import DictConfig
 
-from experiments.command_line import one_line_composition_errors, one_line_errors
-from experiments.jobs import register_job_folder
-from experiments.sweeps import sweep_job
+from experiments.shared.command_line import one_line_composition_errors, one_line_errors
+from experiments.shared.job_id import register_job_folder
+from experiments.sweeps.sweep import sweep_job
 
 register_job_folder()
 
@@ -14,15 +14,15 @@ register_job_folder()
 @one_line_errors
 @sweep_job
 def main(cfg: DictConfig) -> float | tuple[float, ...]:
-    from experiments.settings import checked
+    from experiments.shared.settings import checked
 
     cfg = checked(cfg)
     if cfg.dry_run:
-        from experiments.dry_run import dry_run
+        from experiments.dry_run.dry_run import dry_run
 
         return dry_run(cfg)
-    from experiments.objectives import check_objectives, objectives
-    from experiments.pipeline import run_job
+    from experiments.job.pipeline import run_job
+    from experiments.sweeps.objectives import check_objectives, objectives
 
     check_objectives(cfg)  # before the long work
     return objectives(cfg, run_job(cfg))

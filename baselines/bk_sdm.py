@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from baselines.bk_sdm_table import Variant, plan_for
-from common.outlook import CalibrationSize, Outlook
-from common.plans import Plan, apply_plan
+from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.plan import Plan, apply_plan
 from common.settings import check_fields
 
 

@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
 from common.errors import InputError
-from common.plans import Edit, Plan
+from common.pruning.plan import Edit, Plan
 
 Variant = Literal["base", "small", "tiny"]
 VARIANTS = get_args(Variant)

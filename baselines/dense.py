@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from common.outlook import CalibrationSize, Outlook
-from common.plans import Plan
+from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.plan import Plan
 
 
 @dataclass

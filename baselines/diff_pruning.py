@@ -9,8 +9,8 @@ the step that stops the loop does not count (their code for pixels counts it). T
 predict the noise; where velocity is predicted, L_t has a floor (0.21 of the largest on the shipped teacher) and the loop
 runs to the end unless the threshold is above it.
 
-How many channels go in groups of norms and heads is a matter of rounding (common.channels.prune_channels). With "down" a
-ratio of 0.3 gives the paper's own sizes: 35.7M and 6.1G MACs of the U-Net for CIFAR-10 become 19.8M and 3.4G.
+How many channels go in groups of norms and heads is a matter of rounding (common.pruning.channels.prune_channels). With "down"
+a ratio of 0.3 gives the paper's own sizes: 35.7M and 6.1G MACs of the U-Net for CIFAR-10 become 19.8M and 3.4G.
 
 The importance of a channel is the mean over the layers that it ties together (torch-pruning's group importances). The
 variants are the paper's comparisons:
@@ -34,20 +34,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.calibration import Calibration
-from common.channels import ChannelPruning, Importance, Rounding, prune_channels
-from common.content import content_name
-from common.cost import count_parameters
-from common.distillation import training_target
+from common.cost.macs import count_parameters
+from common.diffusion.noise_schedule import check_learns_from_noise, noising_scheduler
+from common.diffusion.objective import training_target
+from common.diffusion.sampling import predict
 from common.errors import InputError, check_one_given
-from common.files import write_atomically
-from common.noise_schedule import check_learns_from_noise, noising_scheduler
-from common.outlook import CalibrationSize, Outlook
-from common.plans import Plan
-from common.processes import is_first
-from common.progress import progress_bar
-from common.sampling import predict
-from common.seeding import generator_for, mix_seed, seeded_normal
+from common.pruning.channels import ChannelPruning, Importance, Rounding, prune_channels
+from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.plan import Plan
+from common.runtime.content import content_name
+from common.runtime.files import write_atomically
+from common.runtime.processes import is_first
+from common.runtime.progress import progress_bar
+from common.runtime.seeding import generator_for, mix_seed, seeded_normal
+from common.scoring.calibration import Calibration
 from common.settings import AtLeastOne, Probability, Seed, Share, check_fields
 
 Variant = Literal["diff_pruning", "taylor", "magnitude", "random"]
@@ -140,11 +140,11 @@ class DiffPruning:
     """A method (see README). Removes a share of the channels of every layer, not whole layers.
 
     ratio: the share of channels, in (0, 1). rounding: "down" or "up", of the channels that go from a norm's group or a head
-    (common.channels); the plan's settings tell what was reached, of all channels and in the groups. parameters: instead of the
-    ratio, the share of the parameters, in (0, 1); the ratio is the one that comes nearest (nearest_trial). variant, threshold:
-    above. every: the stride of visited timesteps; the paper visits each. rows: rows of the calibration data in the one batch;
-    all of them where there are fewer. exclude: shell patterns over module paths, whose outputs keep their width. seed: of the
-    noise, and of the random variant.
+    (common.pruning.channels); the plan's settings tell what was reached, of all channels and in the groups. parameters: instead
+    of the ratio, the share of the parameters, in (0, 1); the ratio is the one that comes nearest (nearest_trial). variant,
+    threshold: above. every: the stride of visited timesteps; the paper visits each. rows: rows of the calibration data in the
+    one batch; all of them where there are fewer. exclude: shell patterns over module paths, whose outputs keep their width.
+    seed: of the noise, and of the random variant.
     """
 
     ratio: Share | None

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from common.layer_pruner import LayerPruner
-from common.layers import Layer, mean_magnitude
+from common.pruning.layer_pruner import LayerPruner
+from common.pruning.layers import Layer, mean_magnitude
 
 
 @dataclass

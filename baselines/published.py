@@ -15,12 +15,12 @@ from torch import nn
 
 from baselines.bk_sdm_table import VARIANTS, plan_for
 from common.errors import InputError
-from common.hub import find_folder
-from common.loading import read_index
-from common.outlook import CalibrationSize, Outlook
-from common.plans import Plan, own_settings
-from common.teacher_parts import load_part
-from common.teacher_settings import check_pipeline_settings, named_parts
+from common.models.honoured_settings import check_pipeline_settings, named_parts
+from common.models.hub import find_folder
+from common.models.loading import read_index
+from common.models.parts import load_part
+from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.plan import Plan, own_settings
 
 SAME = ("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "encoder_hid_dim", "class_embed_type")
 LATENT_SIZE = "sample_size"  # not of the weights: a U-Net is measured at its teacher's size
@@ -115,7 +115,7 @@ class Published:
         """No scores; the student of equal sizes among BK-SDM's, by the configuration of `path` alone."""
         import torch
 
-        from common.architectures import build, local_folder, parts_of
+        from common.models.architectures import build, local_folder, parts_of
 
         folder = local_folder(self.path)
         try:

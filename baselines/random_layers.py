@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from common.layer_pruner import LayerPruner
-from common.layers import Layer, random_scores
-from common.outlook import CalibrationSize, Outlook
+from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.layer_pruner import LayerPruner
+from common.pruning.layers import Layer, random_scores
 from common.settings import Seed
 
 

@@ -58,7 +58,7 @@ def write_captioned_images(folder: Path) -> list[str]:
     """4 emoji and their names in BK-SDM's layout, 512 pixels wide; the settings that read them."""
     from PIL import Image
 
-    from common.emoji import load_emoji
+    from common.data.emoji import load_emoji
 
     folder.mkdir(parents=True, exist_ok=True)
     data = load_emoji("data/emoji", "train", limit=1)
@@ -77,7 +77,7 @@ def write_recordings(folder: Path) -> list[str]:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from common.music import load_music
+    from common.data.music import load_music
 
     folder.mkdir(parents=True, exist_ok=True)
     sound = instantiate(OmegaConf.load(ROOT / "conf" / "teacher" / "small_uag.yaml").sound)
@@ -94,13 +94,13 @@ def run_stages(overrides: list[str], folder: Path, distill: bool) -> dict[str, A
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
-    from common.cost import count_nonzero, peak_memory_mib
-    from common.loading import load_teacher
-    from common.sampling import sample_latents
-    from common.student_folders import load_student, save_student
-    from experiments.jobs import register_job_folder
-    from experiments.planning import make_plans, prune
-    from experiments.train_student import train_student
+    from common.cost.macs import count_nonzero, peak_memory_mib
+    from common.diffusion.sampling import sample_latents
+    from common.models.loading import load_teacher
+    from common.models.saving import load_student, save_student
+    from experiments.job.planning import make_plans, prune
+    from experiments.shared.job_id import register_job_folder
+    from experiments.training.train_student import train_student
 
     register_job_folder()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -151,7 +151,7 @@ def main() -> None:
         print(json.dumps(run_stages(arguments.settings, work / "students" / teacher / method, arguments.distill)))
         return
 
-    from common.architectures import write_random_folder
+    from common.models.architectures import write_random_folder
 
     write = {"t2i": write_captioned_images, "uig": write_images, "uag": write_recordings}
     for teacher in arguments.teachers:

@@ -18,8 +18,8 @@ def plain_losses(unet: Any, layers: list[Any], batches: list[Any]) -> dict[str, 
     """The loss by its definition: every layer removed in turn, the whole network run on every batch."""
     import torch
 
-    from common.plans import edited
-    from common.sampling import predict
+    from common.diffusion.sampling import predict
+    from common.pruning.plan import edited
 
     losses = dict.fromkeys((layer.site for layer in layers), 0.0)
     with torch.no_grad():
@@ -43,12 +43,12 @@ def main() -> None:
 
     import torch
 
-    from common.calibration import build_calibration
-    from common.emoji import load_emoji
-    from common.loading import load_teacher
-    from common.noisy_batches import noisy_batches
-    from common.progress import progress_bar
-    from common.score_file import ScoreFile
+    from common.data.emoji import load_emoji
+    from common.models.loading import load_teacher
+    from common.runtime.progress import progress_bar
+    from common.scoring.calibration import build_calibration
+    from common.scoring.noisy_batches import noisy_batches
+    from common.scoring.score_file import ScoreFile
     from laptop_diff import list_layers
     from laptop_diff.criteria import layer_losses
 

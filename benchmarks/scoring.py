@@ -24,8 +24,8 @@ def plain_scores(
     """Algorithm 1 as written: one operator at a time, and `together` conditions at a time (as written: 1)."""
     import torch
 
-    from common.plans import edited
-    from common.sampling import denoise
+    from common.diffusion.sampling import denoise
+    from common.pruning.plan import edited
     from ld_pruner import latent_score
 
     @torch.no_grad()
@@ -65,11 +65,11 @@ def main() -> None:
 
     import torch
 
-    from common.calibration import build_calibration
-    from common.emoji import load_emoji
-    from common.loading import load_teacher
-    from common.progress import progress_bar
-    from common.score_file import ScoreFile
+    from common.data.emoji import load_emoji
+    from common.models.loading import load_teacher
+    from common.runtime.progress import progress_bar
+    from common.scoring.calibration import build_calibration
+    from common.scoring.score_file import ScoreFile
     from ld_pruner import list_operators
     from ld_pruner.initial_weights import initial_weights
     from ld_pruner.scoring import LatentScorer

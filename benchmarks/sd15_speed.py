@@ -28,7 +28,7 @@ def seconds_of_plain_steps(
     import torch
     from torch.nn import functional as F
 
-    from common.distillation import FeatureTaps
+    from common.training.distillation import FeatureTaps
 
     optimizer = torch.optim.AdamW(student.parameters(), lr=5e-5, weight_decay=0.01)
     taps = FeatureTaps(student, [pair[0] for pair in pairs]), FeatureTaps(teacher, [pair[1] for pair in pairs])
@@ -59,15 +59,15 @@ def seconds_of_plain_steps(
 
 
 def seconds_of_our_steps(student: Any, teacher: Any, pairs: list, batch: dict[str, Any], bf16: bool, steps: int) -> float:
-    """Median seconds of a step of common.training.fit, the rows on the CPU as in a job."""
+    """Median seconds of a step of common.training.fit.fit, the rows on the CPU as in a job."""
     import lightning as L
     import torch
     from diffusers import PNDMScheduler
 
-    from common.batches import TensorRows
-    from common.distillation import DenoiserTraining
-    from common.schedules import scheduler
-    from common.training import fit
+    from common.training.batches import TensorRows
+    from common.training.distillation import DenoiserTraining
+    from common.training.fit import fit
+    from common.training.schedules import scheduler
 
     device = batch["latents"].device
 
@@ -123,14 +123,14 @@ def main() -> None:
     from baselines.bk_sdm import BKSDM
     from benchmarks.layer_losses import plain_losses
     from common import apply_plan
-    from common.architectures import architecture, build
-    from common.calibration import build_calibration
-    from common.cost import count_parameters
-    from common.latency import compare_latency
-    from common.noisy_batches import noisy_batches
-    from common.score_file import ScoreFile
-    from experiments.distill_student import feature_pairs
-    from experiments.measure_cost import forward_call, in_dtype
+    from common.cost.latency import compare_latency
+    from common.cost.macs import count_parameters
+    from common.models.architectures import architecture, build
+    from common.scoring.calibration import build_calibration
+    from common.scoring.noisy_batches import noisy_batches
+    from common.scoring.score_file import ScoreFile
+    from experiments.evaluation.measure_cost import forward_call, in_dtype
+    from experiments.training.distill_student import feature_pairs
     from laptop_diff import list_layers
     from laptop_diff.criteria import layer_losses
 

@@ -7,18 +7,18 @@ common.Plan, common.Edit, common.save_sparse, common.load_sparse. They are loade
 
 from typing import Any
 
-from common import torchvision_import
+from common.runtime import torchvision_import
 
 torchvision_import.install()
 
 PUBLIC = {
-    "load_teacher": "common.teachers",
-    "load_denoiser": "common.teachers",
-    "apply_plan": "common.plans",
-    "Plan": "common.plans",
-    "Edit": "common.plans",
-    "save_sparse": "common.sparse_file",
-    "load_sparse": "common.sparse_file",
+    "load_teacher": "common.models.loading",
+    "load_denoiser": "common.models.loading",
+    "apply_plan": "common.pruning.plan",
+    "Plan": "common.pruning.plan",
+    "Edit": "common.pruning.plan",
+    "save_sparse": "common.export.sparse_file",
+    "load_sparse": "common.export.sparse_file",
 }
 __all__ = list(PUBLIC)
 

@@ -1,6 +1,7 @@
 """A person's text (captions, names of files and teachers, settings, errors) where it is shown: text, never markup or control.
 
-Pictures: common.pictures; tables on a terminal: common.console; HTML: the template of experiments.report escapes by itself.
+Pictures: common.diffusion.images; tables on a terminal: common.runtime.console; HTML: the template of experiments.report
+escapes by itself.
 """
 
 import re
@@ -41,7 +42,7 @@ def in_lines(text: Any, width: int, lines: int) -> str:
 def markdown_text(text: Any) -> str:
     """The text so that Markdown shows it as it is, on one line: no emphasis, link, code, HTML, formula or mention of markup.
 
-    In a cell of a table experiments.paper_table.markdown sees to "|".
+    In a cell of a table experiments.reporting.paper_table.markdown sees to "|".
     """
     escaped = re.sub(r"([\\`*\[\]<>$~&])", r"\\\1", one_line(text))
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)  # between letters it is no emphasis

@@ -13,21 +13,21 @@ import hydra
 from omegaconf import DictConfig
 
 from common.errors import InputError
-from common.progress import under_way
-from experiments.additivity_page import correlations, draw, print_correlations
-from experiments.command_line import one_line_composition_errors, one_line_errors
-from experiments.jobs import chosen, job_identity, job_settings
+from common.runtime.progress import under_way
+from experiments.reporting.additivity_page import correlations, draw, print_correlations
+from experiments.shared.command_line import one_line_composition_errors, one_line_errors
+from experiments.shared.job_id import chosen, job_identity, job_settings
 
 
 def measure(cfg: DictConfig, settings: dict[str, Any]) -> dict[str, Any]:
     """The sums and joint losses of every criterion over the same random sets of layers, and their correlations."""
-    from common.layers import list_layers
-    from common.loading import load_teacher
-    from common.processes import pick_device, refuse_others
-    from common.progress import progress_bar
-    from common.score_file import ScoreFile
-    from experiments.caches import cache_folder
-    from experiments.planning import calibrate
+    from common.models.loading import load_teacher
+    from common.pruning.layers import list_layers
+    from common.runtime.processes import pick_device, refuse_others
+    from common.runtime.progress import progress_bar
+    from common.scoring.score_file import ScoreFile
+    from experiments.job.planning import calibrate
+    from experiments.shared.tensor_cache import cache_folder
     from laptop_diff.additivity import JOINT, joint_losses, random_subsets
     from laptop_diff.method import LaptopDiff
 
@@ -86,8 +86,8 @@ def measure(cfg: DictConfig, settings: dict[str, Any]) -> dict[str, Any]:
 @one_line_errors
 @under_way("additivity of losses")
 def main(cfg: DictConfig) -> None:
-    from common.content import content_name
-    from common.files import write_json
+    from common.runtime.content import content_name
+    from common.runtime.files import write_json
 
     settings = job_settings(cfg)
     name = content_name(job_identity(cfg, chosen(cfg, "method")))[:8]

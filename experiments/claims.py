@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import write_text
+from common.runtime.files import write_text
+from common.runtime.strict_json import read_json
 from common.shown_text import code_span, markdown_text
-from common.strict_json import read_json
-from experiments.command_line import one_line_errors
-from experiments.lookup import find
-from experiments.metric_table import higher_is_better
-from experiments.paper_table import markdown
-from experiments.result_index import fault_lines, write_index
-from experiments.rows import ROWS_FILE, Row, comparable, group_name, read_rows
+from experiments.reporting.lookup import find
+from experiments.reporting.metric_table import higher_is_better
+from experiments.reporting.paper_table import markdown
+from experiments.reporting.rows import ROWS_FILE, Row, comparable, group_name, read_rows
+from experiments.shared.command_line import one_line_errors
+from experiments.sweeps.result_index import fault_lines, write_index
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
 SEEDS = "t2i/seeds"  # the rows that show the noise
@@ -47,7 +47,7 @@ def relative(a: float, b: float) -> float:
 
 def noise(rows: Sequence[Row], metric: str, model: str = "student") -> float:
     """The largest relative difference between two of the rows; 0 for what seeds do not change, as the number of zeros."""
-    from experiments.lookup import figures_of
+    from experiments.reporting.lookup import figures_of
 
     values = [figures_of(row, {"model": model}).get(metric) for row in rows]
     known = [value for value in values if value is not None and math.isfinite(value)]

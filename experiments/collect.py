@@ -8,10 +8,10 @@ python -m experiments.collect outputs --parquet rows.parquet   and as Parquet (p
 import argparse
 from pathlib import Path
 
-from experiments.command_line import one_line_errors
-from experiments.job_table import print_rows
-from experiments.rows import read_rows
-from experiments.tables import flatten, write_csv, write_parquet
+from experiments.reporting.job_table import print_rows
+from experiments.reporting.rows import read_rows
+from experiments.reporting.tables import flatten, write_csv, write_parquet
+from experiments.shared.command_line import one_line_errors
 
 
 @one_line_errors

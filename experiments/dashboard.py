@@ -7,8 +7,8 @@ import argparse
 from typing import Any
 
 from common.errors import InputError
-from experiments.command_line import one_line_errors
-from experiments.tracking import STEP, in_short
+from experiments.shared.command_line import one_line_errors
+from experiments.sweeps.wandb_run import STEP, in_short
 
 # a panel without values stays empty
 METRICS = ("fid", "clip_score", "pickscore", "fad_vggish", "fd_effnet", "fad_musicnn", "caption_retrieval")

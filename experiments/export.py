@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import whole_folder, write_json
-from common.progress import under_way
-from experiments.command_line import one_line_errors
-from experiments.rows import read_row
+from common.runtime.files import whole_folder, write_json
+from common.runtime.progress import under_way
+from experiments.reporting.rows import read_row
+from experiments.shared.command_line import one_line_errors
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 EXPORT_FILE = "export.json"
@@ -52,8 +52,8 @@ def check_numbers(arguments: argparse.Namespace) -> None:
 
 def copy_beside(job: Path, row: dict[str, Any], folder: Path) -> None:
     """Pictures, licences and the result row (its command without where it wrote) beside the student."""
-    from experiments.model_card import PICTURES, licence_files
-    from experiments.result_pages import shown_command
+    from experiments.reporting.model_card import PICTURES, licence_files
+    from experiments.reporting.result_pages import shown_command
 
     for path in [*(job / name for name in PICTURES), *licence_files(row)]:
         if path.is_file():
@@ -65,8 +65,8 @@ def print_report(found: dict[str, Any], formats: dict[str, Any]) -> None:
     """What was found, within 80 columns."""
     from rich.table import Table
 
-    from common.console import PlainConsole
-    from experiments.card_texts import format_lines
+    from common.runtime.console import PlainConsole
+    from experiments.reporting.card_texts import format_lines
 
     console = PlainConsole(width=80)
     alone = f"as {found['pipeline']}" if found["pipeline"] else f"part by part ({found['reason']})"
@@ -102,9 +102,9 @@ def print_report(found: dict[str, Any], formats: dict[str, Any]) -> None:
 @one_line_errors
 def export(arguments: argparse.Namespace) -> None:
     """Exports a job's student; InputError, and nothing written, where an output differs from PyTorch's."""
-    from common.other_runtimes import check_installed
-    from experiments.hub_push import check_pushable, push
-    from experiments.model_card import known_licence, write_card
+    from common.export.onnx_openvino import check_installed
+    from experiments.exporting.hub_push import check_pushable, push
+    from experiments.reporting.model_card import known_licence, write_card
 
     job, out = arguments.job, arguments.out or arguments.job / "export"
     formats = tuple(dict.fromkeys(arguments.to))
@@ -116,9 +116,9 @@ def export(arguments: argparse.Namespace) -> None:
     if arguments.push:
         check_pushable(arguments.push)
 
-    from common.loading import load_teacher
-    from common.student_folders import tidy_configs
-    from experiments.exported_formats import Wanted, export_formats, loads_alone
+    from common.models.loading import load_teacher
+    from common.models.saving import tidy_configs
+    from experiments.exporting.exported_formats import Wanted, export_formats, loads_alone
 
     with under_way("loading the student"):
         teacher = load_teacher(str(job / "student"))

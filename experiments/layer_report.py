@@ -10,9 +10,9 @@ below DEAD changes the output by less than a hundredth of its deviation: whateve
 import hydra
 from omegaconf import DictConfig
 
-from experiments.command_line import one_line_composition_errors, one_line_errors
-from experiments.jobs import register_job_folder
-from experiments.layer_effects import layers_of, report
+from experiments.evaluation.layer_effects import layers_of, report
+from experiments.shared.command_line import one_line_composition_errors, one_line_errors
+from experiments.shared.job_id import register_job_folder
 
 register_job_folder()
 
@@ -20,8 +20,8 @@ register_job_folder()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 @one_line_errors
 def main(cfg: DictConfig) -> None:
-    from common.loading import load_teacher
-    from common.processes import pick_device
+    from common.models.loading import load_teacher
+    from common.runtime.processes import pick_device
 
     teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config).to(pick_device(cfg.device))
     losses = layers_of(teacher, hydra.utils.instantiate(cfg.task.data, split="train"))

@@ -8,9 +8,9 @@ Started several times on the same `outputs`, on one machine or on many, the proc
 import hydra
 from omegaconf import DictConfig
 
-from common.progress import under_way
-from experiments.command_line import one_line_composition_errors, one_line_errors
-from experiments.jobs import register_job_folder
+from common.runtime.progress import under_way
+from experiments.shared.command_line import one_line_composition_errors, one_line_errors
+from experiments.shared.job_id import register_job_folder
 
 register_job_folder()
 
@@ -19,11 +19,11 @@ register_job_folder()
 @one_line_errors
 @under_way("training rows")
 def main(cfg: DictConfig) -> None:
-    from common.loading import load_teacher
-    from common.processes import pick_device
-    from experiments.caches import cache_folder
-    from experiments.teacher_sound import check_sound
-    from experiments.training_rows import training_rows
+    from common.models.loading import load_teacher
+    from common.runtime.processes import pick_device
+    from experiments.shared.teacher_sound import check_sound
+    from experiments.shared.tensor_cache import cache_folder
+    from experiments.training.cached_latents import training_rows
 
     teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config).to(pick_device(cfg.device))
     check_sound(cfg.teacher.path, cfg.task.sound, teacher.sound)

@@ -18,11 +18,11 @@ from typing import Any
 
 from common.errors import InputError
 from common.shown_text import spelt_out
-from experiments.command_line import one_line_errors, told
-from experiments.result_index import write_index
-from experiments.result_pages import shown_command, write_additivity, write_page
-from experiments.rows import Row, read_rows
-from experiments.sweeps import read_records, read_sweep
+from experiments.reporting.result_pages import shown_command, write_additivity, write_page
+from experiments.reporting.rows import Row, read_rows
+from experiments.shared.command_line import one_line_errors, told
+from experiments.sweeps.result_index import write_index
+from experiments.sweeps.sweep import read_records, read_sweep
 
 
 @dataclass(frozen=True)

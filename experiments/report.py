@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 
 from common.errors import InputError
-from experiments.command_line import one_line_errors
-from experiments.report_page import write_report
-from experiments.rows import read_rows
+from experiments.reporting.page import write_report
+from experiments.reporting.rows import read_rows
+from experiments.shared.command_line import one_line_errors
 
 
 @one_line_errors

@@ -11,11 +11,11 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from common.progress import under_way
+from common.runtime.progress import under_way
 from common.shown_text import code_span, markdown_text
-from experiments.command_line import one_line_composition_errors, one_line_errors
-from experiments.jobs import register_job_folder
-from experiments.paper_table import markdown
+from experiments.reporting.paper_table import markdown
+from experiments.shared.command_line import one_line_composition_errors, one_line_errors
+from experiments.shared.job_id import register_job_folder
 
 register_job_folder()
 
@@ -49,13 +49,13 @@ def measure(cfg: DictConfig, teacher: Any, split: str, subset: dict[str, Any]) -
     import torch
     from omegaconf import OmegaConf
 
-    from common.content import content_name
-    from common.distances import caption_retrieval, frechet_distance, kernel_distance
-    from common.features import extract_features
-    from experiments.caches import cache_folder
-    from experiments.prompts import evaluation_prompts
-    from experiments.reference import Reference
-    from experiments.samples import sampled_batches
+    from common.metrics.distances import caption_retrieval, frechet_distance, kernel_distance
+    from common.metrics.efficientnet import extract_features
+    from common.runtime.content import content_name
+    from experiments.evaluation.prompts import evaluation_prompts
+    from experiments.evaluation.real_features import Reference
+    from experiments.evaluation.samples import sampled_batches
+    from experiments.shared.tensor_cache import cache_folder
 
     cfg = OmegaConf.merge(cfg, {"evaluation": {"split": split}, "task": {"data": subset}})
     captions, names = evaluation_prompts(cfg)
@@ -88,10 +88,10 @@ def by_ear(cfg: DictConfig, teacher: Any, clips: Any, sound: Any) -> dict[str, d
     """
     import torch
 
-    from common.distances import frechet_distance
-    from common.features import extract_features
-    from common.sampling import sample_latents
-    from common.seeding import generator_for
+    from common.diffusion.sampling import sample_latents
+    from common.metrics.distances import frechet_distance
+    from common.metrics.efficientnet import extract_features
+    from common.runtime.seeding import generator_for
 
     instruments = list(dict.fromkeys(clips.instruments))
     count = min(cfg.evaluation.images // 2, *(clips.instruments.count(name) // 2 for name in instruments))
@@ -129,15 +129,15 @@ def by_ear(cfg: DictConfig, teacher: Any, clips: Any, sound: Any) -> dict[str, d
 def main(cfg: DictConfig) -> None:
     import torch
 
-    from common.files import write_json, write_text
-    from common.loading import load_teacher
-    from common.pictures import save_grid, upright
-    from common.processes import pick_device
-    from common.reconstruction import peak_signal_to_noise
-    from common.sampling import sample_latents
-    from common.sound_files import write_sounds
-    from common.strict_json import read_json
-    from experiments.layer_effects import layers_of
+    from common.audio.wav import write_sounds
+    from common.diffusion.images import save_grid, upright
+    from common.diffusion.sampling import sample_latents
+    from common.metrics.reconstruction import peak_signal_to_noise
+    from common.models.loading import load_teacher
+    from common.runtime.files import write_json, write_text
+    from common.runtime.processes import pick_device
+    from common.runtime.strict_json import read_json
+    from experiments.evaluation.layer_effects import layers_of
 
     torch.set_grad_enabled(False)
     teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config).to(pick_device(cfg.device))
@@ -180,8 +180,8 @@ def card_text(
     teacher: Any, cfg: DictConfig, figures: dict[str, Any], history: list[dict], captions: list[str], labels: Iterable[str]
 ) -> str:
     """The card in Markdown."""
-    from common.cost import count_parameters
-    from experiments.layer_effects import report
+    from common.cost.macs import count_parameters
+    from experiments.evaluation.layer_effects import report
 
     sizes = {
         "denoiser": teacher.denoiser,

@@ -15,9 +15,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from common.progress import under_way
-from experiments.command_line import one_line_composition_errors, one_line_errors
-from experiments.jobs import register_job_folder
+from common.runtime.progress import under_way
+from experiments.shared.command_line import one_line_composition_errors, one_line_errors
+from experiments.shared.job_id import register_job_folder
 
 register_job_folder()
 
@@ -25,8 +25,8 @@ register_job_folder()
 def check_work(cfg: DictConfig, work: Path) -> None:
     """InputError when `work` was begun with other settings; the number of steps and how often to save may change."""
     from common.errors import InputError
-    from common.files import write_json
-    from common.strict_json import read_json
+    from common.runtime.files import write_json
+    from common.runtime.strict_json import read_json
 
     settings = OmegaConf.to_container(cfg, resolve=True)
     begun = {name: settings[name] for name in ("seed", "start", "autoencoder")} | settings["teacher_training"]
@@ -55,16 +55,16 @@ def first_weights(cfg: DictConfig) -> dict[str, str]:
 def main(cfg: DictConfig) -> None:
     import torch
 
-    from common.files import check_writable, write_json
-    from common.latents import encode_images
-    from common.pictures import save_grid, upright
-    from common.processes import refuse_others
-    from common.reconstruction import peak_signal_to_noise, reconstruct_images
-    from common.strict_json import read_json
-    from common.student_folders import save_whole
-    from experiments.autoencoder_training import train_autoencoder
-    from experiments.caches import cached_tensors
-    from experiments.denoiser_training import train_denoiser
+    from common.diffusion.images import save_grid, upright
+    from common.diffusion.latents import encode_images
+    from common.metrics.reconstruction import peak_signal_to_noise, reconstruct_images
+    from common.models.saving import save_whole
+    from common.runtime.files import check_writable, write_json
+    from common.runtime.processes import refuse_others
+    from common.runtime.strict_json import read_json
+    from experiments.shared.tensor_cache import cached_tensors
+    from experiments.teacher_training.autoencoder_training import train_autoencoder
+    from experiments.teacher_training.denoiser_training import train_denoiser
 
     refuse_others("experiments.train_teacher")
     work, out = Path(cfg.work), Path(cfg.out)

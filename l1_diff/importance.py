@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.calibration import Calibration
+from common.diffusion.latents import pixels_for
+from common.diffusion.sampling import predict
 from common.errors import InputError
-from common.latents import pixels_for
-from common.noisy_batches import noisy_batches
-from common.sampling import predict
+from common.scoring.calibration import Calibration
+from common.scoring.noisy_batches import noisy_batches
 
 GradientAverage = Literal["mean", "mean_absolute"]
 AVERAGES = get_args(GradientAverage)
@@ -105,7 +105,7 @@ def average_gradients(
 def denoising_losses(unet: nn.Module, calibration: Calibration, timesteps: str, batch_size: int, seed: int) -> Iterator[Loss]:
     """The task loss E || target - eps(x_t, t, c) ||^2 over the calibration's training rows, a batch at a time.
 
-    Each row has one timestep (common.noisy_batches; InputError as there).
+    Each row has one timestep (common.scoring.noisy_batches; InputError as there).
     """
     for batch in noisy_batches(calibration, timesteps, batch_size, False, seed):
 

@@ -11,12 +11,12 @@ import torch
 from annotated_types import Gt, Le, MinLen
 from torch import nn
 
-from common.calibration import Calibration
 from common.errors import InputError
-from common.masks import MASK, plan_masks
-from common.noisy_batches import Timesteps
-from common.outlook import CalibrationSize, Outlook
-from common.plans import Edit, Plan
+from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.masks import MASK, plan_masks
+from common.pruning.plan import Edit, Plan
+from common.scoring.calibration import Calibration
+from common.scoring.noisy_batches import Timesteps
 from common.settings import AtLeastOne, Decay, NonNegative, Probability, Seed, check_fields
 from l1_diff.importance import (
     GradientAverage,

@@ -11,8 +11,8 @@ from zlib import crc32
 
 import torch
 
-from common.seeding import generator_for
-from common.threads import in_threads
+from common.runtime.seeding import generator_for
+from common.runtime.threads import in_threads
 from l1_diff.masks import Masks, lowest, lowest_everywhere
 
 RegrowBy = Literal["chance", "gradient"]

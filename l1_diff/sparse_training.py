@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.masks import apply_masks, masked_weight, pack_bits, unpack_bits
+from common.pruning.masks import apply_masks, masked_weight, pack_bits, unpack_bits
 from l1_diff.masks import Masks, sparsity_masks
 from l1_diff.regrowth import Regrowth, exchange, regrow
 from l1_diff.schedule import Ramp

@@ -1,6 +1,6 @@
 """LAPTOP-Diff (arXiv 2404.11098): layers removed by output loss and a knapsack, distilled with normalised features."""
 
-from common.layers import list_layers
+from common.pruning.layers import list_layers
 from laptop_diff.feature_loss import normalized_feature_loss
 from laptop_diff.knapsack import select_layers
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from common.calibration import Calibration
+from common.diffusion.sampling import predict
 from common.errors import InputError
-from common.layers import Layer
-from common.noisy_batches import noisy_batches
-from common.plans import edited
-from common.sampling import predict
-from common.score_file import ScoreFile
-from common.seeding import generator_for
+from common.pruning.layers import Layer
+from common.pruning.plan import edited
+from common.runtime.seeding import generator_for
+from common.scoring.calibration import Calibration
+from common.scoring.noisy_batches import noisy_batches
+from common.scoring.score_file import ScoreFile
 from laptop_diff.criteria import alignment_of, batch_loss, condition_chunks
 
 JOINT = ("output", "task", "alignment")  # criteria that say what a set of layers costs; the others score single layers

@@ -7,8 +7,8 @@
     random     a seeded uniform number
 
 Expectations run over latents of training images, timesteps and conditions. What all layers have in common, the network up
-to the first changed block, is computed once per batch; several layers share one forward pass (common/branches.py), and
-several processes share the passes out.
+to the first changed block, is computed once per batch; several layers share one forward pass (common/scoring/edited_copies.py),
+and several processes share the passes out.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,15 +17,15 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from common.branches import edited_outputs
-from common.calibration import Calibration
-from common.collectives import shared_out
 from common.errors import InputError
-from common.layers import Layer, mean_magnitude, random_scores
-from common.noisy_batches import NoisyBatch, noisy_batches
-from common.plans import Edit
-from common.roll_out import roll_out
-from common.score_file import ScoreFile
+from common.pruning.layers import Layer, mean_magnitude, random_scores
+from common.pruning.plan import Edit
+from common.runtime.collectives import shared_out
+from common.scoring.calibration import Calibration
+from common.scoring.edited_copies import edited_outputs
+from common.scoring.noisy_batches import NoisyBatch, noisy_batches
+from common.scoring.score_file import ScoreFile
+from common.scoring.trajectories import roll_out
 
 Criterion = Literal["output", "task", "alignment", "magnitude", "random"]
 CRITERIA = get_args(Criterion)

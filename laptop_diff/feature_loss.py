@@ -15,10 +15,10 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from common.collectives import mean_over_processes
-from common.distillation import Features, squared_feature_losses
 from common.errors import InputError
+from common.runtime.collectives import mean_over_processes
 from common.settings import Decay
+from common.training.distillation import Features, squared_feature_losses
 
 Variant = Literal["inv_l2", "inv_l2_sq", "rel_to_max", "rel_to_mean"]
 VARIANTS = get_args(Variant)
@@ -60,7 +60,7 @@ def normalized_feature_loss(student_features: Features, teacher_features: Featur
 
 
 class NormalizedFeatureLosses(nn.Module):
-    """The terms alpha_i * mean squared error as a list; a `feature_losses` of common.distillation.DenoiserTraining.
+    """The terms alpha_i * mean squared error as a list; a `feature_losses` of common.training.distillation.DenoiserTraining.
 
     momentum: None takes the scales of each batch by itself; a number such as 0.99 averages them over batches (running),
     kept in buffers so that a resumed run goes on with the same factors.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from common.errors import InputError
-from common.layer_pruner import lowest_layers
+from common.pruning.layer_pruner import lowest_layers
 
 MANY, BEAM = 1_000_000, 1_000
 Kept = tuple[int, int, int]

@@ -7,14 +7,14 @@ from typing import Literal
 
 from torch import nn
 
-from common.calibration import Calibration
-from common.content import content_name
-from common.layer_pruner import LayerPruner, lowest_layers
-from common.layers import Layer, list_layers
-from common.noisy_batches import Timesteps
-from common.outlook import CalibrationSize, Outlook
-from common.progress import progress_bar
-from common.score_file import ScoreFile
+from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.layer_pruner import LayerPruner, lowest_layers
+from common.pruning.layers import Layer, list_layers
+from common.runtime.content import content_name
+from common.runtime.progress import progress_bar
+from common.scoring.calibration import Calibration
+from common.scoring.noisy_batches import Timesteps
+from common.scoring.score_file import ScoreFile
 from common.settings import AtLeastOne, NonNegative, Seed
 from laptop_diff.criteria import Criterion, layer_losses
 from laptop_diff.knapsack import greedy_layers, select_layers
@@ -26,7 +26,7 @@ SELECTIONS = {"knapsack": select_layers, "greedy": greedy_layers, "lowest": lowe
 class LaptopDiff(LayerPruner):
     """A method (see README): reads a teacher's denoiser and a calibration, returns a plan.
 
-    ratio, unit, granularity, width_changing, exclude: common.layer_pruner. criterion, timesteps, guidance_scale,
+    ratio, unit, granularity, width_changing, exclude: common.pruning.layer_pruner. criterion, timesteps, guidance_scale,
     batch_size, copies: what a layer's loss is and how it is computed (laptop_diff.criteria). selection: "knapsack" is exact;
     "greedy" (by loss per size) and "lowest" (by loss) are comparisons.
     """

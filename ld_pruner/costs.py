@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from common.cost import site_costs
+from common.cost.macs import site_costs
 from common.errors import InputError
 from ld_pruner.operators import Operator
 

@@ -7,9 +7,9 @@ from zlib import crc32
 import torch
 from torch import nn
 
+from common.diffusion.sampling import predict
 from common.errors import InputError
-from common.sampling import predict
-from common.seeding import generator_for
+from common.runtime.seeding import generator_for
 from ld_pruner.operators import Operator
 
 Batch = tuple[tuple, dict[str, Any]]

@@ -10,15 +10,15 @@ from typing import Literal
 import torch
 from torch import nn
 
-from common.calibration import Calibration
-from common.content import content_name
 from common.errors import InputError, check_one_given
-from common.outlook import CalibrationSize, Outlook
-from common.plans import Edit, Plan, edited
-from common.progress import progress_bar
-from common.roll_out import noisy_latents
-from common.score_file import ScoreFile
-from common.seeding import generator_for
+from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.plan import Edit, Plan, edited
+from common.runtime.content import content_name
+from common.runtime.progress import progress_bar
+from common.runtime.seeding import generator_for
+from common.scoring.calibration import Calibration
+from common.scoring.score_file import ScoreFile
+from common.scoring.trajectories import noisy_latents
 from common.settings import AtLeastOne, Count, Seed, Share, check_fields
 from ld_pruner.costs import Unit, operator_costs
 from ld_pruner.initial_weights import Batch, Initial, initial_weights

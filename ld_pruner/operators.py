@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.cost import count_parameters, probe_inputs
+from common.cost.macs import count_parameters, probe_inputs
+from common.diffusion.sampling import predict
 from common.errors import InputError
-from common.layers import removal
-from common.plans import Edit
-from common.sampling import predict
+from common.pruning.layers import removal
+from common.pruning.plan import Edit
 
 KINDS = {
     "conv": ("Conv2d",),
@@ -64,7 +64,7 @@ def _shapes(unet: nn.Module, sites: Sequence[str], into: dict[str, tuple[torch.S
 def replacement_edit(site: str, module: nn.Module, source: torch.Size, result: torch.Size, residual: str) -> Edit | None:
     """The cheapest edit that keeps the shape, or None where there is none.
 
-    Equal shapes: what the module would pass on without what it computes (common.layers.removal), or, when `residual` is
+    Equal shapes: what the module would pass on without what it computes (common.pruning.layers.removal), or, when `residual` is
     "identity", its input; other channels: a 1x1 convolution; smaller maps: average pooling; larger maps: nearest upsampling.
     """
     if source == result:

@@ -6,9 +6,9 @@ screened: all are scored under the first condition, which ranks them. The first 
           operator whose partial sum exceeds the k-th lowest full score so far cannot be among the k lowest, and is dropped:
           the k lowest are the exact ones, whatever the ranking says; a good one only saves time.
 
-In both, several modified networks share one forward pass (common/branches.py). What shares a pass changes the last bits of a
-score, and so it is fixed (`Passes`): it follows from the operators, the number of conditions and `rows` alone. A pass is
-computed whole or not at all, and a score is the same number whatever else was asked for, before or beside it.
+In both, several modified networks share one forward pass (common/scoring/edited_copies.py). What shares a pass changes the last
+bits of a score, and so it is fixed (`Passes`): it follows from the operators, the number of conditions and `rows` alone. A pass
+is computed whole or not at all, and a score is the same number whatever else was asked for, before or beside it.
 
 Several processes compute the next forward passes at the same time, one each; where the result of one makes another unneeded,
 that is thrown away: the scores are those of one process. Every finished pass is written to the score file at once, and is
@@ -21,12 +21,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import nn
 
-from common.calibration import Calibration
-from common.collectives import shared_out
 from common.errors import InputError
-from common.processes import process_count
-from common.roll_out import roll_out
-from common.score_file import ScoreFile
+from common.runtime.collectives import shared_out
+from common.runtime.processes import process_count
+from common.scoring.calibration import Calibration
+from common.scoring.score_file import ScoreFile
+from common.scoring.trajectories import roll_out
 from ld_pruner.latent_score import latent_score
 from ld_pruner.operators import Operator
 

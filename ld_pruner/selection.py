@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from torch import nn
 
-from common.cost import count_parameters
+from common.cost.macs import count_parameters
 from ld_pruner.operators import Operator
 
 

@@ -53,7 +53,7 @@ def small_autoencoder(**options):
 def tiny_teacher_folder(tmp_path_factory):
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-    from experiments.text_encoder import build_text_encoder
+    from experiments.teacher_training.text_encoder import build_text_encoder
 
     torch.manual_seed(0)
     tokenizer = letters_tokenizer()
@@ -91,7 +91,7 @@ def tiny_sd2_folder(tmp_path_factory):
     """In the layout of Stable Diffusion 2.1: a wider text encoder without its last layer, linear projections, velocity."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-    from experiments.text_encoder import build_text_encoder
+    from experiments.teacher_training.text_encoder import build_text_encoder
 
     torch.manual_seed(3)
     tokenizer = letters_tokenizer(pad_token="!")
@@ -124,7 +124,7 @@ def tiny_sdxl_folder(tmp_path_factory):
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModelWithProjection
 
-    from experiments.text_encoder import build_text_encoder
+    from experiments.teacher_training.text_encoder import build_text_encoder
 
     torch.manual_seed(4)
     tokenizer, tokenizer_2 = letters_tokenizer(), letters_tokenizer(pad_token="!")
@@ -245,8 +245,8 @@ def publish_variant(teacher_folder, folder, variant):
     Its index names a safety checker, which a download leaves out.
     """
     from baselines.bk_sdm_table import plan_for
-    from common.loading import load_denoiser
-    from common.plans import apply_plan
+    from common.models.loading import load_denoiser
+    from common.pruning.plan import apply_plan
 
     shutil.copytree(teacher_folder, folder, ignore=shutil.ignore_patterns("unet"))
     unet = load_denoiser(teacher_folder)
@@ -268,14 +268,14 @@ def published_folders(tiny_teacher_folders, tmp_path_factory):
 
 @pytest.fixture
 def tiny_teacher(tiny_teacher_folder):
-    from common.loading import load_teacher
+    from common.models.loading import load_teacher
 
     return load_teacher(str(tiny_teacher_folder))
 
 
 @pytest.fixture
 def tiny_calibration(tiny_teacher):
-    from common.calibration import build_calibration
+    from common.scoring.calibration import build_calibration
 
     captions = ["a red apple, noto style", "a teddy bear, fluent style", "a flag of france, openmoji style"]
     return build_calibration(

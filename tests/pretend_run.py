@@ -14,13 +14,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from common.errors import InputError
-from common.files import ROOT, write_json
-from common.locks import locked
-from experiments.command_line import one_line_composition_errors, one_line_errors
-from experiments.jobs import job_settings, register_job_folder
-from experiments.objectives import check_objectives, objectives
-from experiments.pipeline import found_or_made
-from experiments.sweeps import sweep_job
+from common.runtime.files import ROOT, write_json
+from common.runtime.locks import locked
+from experiments.job.pipeline import found_or_made
+from experiments.shared.command_line import one_line_composition_errors, one_line_errors
+from experiments.shared.job_id import job_settings, register_job_folder
+from experiments.sweeps.objectives import check_objectives, objectives
+from experiments.sweeps.sweep import sweep_job
 
 register_job_folder()
 

@@ -9,8 +9,8 @@ import torch
 
 from baselines.bk_sdm_table import plan_for
 from baselines.diff_pruning import DiffPruning
-from common.plans import Edit, Plan
-from common.teachers import Teacher
+from common.models.latent_diffusion import Teacher
+from common.pruning.plan import Edit, Plan
 from ld_pruner.initial_weights import initial_weights
 from ld_pruner.operators import list_operators
 

@@ -14,7 +14,7 @@ def stable_diffusion(folder, unet=None, vae=None, scheduler=None, kind="StableDi
     """64 x 64 pixels, latents of 4 x 8 x 8. unet, vae: entries of their configurations. vectors: of the concept <cat-toy>."""
     import diffusers
 
-    from experiments.text_encoder import build_text_encoder
+    from experiments.teacher_training.text_encoder import build_text_encoder
 
     torch.manual_seed(0)
     tokenizer = letters_tokenizer()

@@ -78,9 +78,9 @@ def test_outputs_that_cannot_be_written_are_told_before_any_work(tmp_path, outpu
 def test_a_damaged_row_is_told_with_the_remedy(tiny_teacher_folder, tmp_path):
     from hydra import compose, initialize_config_dir
 
-    from common.files import ROOT
-    from experiments.jobs import job_folder, register_job_folder
-    from experiments.settings import checked
+    from common.runtime.files import ROOT
+    from experiments.shared.job_id import job_folder, register_job_folder
+    from experiments.shared.settings import checked
 
     register_job_folder()
     arguments = job("t2i", tiny_teacher_folder, tmp_path)

@@ -8,8 +8,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
-from experiments.jobs import job_folder, register_job_folder
-from experiments.settings import checked
+from experiments.shared.job_id import job_folder, register_job_folder
+from experiments.shared.settings import checked
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 ROOTS = {"additivity", "config", "precompute", "train_teacher"}

@@ -9,10 +9,10 @@ from functools import lru_cache
 
 import pytest
 
-from common.files import ROOT
-from experiments.job_table import print_rows
-from experiments.rows import read_rows
-from experiments.streams import print_what_can_be_printed
+from common.runtime.files import ROOT
+from experiments.reporting.job_table import print_rows
+from experiments.reporting.rows import read_rows
+from experiments.shared.streams import print_what_can_be_printed
 from tests.experiments.test_collect import job
 from tests.test_imports import PACKAGES
 
@@ -35,7 +35,7 @@ def needs_encoding(call):
     if name not in TEXT or any(keyword.arg == "encoding" for keyword in call.keywords):
         return False
     if name in ("read_text", "write_text"):
-        return isinstance(call.func, ast.Attribute)  # common.files.write_text is UTF-8
+        return isinstance(call.func, ast.Attribute)  # common.runtime.files.write_text is UTF-8
     owner = getattr(call.func, "value", None)
     if owner is not None and getattr(owner, "id", "") not in ("io", "os", "tempfile", "path"):  # Image.open, tarfile.open
         return False

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from common import signals
-from common.signals import Ended, raised_signals
+from common.runtime import signals
+from common.runtime.signals import Ended, raised_signals
 from tests.commands import run, start
 from tests.small_jobs import job
 from tests.test_two_processes import start_together

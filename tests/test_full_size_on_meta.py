@@ -10,10 +10,10 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from common.architectures import meta_teacher
-from common.cost import count_parameters
-from common.outlook import CalibrationSize
-from common.plans import Plan, apply_plan
+from common.cost.macs import count_parameters
+from common.models.architectures import meta_teacher
+from common.pruning.forecast import CalibrationSize
+from common.pruning.plan import Plan, apply_plan
 from tests.test_conf import compose_config
 
 SIZE = CalibrationSize(conditions=1, samples=1, steps=1, guidance_scale=1.0, rows=1, timesteps=1000, captioned=True)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import common
-from common.files import ROOT
+from common.runtime.files import ROOT
 
 PUBLIC = {  # what others import; a name that goes from here breaks them
     "common": ["load_teacher", "load_denoiser", "apply_plan", "Plan", "Edit", "save_sparse", "load_sparse"],
@@ -70,6 +70,36 @@ def test_methods_build_on_common_and_never_on_each_other():
                 if top in PACKAGES and (top not in ("common", package) or name in methods):
                     wrong.append(f"{path.relative_to(ROOT)}: {name}")
     assert len(packages) == 4 and seen > 100 and not wrong, wrong
+
+
+ROOMS = {  # each builds on what stands before it, and on nothing after it
+    "common": (
+        *("shown_text", "errors", "settings", "runtime", "diffusion", "audio", "cost", "pruning", "models", "scoring"),
+        *("training", "data", "metrics", "export"),
+    ),
+    "experiments": (
+        *("shared", "evaluation", "training", "reporting", "sweeps", "dry_run", "exporting", "teacher_training", "job"),
+        "datasets",
+    ),
+}
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_build_on_those_before_them(package):
+    rooms, seen, wrong = ROOMS[package], 0, []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        inside = path.relative_to(ROOT / package).with_suffix("").parts
+        if inside[0] not in rooms:  # the package itself, and its commands
+            assert len(inside) == 1, f"{path}: the room {inside[0]} has no place in the order"
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
+                names = node.module.split(".")[1:] or [alias.name for alias in node.names]
+                seen += 1
+                if names[0] not in rooms or rooms.index(names[0]) > rooms.index(inside[0]):
+                    wrong.append(f"{path.relative_to(ROOT)}: {node.module}")
+    assert seen > 100 and not wrong, wrong
+    assert all(len(list(room.glob("*.py"))) <= 16 for room in (ROOT / package).iterdir() if room.is_dir())
 
 
 @pytest.mark.parametrize("package", PUBLIC)

@@ -2,8 +2,8 @@
 
 from hydra import compose, initialize_config_dir
 
-from common.files import ROOT
-from experiments.jobs import register_job_folder
+from common.runtime.files import ROOT
+from experiments.shared.job_id import register_job_folder
 
 
 def test_a_job_over_two_nodes_of_slurm():

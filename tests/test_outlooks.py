@@ -6,9 +6,9 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from common.cost import count_parameters
-from common.outlook import CalibrationSize
-from common.plans import apply_plan
+from common.cost.macs import count_parameters
+from common.pruning.forecast import CalibrationSize
+from common.pruning.plan import apply_plan
 from tests.test_conf import compose_config
 
 SIZE = CalibrationSize(  # of tests/conftest.py's data_calibration

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from common.files import write_json
-from experiments import job_report, prompts, result_pages
-from experiments.objectives import FIGURES
+from common.runtime.files import write_json
+from experiments.evaluation import prompts
 from experiments.publish import publish
-from experiments.rows import flat, read_rows
+from experiments.reporting import job_report, result_pages
+from experiments.reporting.rows import flat, read_rows
+from experiments.sweeps.objectives import FIGURES
 from tests.commands import run
 from tests.experiments.test_collect import job
 from tests.small_jobs import job as small_job

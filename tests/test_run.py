@@ -54,8 +54,8 @@ def test_a_log_tells_of_each_stage_and_of_the_loss(finished):
 
 
 def test_the_saved_student_is_the_measured_one(finished):
-    from common.cost import count_parameters
-    from common.loading import load_teacher
+    from common.cost.macs import count_parameters
+    from common.models.loading import load_teacher
 
     folder, row = the_row(finished[0], "t2i/ld_pruner")
     student = load_teacher(str(folder / "student"))

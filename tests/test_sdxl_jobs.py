@@ -7,11 +7,11 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from common.loading import load_teacher
-from common.sampling import predict
-from common.seeding import seeded_normal
-from common.student_folders import load_student, save_student
-from experiments.planning import make_plans, prune
+from common.diffusion.sampling import predict
+from common.models.loading import load_teacher
+from common.models.saving import load_student, save_student
+from common.runtime.seeding import seeded_normal
+from experiments.job.planning import make_plans, prune
 from tests.commands import ROOT, run
 from tests.conftest import publish_variant
 from tests.small_jobs import job

@@ -15,23 +15,23 @@ import torch
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from common import figures
-from common.data_folder import tell
+from common.data.image_folder import load_image_folder
+from common.data.splits import tell
 from common.errors import InputError
-from common.figures import CAPTION_LINES, LABEL, logarithmic, picture_caption, picture_label, plotting
-from common.image_folder import load_image_folder
-from common.progress import progress_bar
+from common.runtime.progress import progress_bar
 from common.shown_text import code_block, code_span, markdown_text, one_line, shortened, spelt_out, visible
-from experiments import curves, job_report, report, result_pages
+from experiments import report
 from experiments.claims import page
-from experiments.command_line import one_line_errors
-from experiments.job_table import print_rows
-from experiments.model_card import write_card
-from experiments.paper_table import markdown, print_paper_table
-from experiments.report_page import write_report
-from experiments.result_index import write_index
-from experiments.result_pages import write_page
-from experiments.rows import group_name, read_rows
+from experiments.reporting import curves, figures, job_report, result_pages
+from experiments.reporting.figures import CAPTION_LINES, LABEL, logarithmic, picture_caption, picture_label, plotting
+from experiments.reporting.job_table import print_rows
+from experiments.reporting.model_card import write_card
+from experiments.reporting.page import write_report
+from experiments.reporting.paper_table import markdown, print_paper_table
+from experiments.reporting.result_pages import write_page
+from experiments.reporting.rows import group_name, read_rows
+from experiments.shared.command_line import one_line_errors
+from experiments.sweeps.result_index import write_index
 from tests.commands import run
 from tests.experiments.test_collect import job
 from tests.experiments.test_export import make_job, small_folder  # noqa: F401
@@ -169,7 +169,7 @@ def test_html(tmp_path, monkeypatch, text):
 
 def test_names_in_interactive_plots_are_escaped():
     """Plotly takes a trace's name for HTML."""
-    script = (curves.__file__).replace("curves.py", "report.html")
+    script = (curves.__file__).replace("curves.py", "page.html")
     with open(script, encoding="utf-8") as handle:
         names = re.findall(r"\bname(?:: ([^,]+))?, mode:", handle.read())
     assert len(names) == 3 and set(names) == {"escaped(method)", '"Pareto front"', "escaped(name)"}
@@ -299,15 +299,17 @@ def test_pictures_and_consoles_begin_at_one_place():
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
             taken = {alias.name for alias in getattr(node, "names", []) if hasattr(alias, "name")}
-            if str(path) != "common/figures.py" and (
+            if str(path) != "experiments/reporting/figures.py" and (
                 (names == ["matplotlib"] and "pyplot" in taken) or any(name.startswith("matplotlib.pyplot") for name in names)
             ):
                 wrong.append(f"{path}: pyplot")
-            if str(path) != "common/console.py" and ((names == ["rich.console"] and "Console" in taken) or names == ["rich"]):
+            if str(path) != "common/runtime/console.py" and (
+                (names == ["rich.console"] and "Console" in taken) or names == ["rich"]
+            ):
                 wrong.append(f"{path}: rich")
             scale = getattr(node, "attr", None) in ("set_xscale", "set_yscale", "semilogy", "loglog")
             if scale or getattr(node, "arg", None) in ("xscale", "yscale"):
-                wrong.append(f"{path}: a scale without common.figures.logarithmic")
+                wrong.append(f"{path}: a scale without experiments.reporting.figures.logarithmic")
     assert not wrong and figures.plotting().rcParams["text.parse_math"] is False
 
 

@@ -48,7 +48,7 @@ def test_both_parts_are_pruned_trained_and_measured(finished):
 
 
 def test_the_student_has_its_own_autoencoder(finished, tiny_uig_teacher_folder):
-    from common.loading import load_teacher
+    from common.models.loading import load_teacher
 
     folder, row, _ = finished
     student, teacher = load_teacher(str(folder / "student")), load_teacher(str(tiny_uig_teacher_folder))
@@ -62,7 +62,7 @@ def test_the_student_has_its_own_autoencoder(finished, tiny_uig_teacher_folder):
 
 def test_the_sparse_files_hold_the_student_bit_for_bit(finished):
     from common import load_sparse
-    from common.loading import load_teacher
+    from common.models.loading import load_teacher
 
     folder, row, _ = finished
     student, empty = load_teacher(str(folder / "student")), load_teacher(str(folder / "student"))

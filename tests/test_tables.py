@@ -9,9 +9,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from experiments.claims import cases, read_claims, with_shared
-from experiments.jobs import job_settings, register_job_folder
-from experiments.lookup import matching
-from experiments.rows import CHOICES
+from experiments.reporting.lookup import matching
+from experiments.reporting.rows import CHOICES
+from experiments.shared.job_id import job_settings, register_job_folder
 from tests.test_conf import CONF
 
 SWEPT = sorted(str(path.relative_to(CONF / "experiment").with_suffix("")) for path in (CONF / "experiment").rglob("*.yaml"))

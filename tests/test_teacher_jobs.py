@@ -8,9 +8,9 @@ import pytest
 import soundfile
 from PIL import Image
 
+from common.audio.spectrogram import Spectrogram
 from common.errors import InputError
-from common.spectrogram import Spectrogram
-from experiments.settings import checked
+from experiments.shared.settings import checked
 from tests.commands import run
 from tests.small_jobs import job, the_row
 from tests.small_teachers import NOISE, change, stable_diffusion

@@ -71,7 +71,7 @@ def together(*arguments, **how):
 
 def keep_checkpoints():
     """A job leaves none; to go on from one, it is kept."""
-    from common import training
+    from common.training import fit as training
 
     training.drop_checkpoints = lambda folder: None
 

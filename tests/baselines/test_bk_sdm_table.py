@@ -6,9 +6,9 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 
 from baselines.bk_sdm import build_student
 from baselines.bk_sdm_table import plan_for, removed_sites
-from common.cost import count_parameters
+from common.cost.macs import count_parameters
 from common.errors import InputError
-from common.plans import Plan
+from common.pruning.plan import Plan
 
 
 def stable_diffusion(version):

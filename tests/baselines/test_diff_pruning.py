@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from baselines.diff_pruning import DiffPruning, Trial, accumulate_gradients, nearest_trial
-from common.cost import count_macs, count_parameters, probe_inputs
-from common.distillation import training_target
+from common.cost.macs import count_macs, count_parameters, probe_inputs
+from common.diffusion.noise_schedule import noising_scheduler
+from common.diffusion.objective import training_target
 from common.errors import InputError
-from common.noise_schedule import noising_scheduler
-from common.plans import Plan, apply_plan
-from common.seeding import mix_seed, seeded_normal
+from common.pruning.plan import Plan, apply_plan
+from common.runtime.seeding import mix_seed, seeded_normal
 
 METHOD = DiffPruning(
     ratio=0.3, parameters=None, rounding="down", variant="diff_pruning", threshold=0.05, every=250, rows=4, exclude=(), seed=0

@@ -6,10 +6,10 @@ import torch
 from baselines.dense import Dense
 from baselines.magnitude import Magnitude
 from baselines.random_layers import RandomLayers
-from common.cost import count_parameters
+from common.cost.macs import count_parameters
 from common.errors import InputError
-from common.layers import mean_magnitude
-from common.plans import apply_plan
+from common.pruning.layers import mean_magnitude
+from common.pruning.plan import apply_plan
 
 SHARED = {"unit": "parameters", "granularity": "transformer", "width_changing": "shortcut", "exclude": ()}
 

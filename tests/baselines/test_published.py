@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from baselines.bk_sdm_table import plan_for
 from baselines.published import Published
-from common.architectures import meta_teacher
-from common.cost import count_parameters
+from common.cost.macs import count_parameters
 from common.errors import InputError
-from common.loading import load_denoiser, load_teacher
-from common.plans import Plan, apply_plan
-from common.student_folders import load_student, save_student
+from common.models.architectures import meta_teacher
+from common.models.loading import load_denoiser, load_teacher
+from common.models.saving import load_student, save_student
+from common.pruning.plan import Plan, apply_plan
 from tests.conftest import publish_variant
 from tests.test_conf import compose_config
 
@@ -157,7 +157,7 @@ def test_what_fits_the_teacher_not_is_refused(tiny_teacher, tiny_calibration, ti
 
 
 def test_another_student_in_the_same_folder_is_another_job(published_folders, tmp_path):
-    from experiments.jobs import job_folder
+    from experiments.shared.job_id import job_folder
     from tests.test_conf import compose_config
 
     folder = shutil.copytree(published_folders["t2i"], tmp_path / "published")

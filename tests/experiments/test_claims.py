@@ -8,7 +8,7 @@ import pytest
 from common.errors import InputError
 from experiments import claims
 from experiments.claims import FAILS, HOLDS, OPEN, UNKNOWN, Evidence, check, check_claim, noise, summary, verdict
-from experiments.rows import read_rows
+from experiments.reporting.rows import read_rows
 from tests.experiments.test_collect import job
 
 DISTANCES = {"x/table/a": 1600.0, "x/table/b": 2000.0, "t2i/seeds/0": 1600.0, "t2i/seeds/1": 1616.0, "t2i/seeds/2": 1608.0}

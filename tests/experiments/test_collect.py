@@ -6,9 +6,9 @@ import json
 import pytest
 
 from common.errors import InputError
-from experiments.job_table import print_rows
-from experiments.rows import changed_settings, read_rows, setting
-from experiments.tables import flatten, write_csv, write_parquet
+from experiments.reporting.job_table import print_rows
+from experiments.reporting.rows import changed_settings, read_rows, setting
+from experiments.reporting.tables import flatten, write_csv, write_parquet
 
 
 def job(folder, method="laptop_diff", ratio=0.5, criterion="output", steps=20):

@@ -6,15 +6,15 @@ import math
 import pytest
 
 from common.errors import InputError
-from common.files import write_json
-from common.plans import Edit, Plan, apply_plan
-from common.student_folders import save_student
-from experiments.caches import load_tensors
-from experiments.distance_curve import read_curve
-from experiments.pipeline import kept_student
-from experiments.result_row import add_training
-from experiments.rows import read_row, read_rows
-from experiments.sweeps import read_records, read_sweep
+from common.models.saving import save_student
+from common.pruning.plan import Edit, Plan, apply_plan
+from common.runtime.files import write_json
+from experiments.job.pipeline import kept_student
+from experiments.job.result_row import add_training
+from experiments.reporting.rows import read_row, read_rows
+from experiments.shared.tensor_cache import load_tensors
+from experiments.sweeps.sweep import read_records, read_sweep
+from experiments.training.distance_curve import read_curve
 
 
 def test_a_student_that_is_half_there_is_named(tiny_teacher, tmp_path):
@@ -80,8 +80,8 @@ def test_records_curves_and_reports_that_are_damaged_are_named(tmp_path, text):
 
 
 def test_numbers_that_json_lacks_are_read_by_all(tmp_path, capsys):
-    from experiments.job_table import print_rows
-    from experiments.tables import flatten, write_csv, write_parquet
+    from experiments.reporting.job_table import print_rows
+    from experiments.reporting.tables import flatten, write_csv, write_parquet
     from tests.experiments.test_collect import job
 
     row = job(tmp_path / "a")

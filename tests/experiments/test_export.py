@@ -16,10 +16,10 @@ import yaml
 from PIL import Image
 
 from baselines.bk_sdm_table import plan_for
-from common.loading import load_denoiser, load_teacher
-from common.plans import apply_plan
-from common.sampling import denoise
-from common.student_folders import save_student
+from common.diffusion.sampling import denoise
+from common.models.loading import load_denoiser, load_teacher
+from common.models.saving import save_student
+from common.pruning.plan import apply_plan
 from experiments import export as command
 from tests.small_students import as_teacher, expected, numbers, plan_of, small_unet, untraced  # noqa: F401
 
@@ -47,7 +47,7 @@ def make_job(folder, teacher_folder, kind="ld_pruner"):
     }
     row = {
         "settings": {
-            "task": {"name": "t2i", "data": {"_target_": "common.emoji.load_emoji", "folder": "data/emoji"}},
+            "task": {"name": "t2i", "data": {"_target_": "common.data.emoji.load_emoji", "folder": "data/emoji"}},
             "method": {"_target_": "x", "k": 5, "ratio": None},
             "teacher": {"path": "owner/teacher", "revision": None},
             "distill": {"steps": 20, "batch_size": 4, "optimizer": {"lr": 0.001}, "coefficients": {"t2i": 1}},
@@ -192,7 +192,7 @@ def save_small(folder):
 @pytest.fixture
 def known(exported, monkeypatch):
     """What the fixture above has found out and written is not found out once more."""
-    from experiments import exported_formats
+    from experiments.exporting import exported_formats
 
     folder = exported[2]
     student = json.loads((folder / "export.json").read_text())["student"]
@@ -249,7 +249,7 @@ def test_bad_folders_are_told_in_a_line(tmp_path, capsys):
 
 
 def test_a_missing_extra_is_named(exported, capsys, monkeypatch):
-    from common import other_runtimes
+    from common.export import onnx_openvino as other_runtimes
 
     found = other_runtimes.find_spec
     monkeypatch.setattr(other_runtimes, "find_spec", lambda name: None if name == "openvino" else found(name))

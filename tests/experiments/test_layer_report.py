@@ -2,15 +2,15 @@
 
 import torch
 
-from common.layers import list_layers
-from common.loading import load_teacher
-from common.plans import edited
-from common.sampling import predict
-from experiments.layer_effects import layers_of, level, report, share_below, summary, what_layers_do
+from common.diffusion.sampling import predict
+from common.models.loading import load_teacher
+from common.pruning.layers import list_layers
+from common.pruning.plan import edited
+from experiments.evaluation.layer_effects import layers_of, level, report, share_below, summary, what_layers_do
 
 
 def test_a_layers_figure_is_the_relative_change_of_the_output(tiny_teacher):
-    from common.distillation import noising_scheduler
+    from common.training.distillation import noising_scheduler
 
     teacher = tiny_teacher
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -30,9 +30,9 @@ def test_a_layers_figure_is_the_relative_change_of_the_output(tiny_teacher):
 
 
 def noisy_batch(teacher, latents, conditions):
-    """One row halfway through the schedule, with the noise of common.noisy_batches."""
-    from common.distillation import noising_scheduler
-    from common.seeding import mix_seed, seeded_normal
+    """One row halfway through the schedule, with the noise of common.scoring.noisy_batches."""
+    from common.runtime.seeding import mix_seed, seeded_normal
+    from common.training.distillation import noising_scheduler
 
     timesteps = torch.tensor([teacher.scheduler.config.num_train_timesteps // 2])
     noise = seeded_normal([mix_seed(0, 2, 0)], latents.shape[1:])

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from experiments.report import report
-from experiments.report_page import write_report
-from experiments.rows import read_rows
+from experiments.reporting.page import write_report
+from experiments.reporting.rows import read_rows
+from tests.experiments.reporting.test_curves import extend
 from tests.experiments.test_collect import job
-from tests.experiments.test_curves import extend
 
 PAPER = {
     "title": "Table <7>",

@@ -61,7 +61,7 @@ def train(task, work, *more, autoencoder_steps=4, denoiser_steps=6, die_at=""):
 
 def die_when_saved(ending):
     """Lets the process end as if killed when it has written the checkpoint."""
-    from common import training
+    from common.training import fit as training
 
     save = training.WholeCheckpoints.save_checkpoint
 
@@ -84,7 +84,7 @@ def finished(request, tmp_path_factory):
 def test_the_teacher_loads_and_is_a_plain_diffusers_folder(finished):
     from diffusers import DiffusionPipeline
 
-    from common.loading import load_teacher
+    from common.models.loading import load_teacher
 
     task, work, done = finished
     pipeline_class, parts, latent_shape = PARTS[task]
@@ -124,7 +124,7 @@ def weights(work):
 @pytest.mark.slow
 def test_killed_in_both_stages_the_weights_are_the_same(finished, tmp_path):
     task, whole, _ = finished
-    if task == "t2i":  # the tokenizer's numbering differs from run to run (experiments/text_encoder.py)
+    if task == "t2i":  # the tokenizer's numbering differs from run to run (experiments/teacher_training/text_encoder.py)
         shutil.copytree(whole / "tokenizer", tmp_path / "tokenizer")
     for checkpoint in ("autoencoder/step=2.ckpt", "denoiser/step=4.ckpt"):
         killed = train(task, tmp_path, die_at=checkpoint)

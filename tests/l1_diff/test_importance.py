@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.errors import InputError
-from common.noisy_batches import noisy_batches
+from common.scoring.noisy_batches import noisy_batches
 from l1_diff import importance
 from l1_diff.importance import average_gradients, denoising_losses, importances, reconstruction_losses
 from l1_diff.masks import prunable_weights

@@ -8,9 +8,9 @@ import torch
 from diffusers import UNet2DConditionModel, VQModel
 
 from common.errors import InputError
-from common.loading import load_denoiser
-from common.plans import Edit, Plan, apply_plan, edited
-from common.student_folders import save_student
+from common.models.loading import load_denoiser
+from common.models.saving import save_student
+from common.pruning.plan import Edit, Plan, apply_plan, edited
 from l1_diff import reference_masks, sparsity
 from l1_diff.importance import average_gradients, denoising_losses, importances
 from l1_diff.masks import prunable_weights

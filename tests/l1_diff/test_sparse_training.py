@@ -8,12 +8,12 @@ import lightning as L
 import pytest
 import torch
 
-from common.batches import TensorRows
-from common.distillation import DenoiserTraining
 from common.errors import InputError
-from common.masks import apply_masks
-from common.schedules import scheduler
-from common.training import ExponentialAverage, fit, latest_checkpoint
+from common.pruning.masks import apply_masks
+from common.training.batches import TensorRows
+from common.training.distillation import DenoiserTraining
+from common.training.fit import ExponentialAverage, fit, latest_checkpoint
+from common.training.schedules import scheduler
 from l1_diff import reference_masks
 from l1_diff.importance import importances
 from l1_diff.masks import prunable_weights, sparsity_masks

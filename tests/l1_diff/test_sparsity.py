@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.masks import apply_masks
+from common.pruning.masks import apply_masks
 from l1_diff import reference_masks, sparsity
 
 GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden_counts.json").read_text())

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from common.errors import InputError
-from common.layers import list_layers
-from common.noisy_batches import noisy_batches
-from common.plans import edited
-from common.score_file import ScoreFile
-from experiments.additivity_page import correlations
+from common.pruning.layers import list_layers
+from common.pruning.plan import edited
+from common.scoring.noisy_batches import noisy_batches
+from common.scoring.score_file import ScoreFile
+from experiments.reporting.additivity_page import correlations
 from laptop_diff.additivity import joint_losses, random_subsets
 from laptop_diff.criteria import layer_losses
 

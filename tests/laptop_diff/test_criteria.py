@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from common.errors import InputError
-from common.layers import layer_sizes
-from common.noisy_batches import noisy_batches
-from common.plans import Plan, apply_plan, edited
-from common.score_file import ScoreFile
+from common.pruning.layers import layer_sizes
+from common.pruning.plan import Plan, apply_plan, edited
+from common.scoring.noisy_batches import noisy_batches
+from common.scoring.score_file import ScoreFile
 from laptop_diff import list_layers
 from laptop_diff.criteria import layer_losses
 from laptop_diff.method import LaptopDiff

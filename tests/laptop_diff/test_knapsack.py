@@ -14,9 +14,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from common import apply_plan
-from common.cost import count_parameters
+from common.cost.macs import count_parameters
 from common.errors import InputError
-from common.layer_pruner import lowest_layers
+from common.pruning.layer_pruner import lowest_layers
 from laptop_diff import select_layers
 from laptop_diff.knapsack import greedy_layers
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.cost import count_parameters
+from common.cost.macs import count_parameters
 from common.errors import InputError
-from common.plans import apply_plan
+from common.pruning.plan import apply_plan
 from ld_pruner.costs import operator_costs
 from ld_pruner.method import LDPruner
 from ld_pruner.operators import list_operators

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
-from common.loading import load_denoiser
-from common.plans import Plan, apply_plan, edited
+from common.models.loading import load_denoiser
+from common.pruning.plan import Plan, apply_plan, edited
 from ld_pruner import list_operators
 from ld_pruner.initial_weights import CHOICES, initial_weights
 from tests.test_conf import compose_config
@@ -164,7 +164,7 @@ def test_initial_weights_have_the_edits_shapes(tiny_teacher, choice):
 
 
 def test_least_squares_fits_better_than_any_other_choice(tiny_teacher):
-    from common.plans import load_replacement
+    from common.pruning.plan import load_replacement
 
     unet = tiny_teacher.denoiser
     operators = [o for o in list_operators(unet, ("conv",)) if o.edit.operation == "conv1x1"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks.scoring import plain_scores
-from common.loading import load_teacher
-from common.score_file import ScoreFile
+from common.models.loading import load_teacher
+from common.scoring.score_file import ScoreFile
 from ld_pruner import list_operators
 from ld_pruner.initial_weights import initial_weights
 from ld_pruner.scoring import LatentScorer, Passes
@@ -18,7 +18,7 @@ SMALL = ("resnet", "transformer", "downsampler", "upsampler")
 
 @pytest.fixture(scope="module")
 def setting(tiny_teacher_folder):
-    from common.calibration import build_calibration
+    from common.scoring.calibration import build_calibration
 
     teacher = load_teacher(str(tiny_teacher_folder))
     captions = ["a red apple, noto style", "a teddy bear, fluent style", "a flag of france, openmoji style"]

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from common.cost import count_parameters
-from common.plans import Plan, apply_plan
+from common.cost.macs import count_parameters
+from common.pruning.plan import Plan, apply_plan
 from ld_pruner.initial_weights import initial_weights
 from ld_pruner.operators import list_operators
 from ld_pruner.selection import Removal, choose, inside

@@ -5,8 +5,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from common.calibration import build_calibration
-from common.loading import load_teacher
+from common.models.loading import load_teacher
+from common.scoring.calibration import build_calibration
 from ld_pruner.operators import list_operators
 from ld_pruner.scoring import LatentScorer
 

@@ -1,0 +1,178 @@
+"""Sizes, multiply-accumulates and times of a network and of the modules in it."""
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.diffusion.sampling import Conditions, guidance_size, predict
+from common.runtime.collectives import on_first
+from common.runtime.content import content_name
+from common.runtime.files import write_json
+from common.runtime.strict_json import read_json
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one forward pass; published figures usually omit the attention products QK and AV."""
+
+    total: int
+    without_attention_products: int
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_nonzero(module: nn.Module) -> int:
+    return sum(int(parameter.count_nonzero()) for parameter in module.parameters())
+
+
+def to_meta(value: Any) -> Any:
+    """Tensors on the meta device, in nested dictionaries and tuples."""
+    if isinstance(value, torch.Tensor):
+        return value.to("meta")
+    if isinstance(value, dict):
+        return {name: to_meta(item) for name, item in value.items()}
+    return tuple(to_meta(item) for item in value) if isinstance(value, tuple | list) else value
+
+
+def probe_inputs(unet: nn.Module, given: Conditions | None = None) -> tuple[tuple[torch.Tensor, torch.Tensor], Conditions]:
+    """(latents, timestep) and conditions: zeros of the right shapes for one forward pass of a U-Net, on its device (or meta).
+
+    given: conditions of one row, for the number of tokens; CLIP's 77 without.
+    """
+    weight = next(unet.parameters())
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    latents = torch.zeros(1, unet.config.in_channels, height, width, device=weight.device, dtype=weight.dtype)
+    timestep = torch.zeros(1, device=weight.device, dtype=torch.long)
+    conditions: Conditions = {}
+    if "cross_attention_dim" in unet.config:
+        length = given["encoder_hidden_states"].shape[1] if given else 77
+        tokens = torch.zeros(1, length, unet.config.cross_attention_dim, device=weight.device, dtype=weight.dtype)
+        conditions["encoder_hidden_states"] = tokens
+        if guidance_size(unet) is not None:
+            conditions["timestep_cond"] = tokens.new_zeros(1, guidance_size(unet))
+        if unet.config.addition_embed_type == "text_time":
+            pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+            conditions |= {"text_embeds": tokens.new_zeros(1, pooled), "time_ids": tokens.new_zeros(1, 6)}
+    return (latents, timestep), conditions
+
+
+def count_flops(denoiser: nn.Module, arguments: tuple, conditions: Conditions) -> dict[str, dict[Any, int]]:
+    """FLOPs by module and operation of predict(denoiser, *arguments, conditions), counted on a twin on the meta device."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        twin = type(denoiser).from_config(denoiser.config).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        predict(twin, *to_meta(arguments), to_meta(conditions))
+    return counter.get_flop_counts()
+
+
+def count_macs(denoiser: nn.Module, arguments: tuple, conditions: Conditions) -> Macs:
+    """MACs of predict(denoiser, *arguments, conditions): half of PyTorch's FLOPs."""
+    by_operation = count_flops(denoiser, arguments, conditions)["Global"]
+    products = sum(
+        flops for operation, flops in by_operation.items() if "bmm" in str(operation) or "attention" in str(operation)
+    )
+    total = sum(by_operation.values())
+    return Macs(total // 2, (total - products) // 2)
+
+
+def site_macs(denoiser: nn.Module, sites: Sequence[str], conditions: Conditions | None = None) -> dict[str, float]:
+    """MACs of one sample inside the module at each site, with attention products; "" is the whole network.
+
+    conditions: one row of the denoiser's conditions (probe_inputs).
+    """
+    counts = count_flops(denoiser, *probe_inputs(denoiser, conditions))
+    by_module = {name.partition(".")[2]: sum(found.values()) / 2 for name, found in counts.items() if name != "Global"}
+    return {site: by_module.get(site, 0.0) for site in sites}
+
+
+@torch.no_grad()
+def site_milliseconds(
+    denoiser: nn.Module, sites: Sequence[str], conditions: Conditions | None = None, passes: int = 5
+) -> dict[str, float]:
+    """Median time of one sample inside the module at each site, on the denoiser's device; "" is the whole network."""
+    started: dict[str, float] = {}
+    times: dict[str, list[float]] = {site: [] for site in sites}
+    synchronize = torch.cuda.synchronize if next(denoiser.parameters()).is_cuda else lambda: None
+
+    def before(site: str) -> Any:
+        def hook(*_: Any) -> None:
+            synchronize()
+            started[site] = time.perf_counter()
+
+        return hook
+
+    def after(site: str) -> Any:
+        def hook(*_: Any) -> None:
+            synchronize()
+            times[site].append(1000 * (time.perf_counter() - started[site]))
+
+        return hook
+
+    modules = [(site, denoiser.get_submodule(site)) for site in sites]
+    handles = [module.register_forward_pre_hook(before(site)) for site, module in modules]
+    handles += [module.register_forward_hook(after(site)) for site, module in modules]
+    arguments, probe = probe_inputs(denoiser, conditions)
+    try:
+        for _ in range(passes):
+            predict(denoiser, *arguments, probe)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {site: sorted(values)[len(values) // 2] for site, values in times.items()}
+
+
+def kept_milliseconds(
+    denoiser: nn.Module,
+    sites: Sequence[str],
+    folder: Path | None,
+    teacher: str,
+    conditions: Conditions | None = None,
+) -> dict[str, float]:
+    """site_milliseconds, measured once per teacher, device and list of sites and kept in `folder`: a rerun decides alike."""
+    if folder is None:
+        return site_milliseconds(denoiser, sites, conditions)
+    device = next(denoiser.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.processor()}"
+    path = folder / f"{content_name(teacher, name, list(sites))}-milliseconds.json"
+    if not path.is_file():
+        write_json(path, site_milliseconds(denoiser, sites, conditions))
+    return read_json(path, "delete it and the times are measured anew", sites)
+
+
+def site_costs(
+    denoiser: nn.Module,
+    sites: Sequence[str],
+    unit: str,
+    folder: Path | None = None,
+    teacher: str = "",
+    conditions: Conditions | None = None,
+) -> dict[str, float]:
+    """What the module at each site costs in "macs" (site_macs) or "milliseconds" (kept_milliseconds, in `folder`)."""
+    if unit == "macs":
+        return site_macs(denoiser, sites, conditions)
+    return on_first(lambda: kept_milliseconds(denoiser, sites, folder, teacher, conditions))  # all decide by the same times
+
+
+def checkpoint_bytes(module: nn.Module, dtype: torch.dtype = torch.float16) -> int:
+    """Bytes of the parameters and buffers when saved in `dtype`."""
+    return sum(tensor.numel() for tensor in module.state_dict().values()) * dtype.itemsize
+
+
+def peak_memory_mib() -> float:
+    """Largest memory so far: of the first CUDA device where there is one, else resident memory of this process."""
+    import resource
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,0 +1,1 @@
+"""Images, captions and recordings of data sets."""

@@ -1,0 +1,1 @@
+"""Noise, latents, text and sampling, as diffusers' pipelines have them."""

@@ -1,0 +1,76 @@
+"""Between images and what an autoencoder encodes, and between that and the latents that a denoiser sees."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.diffusion.images import with_channels
+from common.errors import InputError
+from common.settings import is_finite_number
+
+SMALLEST_SCALE = 1e-6  # beyond it latents leave the range of float32, or all are one
+
+
+def pixels_for(autoencoder: Any, images: torch.Tensor) -> torch.Tensor:
+    """What an autoencoder encodes of uint8 images (batch, 1 or 3, height, width): float in [-1, 1], in its own channels."""
+    return with_channels(images, autoencoder.config.in_channels).float() / 127.5 - 1
+
+
+def scale_latents(config: Any, encoded: torch.Tensor) -> torch.Tensor:
+    """(encoded - shift) * scaling_factor, or (encoded - mean) * scaling_factor / std, of (batch, channels, height, width).
+
+    Shift, or mean and standard deviation of each channel, are those of the autoencoder's configuration: as diffusers'
+    pipelines of Stable Diffusion XL (means) and 3 (shift) have it.
+    """
+    shift, spread = affine(config, encoded)
+    return (encoded - shift) * config.scaling_factor / spread
+
+
+def unscale_latents(config: Any, latents: torch.Tensor) -> torch.Tensor:
+    """What the autoencoder decodes: scale_latents backwards."""
+    shift, spread = affine(config, latents)
+    return latents * spread / config.scaling_factor + shift
+
+
+def affine(config: Any, like: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    """Shift and spread, numbers or (1, channels, 1, 1)."""
+    if config.get("latents_mean") is None:
+        return config.get("shift_factor") or 0.0, 1.0
+    return tuple(like.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std))
+
+
+def check_scaling(folder: Path, config: Any) -> None:
+    """InputError for a scaling factor, shift, means or deviations by which no latents can be scaled."""
+    scale, shift = config.scaling_factor, config.get("shift_factor")
+    if not is_finite_number(scale) or not SMALLEST_SCALE <= abs(scale) <= 1 / SMALLEST_SCALE:
+        raise InputError(
+            f"{folder} sets scaling_factor={scale}: a number from {SMALLEST_SCALE:g} to {1 / SMALLEST_SCALE:g} is needed."
+        )
+    if shift is not None and not is_finite_number(shift):
+        raise InputError(f"{folder} sets shift_factor={shift}: a finite number is needed.")
+    given = {name: config.get(name) for name in ("latents_mean", "latents_std")}
+    if given["latents_mean"] is None and given["latents_std"] is None:
+        return
+    channels = config.latent_channels
+    for name, values in given.items():
+        if not isinstance(values, list | tuple) or len(values) != channels or not all(map(is_finite_number, values)):
+            raise InputError(
+                f"{folder} sets {name}={values}: {channels} finite numbers are needed, of both means and deviations."
+            )
+    if min(given["latents_std"]) <= 0:
+        raise InputError(f"{folder} sets latents_std={given['latents_std']}: numbers above 0 are needed.")
+    if shift is not None:
+        raise InputError(f"{folder} sets both shift_factor={shift} and latents_mean: one of the two is honoured, not both.")
+
+
+@torch.no_grad()
+def encode_images(autoencoder: nn.Module, images: torch.Tensor, batch_size: int = 128) -> torch.Tensor:
+    """Latents (count, channels, height, width) of uint8 images (count, 3, height, width): posterior means, or before
+    quantisation."""
+    chunks, device = [], next(autoencoder.parameters()).device
+    for chunk in images.split(batch_size):
+        encoded = autoencoder.encode(pixels_for(autoencoder, chunk.to(device)))
+        chunks.append(encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents)
+    return torch.cat(chunks)

@@ -1,0 +1,140 @@
+"""Denoising from seeded noise with any diffusers scheduler, with or without classifier-free guidance."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from common.runtime.seeding import seeded_normal
+
+Conditions = dict[str, torch.Tensor]
+"""What a denoiser is conditioned on by the names of its arguments, each (batch, ...); empty for unconditional models."""
+ADDED = ("text_embeds", "time_ids")  # what Stable Diffusion XL's U-Net takes inside added_cond_kwargs
+
+
+def denoiser_arguments(conditions: Conditions) -> dict[str, Any]:
+    """The conditions as a denoiser of diffusers takes them: keyword arguments, those of ADDED in a dictionary of their own."""
+    added = {name: value for name, value in conditions.items() if name in ADDED}
+    plain = {name: value for name, value in conditions.items() if name not in ADDED}
+    return {**plain, "added_cond_kwargs": added} if added else plain
+
+
+def predict(
+    denoiser: Callable[..., Any], latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions
+) -> torch.Tensor:
+    """The denoiser's output (batch, channels, height, width): what every call of a denoiser in the project goes through."""
+    return denoiser(latents, timesteps, **denoiser_arguments(conditions)).sample
+
+
+def guidance_size(denoiser: Any) -> int | None:
+    """How many numbers tell a latent consistency model its guidance scale; None for a denoiser that is not told."""
+    return getattr(denoiser, "config", {}).get("time_cond_proj_dim")
+
+
+def with_guidance(denoiser: Any, conditions: Conditions, guidance_scale: float) -> Conditions:
+    """The conditions, with `timestep_cond` (batch, guidance_size) where the denoiser takes its guidance scale as a condition.
+
+    Sines and cosines of 1000 * (guidance_scale - 1), as in diffusers' pipelines (Luo et al. 2023, latent consistency models):
+    such a denoiser is not guided by a second pass.
+    """
+    size = guidance_size(denoiser)
+    if size is None or "timestep_cond" in conditions or not conditions:
+        return conditions
+    half = size // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+    angles = 1000.0 * torch.tensor([guidance_scale - 1], dtype=torch.float32)[:, None] * frequencies
+    embedding = torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, size % 2))
+    first = next(iter(conditions.values()))
+    return {**conditions, "timestep_cond": embedding.to(first.device).expand(len(first), -1)}
+
+
+def is_guided(conditions: Conditions, guidance_scale: float) -> bool:
+    """Whether each sample takes two passes, with its condition and without (Ho and Salimans 2022)."""
+    return guidance_scale > 1 and bool(conditions) and "timestep_cond" not in conditions
+
+
+def repeat_conditions(conditions: Conditions, times: int) -> Conditions:
+    """Each row `times` times in a row: a, a, b, b, ..."""
+    return {name: value.repeat_interleave(times, 0) for name, value in conditions.items()}
+
+
+def select_conditions(conditions: Conditions, rows: slice | torch.Tensor) -> Conditions:
+    """The same rows of every condition tensor."""
+    return {name: value[rows] for name, value in conditions.items()}
+
+
+def describe_scheduler(scheduler: Any) -> str:
+    """Class and configuration of a scheduler as text, the same in every process."""
+    settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    return json.dumps([type(scheduler).__name__, settings], sort_keys=True, default=str)
+
+
+def row_generators(noise: torch.Tensor) -> list[torch.Generator]:
+    """A generator for each row, seeded by the row's own noise: what a stochastic scheduler draws depends on the row alone."""
+    digests = [hashlib.sha256(row.numpy().tobytes()).digest() for row in noise.detach().cpu().contiguous()]
+    return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")) for digest in digests]
+
+
+@torch.no_grad()
+def denoise(
+    denoiser: Callable[..., Any],
+    scheduler: Any,
+    noise: torch.Tensor,
+    conditions: Conditions,
+    empty: Conditions,
+    steps: int,
+    guidance_scale: float,
+) -> torch.Tensor:
+    """From unit noise (batch, channels, height, width) to final latents of the same shape.
+
+    `empty` holds the condition without a caption, one row; it is used where guidance_scale > 1 (Ho and Salimans 2022:
+    empty + guidance_scale * (conditioned - empty)), but not of a latent consistency model (with_guidance). `scheduler` is
+    copied, so that its state is not shared; one that draws noise of its own draws it row by row.
+    """
+    scheduler = type(scheduler).from_config(scheduler.config)
+    scheduler.set_timesteps(steps, device=noise.device)
+    conditions = with_guidance(denoiser, conditions, guidance_scale)
+    guided = is_guided(conditions, guidance_scale)
+    if guided:
+        conditions = {name: torch.cat([empty[name].expand_as(value), value]) for name, value in conditions.items()}
+    stochastic = "generator" in inspect.signature(scheduler.step).parameters
+    options = {"generator": row_generators(noise)} if stochastic else {}
+    latents = noise * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
+        output = predict(denoiser, inputs, timestep, conditions).to(latents.dtype)  # from autocast's, for the scheduler
+        if guided:
+            without, conditioned = output.chunk(2)
+            output = without + guidance_scale * (conditioned - without)
+        latents = scheduler.step(output, timestep, latents, **options).prev_sample
+    return latents
+
+
+def sample_latents(
+    denoiser: Callable[..., Any],
+    scheduler: Any,
+    latent_shape: tuple[int, int, int],
+    seeds: list[int],
+    conditions: Conditions,
+    empty: Conditions,
+    steps: int,
+    guidance_scale: float,
+    batch_size: int,
+    draw: Callable[[list[int], tuple[int, ...]], torch.Tensor] = seeded_normal,
+) -> torch.Tensor:
+    """Final latents (len(seeds), *latent_shape) on the CPU; sample i depends on seeds[i] and its condition alone.
+
+    draw: what makes noise of seeds and a latent's shape.
+    """
+    device = next(denoiser.parameters()).device
+    finished = []
+    for start in range(0, len(seeds), batch_size):
+        rows = slice(start, start + batch_size)
+        noise = draw(seeds[rows], latent_shape).to(device)
+        chosen = {name: value.to(device) for name, value in select_conditions(conditions, rows).items()}
+        bare = {name: value.to(device) for name, value in empty.items()}
+        finished.append(denoise(denoiser, scheduler, noise, chosen, bare, steps, guidance_scale).cpu())
+    return torch.cat(finished)

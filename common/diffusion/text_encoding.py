@@ -1,0 +1,71 @@
+"""What the text encoders of Stable Diffusion 1, 2 and XL make of captions.
+
+Versions 1 and 2 have one encoder and condition on its last hidden state (of version 2, whose configuration leaves out the
+last layer, that is OpenCLIP's penultimate one). XL (arXiv 2307.01952, section 2.1) has two: their penultimate hidden states
+beside each other, the second one's pooled projection, and the sizes of section 2.2, which are constant here.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.diffusion.sampling import Conditions
+from common.errors import InputError
+
+CAPTIONS = {1: 512, 2: 64}  # encoded at once, by the number of encoders: two give all their hidden states
+
+
+def check_vocabulary(tokenizer: Any, folder: str | Path) -> None:
+    """InputError where a tokenizer tells no words apart: transformers makes such a one, in silence, where files are missing.
+
+    And where its length holds no word between the first token and the last.
+    """
+    length = tokenizer.model_max_length
+    if not isinstance(length, int) or length < 3:
+        raise InputError(f"{folder}: model_max_length={length!r}; a whole number of at least 3 is needed.")
+    one, other = tokenizer(["a", "b"], add_special_tokens=False).input_ids
+    if one == other:
+        raise InputError(f"{folder} has no vocabulary: vocab.json and merges.txt, or tokenizer.json, are missing.")
+
+
+def token_ids(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
+    """(captions, tokens), padded and cut to the tokenizer's length; textual inversions as diffusers' pipelines have them."""
+    length, texts = tokenizer.model_max_length, with_all_vectors(tokenizer, captions)
+    return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+
+
+def with_all_vectors(tokenizer: Any, captions: Sequence[str]) -> list[str]:
+    """The captions, a concept of several vectors ("<cat-toy>") as the tokens of all of them ("<cat-toy> <cat-toy>_1 ...")."""
+    added = tokenizer.get_added_vocab()
+    if not any(f"{token}_1" in added for token in added):
+        return list(captions)
+    from diffusers.loaders import TextualInversionLoaderMixin
+
+    return TextualInversionLoaderMixin().maybe_convert_prompt(list(captions), tokenizer)
+
+
+def encode_text(encoders: Sequence[tuple[Any, nn.Module]], captions: Sequence[str]) -> Conditions:
+    """`encoder_hidden_states` (captions, tokens, width) and, of two encoders, `text_embeds` (captions, pooled width).
+
+    encoders: tokenizer and text encoder, one pair or two; the second of two has a projection.
+    """
+    states, pooled = [], []
+    size = CAPTIONS[len(encoders)]
+    for start in range(0, len(captions), size):
+        chunk = list(captions[start : start + size])
+        inputs = [token_ids(tokenizer, chunk).to(next(encoder.parameters()).device) for tokenizer, encoder in encoders]
+        if len(encoders) == 1:
+            states.append(encoders[0][1](inputs[0]).last_hidden_state)
+            continue
+        outputs = [encoder(ids, output_hidden_states=True) for (_, encoder), ids in zip(encoders, inputs, strict=True)]
+        states.append(torch.cat([output.hidden_states[-2] for output in outputs], -1))
+        pooled.append(outputs[-1].text_embeds)
+    return {"encoder_hidden_states": torch.cat(states), **({"text_embeds": torch.cat(pooled)} if pooled else {})}
+
+
+def size_conditions(height: int, width: int, rows: int) -> torch.Tensor:
+    """`time_ids` (rows, 6): original size, upper left corner of the crop, target size; an image that was not cropped."""
+    return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32).expand(rows, -1)

@@ -1,0 +1,1 @@
+"""Networks in other formats: ONNX, OpenVINO, sparse files."""

@@ -1,0 +1,1 @@
+"""Distances, similarities and published scores of samples."""

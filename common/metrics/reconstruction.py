@@ -1,0 +1,26 @@
+"""How well an autoencoder gives images back."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from common.diffusion.latents import encode_images, pixels_for
+
+
+@torch.no_grad()
+def peak_signal_to_noise(autoencoder: nn.Module, images: torch.Tensor, batch_size: int = 64) -> float:
+    """PSNR in dB of the reconstructions of uint8 images (count, 3, height, width), over all pixels at once."""
+    squared, count = 0.0, 0
+    for chunk in images.split(batch_size):
+        pixels = pixels_for(autoencoder, chunk)
+        squared += F.mse_loss(reconstruct_images(autoencoder, chunk, batch_size), pixels, reduction="sum").item()
+        count += pixels.numel()
+    return 10 * torch.log10(torch.tensor(4 * count / squared)).item()
+
+
+@torch.no_grad()
+def reconstruct_images(autoencoder: nn.Module, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+    """What is left in [-1, 1] of uint8 images (count, 3, height, width) after encoding and decoding."""
+    chunks = images.split(batch_size)
+    decoded = [autoencoder.decode(encode_images(autoencoder, chunk)).sample.clamp(-1, 1).cpu() for chunk in chunks]
+    return torch.cat(decoded)

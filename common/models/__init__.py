@@ -1,0 +1,1 @@
+"""Latent diffusion models: found, checked, loaded and saved."""

@@ -1,0 +1,149 @@
+"""A trained latent diffusion model as one thing: denoiser, autoencoder, scheduler and text encoders."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.audio.spectrogram import Spectrogram
+from common.diffusion.images import to_uint8
+from common.diffusion.latents import encode_images, scale_latents, unscale_latents
+from common.diffusion.sampling import Conditions, describe_scheduler
+from common.diffusion.text_encoding import encode_text, size_conditions
+
+PIXELS_AT_ONCE = 2**22  # through an autoencoder: 16 images of 512 x 512, or 4 of 1024 x 1024
+
+
+def at_once(batch_size: int, height: int, width: int) -> int:
+    """How many images go through an autoencoder together: batch_size, or fewer of large ones."""
+    return max(1, min(batch_size, PIXELS_AT_ONCE // (height * width)))
+
+
+@dataclass
+class Teacher:
+    """The parts of a diffusers pipeline that pruning and distillation need.
+
+    latent_shape is (channels, height, width) of one latent; tokenizers and text encoders are None without text, the second
+    ones None except in Stable Diffusion XL. zeros_for_empty: the condition of no caption is zeros, not that of "" (XL).
+    sound: what its images stand for, where the folder tells (AudioDiffusion's mel).
+    """
+
+    name: str
+    folder: Path
+    denoiser: nn.Module
+    autoencoder: nn.Module
+    scheduler: Any
+    tokenizer: Any = None
+    text_encoder: nn.Module | None = None
+    tokenizer_2: Any = None
+    text_encoder_2: nn.Module | None = None
+    zeros_for_empty: bool = False
+    sound: Spectrogram | None = None
+    _fingerprint: str = ""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        size = self.denoiser.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return (self.denoiser.config.in_channels, height, width)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images that latents of latent_shape become."""
+        factor = 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+        return (self.latent_shape[1] * factor, self.latent_shape[2] * factor)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Denoiser, autoencoder and text encoders, as many as there are."""
+        return [self.denoiser, self.autoencoder, *self.text_encoders]
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        """None, one, or the two of Stable Diffusion XL."""
+        return [encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None]
+
+    def with_parts(self, **parts: nn.Module) -> "Teacher":
+        """The same pipeline with other networks: with_parts(denoiser=student)."""
+        return replace(self, **parts, _fingerprint="")
+
+    def to(self, device: str | torch.device) -> "Teacher":
+        for network in self.networks:
+            network.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    @torch.no_grad()
+    def encode_captions(self, captions: list[str]) -> Conditions:
+        """The denoiser's conditions for the captions, a row each (common/diffusion/text_encoding.py); {} without text."""
+        if self.text_encoder is None:
+            return {}
+        encoders = list(zip((self.tokenizer, self.tokenizer_2), self.text_encoders, strict=False))
+        conditions = encode_text(encoders, captions)
+        if "text_embeds" in conditions:
+            conditions["time_ids"] = size_conditions(*self.image_size, len(captions)).to(self.device)
+        return conditions
+
+    def empty_condition(self) -> Conditions:
+        """The condition of no caption, one row."""
+        conditions = self.encode_captions([""])
+        if self.zeros_for_empty:
+            conditions |= {name: torch.zeros_like(value) for name, value in conditions.items() if name != "time_ids"}
+        return conditions
+
+    @torch.no_grad()
+    def encode_images(self, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+        """Latents (count, *latent_shape) of uint8 images (count, 1 or 3, height, width): posterior means, scaled."""
+        encoded = encode_images(self.autoencoder, images, at_once(batch_size, *images.shape[2:]))
+        return scale_latents(self.autoencoder.config, encoded.cpu())
+
+    @torch.no_grad()
+    def decode_latents(self, latents: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+        """uint8 images (count, 1 or 3, height, width) on the CPU from latents (count, *latent_shape)."""
+        return torch.cat([to_uint8(self.decode(chunk)).cpu() for chunk in latents.split(at_once(batch_size, *self.image_size))])
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images (batch, 1 or 3, height, width), in [-1, 1] but for what the decoder overshoots, on the teacher's device."""
+        return self.autoencoder.decode(unscale_latents(self.autoencoder.config, latents.to(self.device))).sample
+
+    def fingerprint(self) -> str:
+        """Changes with any weight or setting of the denoiser, autoencoder or text encoders, with scheduler and tokenizers.
+
+        It is of what has been loaded, in whatever format it was kept, and names what is computed with it; what names a job
+        before anything is loaded is experiments.shared.identity.pipeline_identity.
+        """
+        if self._fingerprint:
+            return self._fingerprint
+        described = [describe_scheduler(self.scheduler), self.zeros_for_empty]
+        described += [describe_network(network) for network in self.networks]
+        described += [describe_tokenizer(each) for each in (self.tokenizer, self.tokenizer_2) if each is not None]
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+        for network in self.networks:
+            for name, tensor in network.state_dict().items():
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+
+def describe_network(network: nn.Module) -> dict[str, Any]:
+    """What a network's class and its config.json say of how it computes; not by what, and in what precision, it was saved."""
+    config = network.config
+    settings = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    written = ("transformers_version", "dtype", "torch_dtype", "architectures")
+    kept = {name: value for name, value in settings.items() if not name.startswith("_") and name not in written}
+    return {"class": type(network).__name__, **kept}
+
+
+def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    """What decides how a tokenizer splits a text: words, merges, special tokens, length."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    used = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}  # of its last call
+    return {"backend": used, "length": tokenizer.model_max_length, "special": tokenizer.special_tokens_map}

@@ -1,0 +1,89 @@
+"""Reads pipelines and networks from folders: a shipped teacher, a folder of diffusers, a hub repository, a single file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from common.diffusion.noise_schedule import check_noise
+from common.errors import InputError
+from common.models.compatibility import check_named_parts, check_parts_fit, check_tokenizers
+from common.models.honoured_settings import check_pipeline_settings, named_parts
+from common.models.hub import NETWORKS, PARTS, find_folder
+from common.models.latent_diffusion import Teacher
+from common.models.mel_settings import read_mel
+from common.models.parts import load_part
+from common.models.pipeline_defaults import settle_sample_size, settle_scheduler
+from common.models.single_file import folder_of_file, is_single_file
+from common.runtime.strict_json import read_json
+
+
+def load_teacher(name_or_path: str, revision: str | None = None, config: str | None = None) -> Teacher:
+    """Loads a shipped teacher by name, a local diffusers pipeline folder, or a hub repository, in float32 on the CPU.
+
+    config: the folder of a pipeline by whose settings a single file of weights is read (common/models/single_file.py). Raises
+    InputError with one line for a missing folder, an unreachable hub, a missing part, a damaged file, and for a setting that
+    is not honoured (common/models/honoured_settings.py).
+    """
+    single = is_single_file(name_or_path)
+    if config is not None and not single:
+        raise InputError(f"teacher.config={config} is for single files; teacher.path={name_or_path} brings its own settings.")
+    folder = folder_of_file(name_or_path, config) if single else find_folder(name_or_path, revision)
+    index = read_index(folder)
+    check_pipeline_settings(folder, index)
+    named = {name: value for name, value in named_parts(index).items() if name in PARTS}
+    check_named_parts(folder, named)
+    parts = {name: load_part(folder, name, *value, network=name in NETWORKS) for name, value in named.items()}
+    settle_sample_size(folder, index, parts["unet"])
+    check_noise(f"{folder}/scheduler", parts["scheduler"])
+    teacher = Teacher(
+        name=Path(name_or_path).name,
+        folder=folder,
+        denoiser=parts["unet"],
+        autoencoder=parts.get("vae") or parts["vqvae"],
+        scheduler=settle_scheduler(index, parts["scheduler"]),
+        tokenizer=parts.get("tokenizer"),
+        text_encoder=parts.get("text_encoder"),
+        tokenizer_2=parts.get("tokenizer_2"),
+        text_encoder_2=parts.get("text_encoder_2"),
+        zeros_for_empty="text_encoder_2" in parts and bool(index.get("force_zeros_for_empty_prompt", True)),
+        sound=read_mel(folder) if "mel" in named_parts(index) else None,
+    )
+    check_parts_fit(folder, teacher.denoiser, teacher.autoencoder, teacher.text_encoders)
+    check_tokenizers(folder, [teacher.tokenizer, teacher.tokenizer_2], teacher.text_encoders)
+    return teacher
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """model_index.json of a pipeline folder; InputError when it is not JSON."""
+    return read_json(folder / "model_index.json")
+
+
+def autoencoder_part(folder: Path) -> str:
+    """The name of the autoencoder in a pipeline folder: "vae" or "vqvae"."""
+    index = read_index(folder)
+    return next(name for name in ("vae", "vqvae") if index.get(name, [None])[0])
+
+
+def load_denoiser(path: str | Path) -> nn.Module:
+    """A denoiser from its own folder (config.json beside the weights), with its plan where it has one."""
+    folder = Path(path)
+    if (folder / "model_index.json").is_file():
+        folder = folder / "unet"
+    return load_network(folder, "denoiser")
+
+
+def load_autoencoder(folder: Path) -> nn.Module:
+    """The autoencoder of a pipeline folder."""
+    return load_network(folder / autoencoder_part(folder), "autoencoder")
+
+
+def load_network(folder: Path, what: str) -> nn.Module:
+    """A network from its own folder by the class that its config.json names; `what` it is tells the InputError."""
+    try:
+        class_name = json.loads((folder / "config.json").read_text())["_class_name"]
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise InputError(f"{folder} holds no {what}: no readable config.json with a _class_name.") from error
+    library = "pruned_unet" if class_name.startswith("Pruned") else "diffusers"
+    return load_part(folder.parent, folder.name, library, class_name, network=True)

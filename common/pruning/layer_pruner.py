@@ -1,0 +1,97 @@
+"""What all methods that remove whole layers have in common: from a score per layer to a plan of the wanted size."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from common.errors import InputError
+from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.layers import Granularity, Layer, Unit, WidthChanging, layer_sizes, list_layers, random_scores
+from common.pruning.plan import Edit, Plan
+from common.settings import Share, check_fields
+
+
+def removal_budget(ratio: float, unit: str, sizes: Sequence[float], whole: float) -> float:
+    """ratio * whole; InputError when the ratio is larger than all layers together."""
+    largest = sum(sizes) / whole
+    if ratio > largest:
+        raise InputError(f"method.ratio={ratio}: all layers together are {math.floor(1e4 * largest) / 1e4} of the {unit}.")
+    return ratio * whole
+
+
+def lowest_layers(scores: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:
+    """Indices, ascending, of the layers with the lowest scores until their sizes sum to `budget` at least."""
+    chosen: list[int] = []
+    removed = 0.0
+    for index in sorted(range(len(scores)), key=scores.__getitem__):
+        if removed >= budget:
+            break
+        chosen.append(index)
+        removed += sizes[index]
+    return sorted(chosen)
+
+
+@dataclass
+class LayerPruner:
+    """Base of a method: scores the layers, selects among them, returns the plan. A method gives `name` and layer_scores.
+
+    ratio: the share of the U-Net to remove, at least, in `unit`. granularity, width_changing, exclude: which layers
+    (common.pruning.layers).
+    """
+
+    name: ClassVar[str]
+    ratio: Share
+    unit: Unit
+    granularity: Granularity
+    width_changing: WidthChanging
+    exclude: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_fields(self, "method")
+
+    def layer_scores(
+        self, unet: nn.Module, layers: Sequence[Layer], calibration: Any, teacher: str, folder: Path | None
+    ) -> dict[str, float]:
+        """A number per layer by its site, low for layers that are cheap to remove; `folder` survives a kill."""
+        raise NotImplementedError
+
+    def select(self, scores: Sequence[float], sizes: Sequence[float], budget: float) -> list[int]:
+        """Indices of the layers to remove, whose sizes sum to `budget` at least."""
+        return lowest_layers(scores, sizes, budget)
+
+    def plan(self, unet: nn.Module, calibration: Any, teacher: str, scores: Path | None) -> Plan:
+        """The plan for `unet`; scores and measured times are kept below the folder `scores`.
+
+        `teacher` names the weights (Teacher.fingerprint). InputError for a ratio outside (0, 1) or out of reach, and for a
+        score that is not a number.
+        """
+        layers = list_layers(unet, self.granularity, self.width_changing, self.exclude)
+        conditions = None if calibration is None else calibration.empty
+        sizes, whole = layer_sizes(unet, layers, self.unit, scores, teacher, conditions)
+        budget = removal_budget(self.ratio, self.unit, sizes, whole)
+        found = self.layer_scores(unet, layers, calibration, teacher, scores)
+        for site, score in found.items():
+            if not math.isfinite(score):
+                raise InputError(f"{self.name}: the score of {site} is {score}; are the teacher's weights finite?")
+        chosen = self.select([found[layer.site] for layer in layers], sizes, budget)
+        return Plan(
+            method=self.name,
+            edits=tuple(Edit(layers[i].site, layers[i].edit.operation, score=found[layers[i].site]) for i in chosen),
+            teacher=teacher,
+            scores=found,
+            settings=asdict(self) | {"ratio_reached": sum(sizes[i] for i in chosen) / whole},
+        )
+
+    def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
+        """No scores; a student of the wanted size, its layers drawn at random (by parameters where the unit is a time)."""
+        layers = list_layers(unet, self.granularity, self.width_changing, self.exclude)
+        unit = "parameters" if self.unit == "milliseconds" else self.unit
+        sizes, whole = layer_sizes(unet, layers, unit)
+        scores = random_scores(layers, 0)
+        chosen = lowest_layers([scores[layer.site] for layer in layers], sizes, removal_budget(self.ratio, unit, sizes, whole))
+        plan = Plan(method=self.name, edits=tuple(layers[i].edit for i in chosen))
+        return Outlook(plan=plan, note=f"student: {len(chosen)} layers drawn at random, {self.ratio:.0%} of the {unit} or more")

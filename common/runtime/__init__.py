@@ -1,0 +1,1 @@
+"""What every program needs: files, locks, processes, progress, seeds."""

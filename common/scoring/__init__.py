@@ -1,0 +1,1 @@
+"""What scores are computed on, and with."""

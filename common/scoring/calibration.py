@@ -1,0 +1,102 @@
+"""The fixed conditions and noise on which scores are computed."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from common.diffusion.sampling import Conditions, describe_scheduler, repeat_conditions, select_conditions
+from common.errors import InputError
+from common.runtime.seeding import mix_seed, seeded_normal
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`samples` seeded noises for each condition, and how they are denoised.
+
+    noise: (conditions, samples, channels, height, width); conditions: rows of keyword arguments, one row a condition,
+    empty for unconditional models; empty: the row that guidance contrasts with.
+
+    For criteria that look at training data: data() gives latents (rows, channels, height, width) of training images and
+    their conditions; alignment(latents, chosen), of final latents (conditions, samples, ...) under the chosen conditions (a
+    slice), how well they fit their captions.
+    """
+
+    noise: torch.Tensor
+    conditions: Conditions
+    empty: Conditions
+    scheduler: Any
+    steps: int
+    guidance_scale: float
+    data: Callable[[], tuple[torch.Tensor, Conditions]] | None = None
+    alignment: Callable[[torch.Tensor, slice], float] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(conditions, samples)"""
+        return tuple(self.noise.shape[:2])
+
+    def to(self, device: str | torch.device) -> "Calibration":
+        """The same calibration with its tensors on `device`."""
+        return replace(
+            self,
+            noise=self.noise.to(device),
+            conditions={name: value.to(device) for name, value in self.conditions.items()},
+            empty={name: value.to(device) for name, value in self.empty.items()},
+        )
+
+    def rows(self, chosen: slice, copies: int = 1) -> tuple[torch.Tensor, Conditions]:
+        """Noise (copies * conditions * samples, ...) of the chosen conditions and the conditions row by row."""
+        noise = self.noise[chosen].flatten(0, 1)
+        conditions = repeat_conditions(select_conditions(self.conditions, chosen), self.noise.shape[1])
+        return (
+            noise.repeat(copies, *[1] * (noise.dim() - 1)),
+            {name: value.repeat(copies, *[1] * (value.dim() - 1)) for name, value in conditions.items()},
+        )
+
+    def fingerprint(self) -> str:
+        """Changes with anything that changes a score."""
+        digest = hashlib.sha256(repr((self.steps, self.guidance_scale, describe_scheduler(self.scheduler))).encode())
+        for tensor in (self.noise, *self.conditions.values(), *self.empty.values()):
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def alignment_fingerprint(self) -> str:
+        """Changes with anything that changes the alignment of samples, what it looks at included (its `content`, if any)."""
+        return f"{self.fingerprint()} {getattr(self.alignment, 'content', '')}"
+
+    def data_fingerprint(self) -> str:
+        """Changes with the training rows and the scheduler: what a criterion over training data depends on."""
+        latents, conditions = self.data()
+        digest = hashlib.sha256(describe_scheduler(self.scheduler).encode())
+        for tensor in (latents, *conditions.values(), *self.empty.values()):
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def build_calibration(
+    conditions: Conditions,
+    empty: Conditions,
+    latent_shape: tuple[int, int, int],
+    scheduler: Any,
+    *,
+    num_conditions: int,
+    samples: int,
+    steps: int,
+    guidance_scale: float,
+    seed: int,
+    data: Callable[[], tuple[torch.Tensor, Conditions]] | None = None,
+    alignment: Callable[[torch.Tensor, slice], float] | None = None,
+) -> Calibration:
+    """Noise seeded by (seed, condition, sample). InputError when a size is below 1 or the conditions' rows differ."""
+    for name, value in (("num_conditions", num_conditions), ("samples", samples), ("steps", steps)):
+        if value < 1:
+            raise InputError(f"calibration.{name}={value}: at least 1 is needed.")
+    for name, value in conditions.items():
+        if len(value) != num_conditions:
+            raise InputError(f"calibration: {len(value)} rows of {name} for num_conditions={num_conditions}.")
+    seeds = [mix_seed(seed, c, s) for c in range(num_conditions) for s in range(samples)]
+    noise = seeded_normal(seeds, latent_shape).unflatten(0, (num_conditions, samples))
+    return Calibration(noise, conditions, empty, scheduler, steps, guidance_scale, data, alignment)

@@ -1,0 +1,217 @@
+"""Several differently edited copies of one network in one forward pass.
+
+The batch holds the copies one after the other. An edited site becomes a Branch: it runs the replacement on the rows of the
+copies that edit this site and the original module on the others. In a pass that is not part of a roll-out, a copy agrees
+with the intact network before its edit; PrefixCache replays that part instead of computing it.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
+
+from common.diffusion.sampling import Conditions, predict
+from common.pruning.plan import Edit, load_replacement
+from common.pruning.pruned_unet import set_module
+from common.runtime.collectives import shared_out
+
+
+class Branch(nn.Module):
+    """`original` for most rows, `replacements[copy]` for the rows of that copy.
+
+    The batch is (groups, copies, rows): groups is 2 under classifier-free guidance, else 1. Rows that are replaced do not
+    pass through `original`, unless another Branch inside it counts on all copies.
+    """
+
+    def __init__(self, original: nn.Module, replacements: dict[int, nn.Module], copies: int, groups: int):
+        super().__init__()
+        nested = any(isinstance(module, Branch) for module in original.modules())
+        self.original = original
+        self.replacements = nn.ModuleDict({str(copy): module for copy, module in replacements.items()})
+        self.through = [copy for copy in range(copies) if nested or copy not in replacements]
+        self.copies, self.groups = copies, groups
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        batch = len(hidden_states)
+
+        def run(module: nn.Module, copies: list[int]) -> tuple[torch.Tensor, bool]:
+            """The output for some copies (groups, copies, rows, ...), and whether the module gave it as a tuple."""
+            chosen = slice(copies[0], copies[-1] + 1) if copies[-1] - copies[0] + 1 == len(copies) else copies
+
+            def rows(value: Any) -> Any:
+                if not isinstance(value, torch.Tensor) or value.dim() == 0 or len(value) != batch:
+                    return value
+                return value.unflatten(0, (self.groups, self.copies, -1))[:, chosen].flatten(0, 2)
+
+            output = module(rows(hidden_states), *map(rows, args), **{key: rows(value) for key, value in kwargs.items()})
+            tensor = output[0] if isinstance(output, tuple) else output
+            return tensor.unflatten(0, (self.groups, len(copies), -1)), isinstance(output, tuple)
+
+        parts: dict[int, torch.Tensor] = {}
+        as_tuple = False
+        if self.through:
+            output, as_tuple = run(self.original, self.through)
+            parts |= {copy: output[:, place] for place, copy in enumerate(self.through)}
+        for name, module in self.replacements.items():
+            output, alone = run(module, [int(name)])
+            parts[int(name)] = output[:, 0]
+            as_tuple = as_tuple or alone
+        merged = torch.stack([parts[copy] for copy in range(self.copies)], 1).flatten(0, 2)
+        return (merged,) if as_tuple else merged
+
+
+@contextmanager
+def branched(
+    network: nn.Module,
+    edits: Sequence[Edit],
+    tensors: dict[str, torch.Tensor],
+    groups: int = 1,
+    present: Sequence[int] | None = None,
+) -> Iterator[nn.Module]:
+    """`network` as len(edits) copies, copy i with edits[i]; afterwards the very same modules are back.
+
+    present: for each edit, how many of the copies, the first ones, are in the batch at its site; all of them by default.
+    """
+    present = [len(edits)] * len(edits) if present is None else present
+    by_site: dict[str, dict[int, nn.Module]] = {}
+    copies: dict[str, int] = {}
+    originals: list[tuple[str, nn.Module]] = []
+    for copy, edit in enumerate(edits):
+        replacement = load_replacement(network.get_submodule(edit.site), edit, tensors)
+        by_site.setdefault(edit.site, {})[copy] = replacement
+        copies[edit.site] = present[copy]
+    try:
+        for site in sorted(by_site, key=lambda site: -site.count(".")):  # the deepest first: paths stay valid
+            originals.append((site, network.get_submodule(site)))
+            set_module(network, site, Branch(originals[-1][1], by_site[site], copies[site], groups))
+        yield network
+    finally:
+        for site, module in reversed(originals):
+            set_module(network, site, module)
+
+
+UNITS = (ResnetBlock2D, Transformer2DModel, Downsample2D, Upsample2D, Attention)
+
+
+class PrefixCache:
+    """The outputs of a network's blocks on one batch, in the order of execution, to be replayed for edited copies."""
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+        self.order: list[str] = []
+        self.outputs: dict[str, Any] = {}
+
+    def record(self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        """Runs the network, keeps what its blocks put out and returns its output."""
+        inside = ()
+        handles = []
+        for name, module in self.network.named_modules():
+            if isinstance(module, UNITS) and not (inside and name.startswith(inside)):
+                inside = (*inside, f"{name}.")
+                handles.append(module.register_forward_hook(self._keep(name)))
+        try:
+            return predict(self.network, latents, timesteps, conditions)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _keep(self, name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self.order.append(name)
+            self.outputs[name] = output
+
+        return hook
+
+    def position(self, site: str) -> int:
+        """How many blocks run before the one that holds `site`; all of them for a site outside the blocks."""
+        for position, unit in enumerate(self.order):
+            if site == unit or site.startswith(f"{unit}."):
+                return position
+        return len(self.order)
+
+    def present(self, positions: Sequence[int], block: int) -> int:
+        """How many copies differ from the intact network after block number `block`; `positions` ascend, one a copy."""
+        return bisect_right(positions, block)
+
+    @contextmanager
+    def replayed(self, positions: Sequence[int]) -> Iterator[None]:
+        """Copy i computes from block positions[i] on (ascending); before, it gives the recorded outputs."""
+        replaced = []
+        try:
+            for block, name in enumerate(self.order):
+                computing = self.present(positions, block)
+                if computing == len(positions):
+                    break
+                module = self.network.get_submodule(name)
+                replaced.append((name, module))
+                set_module(self.network, name, Replay(module, self.outputs[name], len(positions), computing))
+            yield
+        finally:
+            for name, module in replaced:
+                set_module(self.network, name, module)
+
+
+@torch.no_grad()
+def edited_outputs(
+    network: nn.Module,
+    edits: Sequence[Edit],
+    tensors: dict[str, torch.Tensor],
+    inputs: tuple[torch.Tensor, torch.Tensor],
+    conditions: Conditions,
+    copies: int,
+    measure: Callable[[torch.Tensor, torch.Tensor], float],
+) -> dict[str, float]:
+    """measure(intact output, output with this edit alone) by site, outputs (batch, ...), for one batch of `inputs`.
+
+    inputs: latents (batch, channels, height, width) and timesteps (batch,). `copies` edits share a forward pass, in which
+    each is computed from the block that it changes on; the passes are shared out over the processes of the job.
+    """
+    latents, timesteps = inputs
+    cache = PrefixCache(network)
+    intact = cache.record(latents, timesteps, conditions)
+    ordered = sorted(edits, key=lambda edit: cache.position(edit.site))
+
+    def measure_group(first: int) -> dict[str, float]:
+        group = ordered[first : first + copies]
+        count = len(group)
+        positions = [cache.position(edit.site) for edit in group]
+        present = [count if position == len(cache.order) else cache.present(positions, position) for position in positions]
+        repeated = {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in conditions.items()}
+        with branched(network, group, tensors, present=present), cache.replayed(positions):
+            output = predict(network, latents.repeat(count, 1, 1, 1), timesteps.repeat(count), repeated)
+        changed = output.unflatten(0, (count, -1))
+        return {edit.site: measure(intact, each) for edit, each in zip(group, changed, strict=True)}
+
+    found = shared_out(range(0, len(ordered), copies), measure_group)
+    return {site: value for part in found for site, value in part.items()}
+
+
+class Replay(nn.Module):
+    """A recorded output for the last copies of the batch, what `module` computes for the first `computing` ones."""
+
+    def __init__(self, module: nn.Module, recorded: Any, copies: int, computing: int):
+        super().__init__()
+        self.module, self.recorded, self.copies, self.computing = module, recorded, copies, computing
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        batch = len(hidden_states)
+        recorded = self.recorded[0] if isinstance(self.recorded, tuple) else self.recorded
+        parts = [recorded] * (self.copies - self.computing)
+        if self.computing:
+            rows = batch // self.copies * self.computing
+
+            def first(value: Any) -> Any:
+                return value[:rows] if isinstance(value, torch.Tensor) and value.dim() and len(value) == batch else value
+
+            output = self.module(first(hidden_states), *map(first, args), **{key: first(v) for key, v in kwargs.items()})
+            parts = [output[0] if isinstance(output, tuple) else output, *parts]
+        merged = torch.cat(parts)
+        return (merged,) if isinstance(self.recorded, tuple) else merged

@@ -1,0 +1,63 @@
+"""Training rows with noise on them: what criteria over the denoiser's error on data look at."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from common.diffusion.noise_schedule import check_learns_from_noise, noising_scheduler
+from common.diffusion.objective import training_target
+from common.errors import InputError
+from common.runtime.seeding import generator_for, mix_seed, seeded_normal
+from common.scoring.calibration import Calibration
+
+Timesteps = Literal["even", "uniform"]
+TIMESTEPS = get_args(Timesteps)
+
+
+@dataclass(frozen=True)
+class NoisyBatch:
+    """Part of the calibration data with noise on it; `target` is what the denoiser should predict, `share` its weight."""
+
+    latents: torch.Tensor
+    timesteps: torch.Tensor
+    conditions: dict[str, torch.Tensor]
+    target: torch.Tensor
+    share: float
+
+
+def noisy_batches(calibration: Calibration, timesteps: str, batch_size: int, guided: bool, seed: int) -> list[NoisyBatch]:
+    """The calibration's training latents in batches, each row with one timestep and noise seeded by (seed, row).
+
+    timesteps: "even" spreads them over the schedule, "uniform" draws them. guided: every batch holds its rows twice, first
+    with the empty condition. InputError for a calibration without training rows or an unknown option.
+    """
+    if timesteps not in TIMESTEPS:
+        raise InputError(f"method.timesteps={timesteps!r} is none of {', '.join(TIMESTEPS)}.")
+    if calibration.data is None:
+        raise InputError("This calibration has no training rows, and the error on data is asked for: give it `data`.")
+    check_learns_from_noise(calibration.scheduler, "timestep_cond" in calibration.conditions)
+    latents, conditions = calibration.data()
+    if not len(latents):
+        raise InputError("The calibration set is empty: calibration.data_rows must be at least 1.")
+    scheduler = noising_scheduler(calibration.scheduler)
+    total, rows = scheduler.config.num_train_timesteps, len(latents)
+    generator = generator_for(seed, 1)
+    if timesteps == "even":
+        steps = ((torch.arange(rows) + 0.5) * total / rows).long()[torch.randperm(rows, generator=generator)]
+    else:
+        steps = torch.randint(total, (rows,), generator=generator)
+    steps = steps.to(latents.device)
+    noise = seeded_normal([mix_seed(seed, 2, row) for row in range(rows)], latents.shape[1:]).to(latents)
+    noisy = scheduler.add_noise(latents, noise, steps)
+    target = training_target(scheduler, latents, noise, steps)
+    batches = []
+    for start in range(0, rows, batch_size):
+        chosen = slice(start, start + batch_size)
+        own = {name: value[chosen] for name, value in conditions.items()}
+        x, t = noisy[chosen], steps[chosen]
+        if guided and own:
+            own = {name: torch.cat([calibration.empty[name].expand_as(value), value]) for name, value in own.items()}
+            x, t = torch.cat([x, x]), torch.cat([t, t])
+        batches.append(NoisyBatch(x, t, own, target[chosen], len(target[chosen]) / rows))
+    return batches

@@ -1,0 +1,67 @@
+"""Trains an autoencoder: pixels to latents and back."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from common.diffusion.latents import pixels_for
+from common.runtime.collectives import mean_over_processes
+from common.training.nan_guard import check_loss, check_weights
+
+
+class AutoencoderTraining(L.LightningModule):
+    """L1 and squared error in pixels, and what the kind of autoencoder adds for its latents.
+
+    Batches are dictionaries with `images`, uint8 (batch, 3, height, width), and `position` (common.training.batches).
+    """
+
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        schedule: Callable[[torch.optim.Optimizer], Any],
+        seed: int,
+    ):
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.seed = seed
+
+    def reconstruct(self, images: torch.Tensor, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decoded images like `images`, and the weighted loss of the latents."""
+        raise NotImplementedError
+
+    def normalize_latents(self, latents: torch.Tensor) -> None:
+        """Folds an affine map into the trained weights, so that latents are of zero mean and unit deviation over `latents`.
+
+        The 1x1 convolutions on both sides of the latent space take it up: scaling_factor is 1, and every loader of
+        diffusers decodes correctly without knowing of it.
+        """
+        raise NotImplementedError
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
+        images = pixels_for(self.autoencoder, batch["images"])
+        decoded, penalty = self.reconstruct(images, batch["position"].tolist())
+        terms = {"l1": F.l1_loss(decoded, images), "mse": F.mse_loss(decoded, images), "latents": penalty}
+        loss = sum(terms.values())
+        values = mean_over_processes(torch.stack([loss, *terms.values()]).detach())
+        terms = dict(zip(terms, values[1:], strict=True))
+        check_loss(values[0], terms, self.global_step)
+        self.log("loss", values[0], prog_bar=True)
+        self.log_dict(terms)
+        return loss
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to save weights that are not finite: the checkpoint before stays."""
+        check_weights(self, self.global_step)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.make_optimizer(self.parameters())
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_schedule(optimizer), "interval": "step"},
+        }

@@ -1,0 +1,187 @@
+"""Trains a denoiser: alone (a teacher from scratch) or against a teacher (distillation of a pruned student).
+
+    L = task_weight * L_task + output_weight * L_output + feature_weight * sum_l L_feature(l)
+    L_task    = E || target - student(x_t, t, c) ||^2       (the target the scheduler predicts: noise, sample or velocity)
+    L_output  = E || teacher(x_t, t, c) - student(x_t, t, c) ||^2
+    L_feature = E || f_teacher^l - f_student^l ||^2         over pairs of module paths
+
+The form is BK-SDM's (arXiv 2305.15798), which LD-Pruner (arXiv 2404.11936, section 3.1) and LAPTOP-Diff
+(arXiv 2404.11098) take over with other weights.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from common.diffusion.noise_schedule import noising_scheduler
+from common.diffusion.objective import noise_and_timesteps, training_target
+from common.diffusion.sampling import Conditions, predict
+from common.errors import InputError
+from common.runtime.collectives import mean_over_processes
+from common.training.fsdp import shard
+from common.training.nan_guard import check_loss, check_weights
+
+Features = Sequence[torch.Tensor]
+
+
+def squared_feature_losses(student: Features, teacher: Features) -> list[torch.Tensor]:
+    """Mean squared error in float32 per feature pair, summed over pairs by the caller (BK-SDM's code)."""
+    return [F.mse_loss(s.float(), t.float()) for s, t in zip(student, teacher, strict=True)]
+
+
+class FeatureTaps:
+    """Keeps the last output of the modules at `paths`, by forward hooks on the unwrapped network."""
+
+    def __init__(self, network: nn.Module, paths: Sequence[str]):
+        self.outputs: dict[str, torch.Tensor] = {}
+        self.paths = list(paths)
+        self.handles = [network.get_submodule(path).register_forward_hook(self._keep(path)) for path in set(paths)]
+
+    def _keep(self, path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self.outputs[path] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def features(self) -> list[torch.Tensor]:
+        """The outputs of the last forward pass, in the order of `paths`."""
+        return [self.outputs[path] for path in self.paths]
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+class DenoiserTraining(L.LightningModule):
+    """One training step of a student, with or without a teacher.
+
+    Batches hold `latents` (batch, channels, height, width), `position` (batch,) and, for text-to-image, either the
+    conditions of each row, or `input_ids` (batch, tokens) when a `text_encoder` is trained along. `empty_condition` holds
+    one row of the same columns, which replaces dropped ones; it is read where condition_dropout is above 0. compile_options:
+    of torch.compile, for student and teacher; None runs them as they are.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        scheduler: Any,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        schedule: Callable[[torch.optim.Optimizer], Any],
+        seed: int,
+        condition_dropout: float = 0.0,
+        empty_condition: Conditions | None = None,
+        task_weight: float = 1.0,
+        output_weight: float = 0.0,
+        feature_weight: float = 0.0,
+        feature_pairs: Sequence[tuple[str, str]] = (),
+        feature_losses: Callable[[Features, Features], list[torch.Tensor]] = squared_feature_losses,
+        teacher: nn.Module | None = None,
+        text_encoder: nn.Module | None = None,
+        compile_options: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        if teacher is None and (output_weight or feature_weight):
+            raise ValueError("output_weight and feature_weight need a teacher.")
+        self.student, self.text_encoder, self.scheduler = student, text_encoder, noising_scheduler(scheduler)
+        self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.seed, self.condition_dropout, self.empty_condition = seed, condition_dropout, empty_condition
+        self.task_weight, self.output_weight, self.feature_weight = task_weight, output_weight, feature_weight
+        self.feature_losses, self.feature_pairs = feature_losses, [tuple(pair) for pair in feature_pairs]
+        # a plain dictionary: neither checkpoints nor EMA see the teacher, or weights by the names of a compiled student
+        self.unregistered = {"teacher": teacher, "student": student}
+        if compile_options is not None:
+            compiled = {
+                name: torch.compile(network, **compile_options)
+                for name, network in self.unregistered.items()
+                if network is not None
+            }
+            self.unregistered |= compiled
+        if feature_weight:
+            self.student_taps = FeatureTaps(student, [pair[0] for pair in self.feature_pairs])
+            self.teacher_taps = FeatureTaps(teacher, [pair[1] for pair in self.feature_pairs])
+
+    def remove_taps(self) -> None:
+        """Takes the feature hooks off both networks."""
+        if self.feature_weight:
+            self.student_taps.remove()
+            self.teacher_taps.remove()
+
+    def condition(self, batch: dict[str, torch.Tensor], uniform: torch.Tensor) -> Conditions:
+        """The conditions, with a share of `condition_dropout` of the rows replaced by the empty one, all columns together."""
+        columns = {name: value for name, value in batch.items() if name not in ("latents", "position")}
+        if self.condition_dropout:
+            dropped = uniform < self.condition_dropout
+            for name, value in columns.items():
+                where = dropped.view(-1, *[1] * (value.dim() - 1))
+                columns[name] = torch.where(where, self.empty_condition[name].to(value), value)
+        if self.text_encoder is not None:
+            return {"encoder_hidden_states": self.text_encoder(columns["input_ids"]).last_hidden_state}
+        return columns
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
+        latents = batch["latents"]
+        noise, timesteps, uniform = noise_and_timesteps(
+            self.seed, batch["position"], latents, self.scheduler.config.num_train_timesteps
+        )
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        target = training_target(self.scheduler, latents, noise, timesteps)
+        condition = self.condition(batch, uniform)
+        prediction = predict(self.unregistered["student"], noisy, timesteps, condition)
+        terms = {"task": F.mse_loss(prediction.float(), target.float())}
+        by_pair: list[torch.Tensor] = []
+        loss = self.task_weight * terms["task"]
+        if self.output_weight or self.feature_weight:
+            with torch.no_grad():
+                teacher_prediction = predict(self.unregistered["teacher"], noisy, timesteps, condition)
+            terms["output"] = F.mse_loss(prediction.float(), teacher_prediction.float())
+            loss = loss + self.output_weight * terms["output"]
+        if self.feature_weight:
+            features = self.student_taps.features(), self.teacher_taps.features()
+            for pair, ours, theirs in zip(self.feature_pairs, *features, strict=True):
+                if ours.shape != theirs.shape:
+                    raise InputError(
+                        f"distill.features: the student's {pair[0]!r} gives {tuple(ours.shape[1:])}, the teacher's {pair[1]!r} "
+                        f"{tuple(theirs.shape[1:])}; pair places of one shape (BK-SDM-Tiny: distill=bk_sdm_tiny)."
+                    )
+            by_pair = self.feature_losses(*features)
+            terms["feature"] = torch.stack(by_pair).sum()
+            loss = loss + self.feature_weight * terms["feature"]
+        self.log_losses(loss, terms, by_pair)
+        return loss
+
+    def log_losses(self, loss: torch.Tensor, terms: dict[str, torch.Tensor], by_pair: list[torch.Tensor]) -> None:
+        """Logs the losses of the whole batch, of all processes, and what share each has; InputError where one is no number."""
+        values = mean_over_processes(torch.stack([loss, *terms.values(), *by_pair]).detach())
+        loss, values = values[0], values[1:]
+        terms = dict(zip(terms, values, strict=False))
+        by_pair = values[len(terms) :]
+        check_loss(loss, terms, self.global_step)
+        self.log("loss", loss, prog_bar=True)
+        self.log_dict({f"loss/{name}": value for name, value in terms.items()})
+        weights = {"task": self.task_weight, "output": self.output_weight, "feature": self.feature_weight}
+        self.log_dict({f"share/{name}": weights[name] * value / loss for name, value in terms.items()})
+        if len(by_pair):
+            paths = [pair[0] for pair in self.feature_pairs]
+            shares = by_pair / terms["feature"].clamp_min(torch.finfo(torch.float32).tiny)
+            self.log_dict({f"feature/{path}": value for path, value in zip(paths, by_pair, strict=True)})
+            self.log_dict({f"feature_share/{path}": share for path, share in zip(paths, shares, strict=True)})
+
+    def configure_model(self) -> None:
+        """Leaves each process a part of the student's weights, under the strategy that wants it (common.training.fit)."""
+        if self.device_mesh is not None:
+            shard(self.student, self.device_mesh["data_parallel"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to save weights that are not finite: the checkpoint before stays."""
+        check_weights(self, self.global_step)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_schedule(optimizer), "interval": "step"},
+        }

@@ -1,0 +1,1 @@
+"""The scripts that built the data sets."""

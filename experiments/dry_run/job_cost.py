@@ -1,0 +1,217 @@
+"""The networks of a job on the meta device, and what they take: parameters, MACs and operations, memory. Nothing is loaded."""
+
+import copy
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from torch import nn
+from torch.nn import functional as F
+
+from common.cost.macs import Macs, count_macs, count_parameters, probe_inputs
+from common.cost.peak_memory import step_bytes
+from common.diffusion.noise_schedule import check_learns_from_noise
+from common.diffusion.sampling import guidance_size, predict
+from common.models.latent_diffusion import Teacher
+from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.plan import apply_plan
+from common.training.distillation import FeatureTaps
+from experiments.evaluation.samples import evaluation_scheduler
+from experiments.shared.precision import pick_precision
+from experiments.training.distill_student import feature_pairs
+
+SINGLE_BYTES = 4
+
+
+def operations_of(call: Callable[[], Any]) -> int:
+    """Floating-point operations of call() on the meta device."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return counter.get_total_flops()
+
+
+def optimizer_bytes(make: Callable[..., torch.optim.Optimizer]) -> float:
+    """Bytes that an optimiser keeps for each parameter, by one step of it on a small tensor."""
+    parameter = nn.Parameter(torch.zeros(1024))
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer = make([parameter])
+    optimizer.step()
+    states = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor) and value.dim()]
+    return sum(value.nbytes for value in states) / parameter.numel()
+
+
+def calibration_size(cfg: DictConfig, teacher: Any) -> CalibrationSize:
+    """How much the calibration set of a job on `teacher` holds."""
+    captioned = bool(teacher.text_encoders)
+    return CalibrationSize(
+        conditions=cfg.calibration.num_conditions if captioned else 1,
+        samples=cfg.calibration.samples,
+        steps=cfg.calibration.steps,
+        guidance_scale=cfg.calibration.guidance_scale,
+        rows=cfg.calibration.data_rows,
+        timesteps=teacher.scheduler.config.num_train_timesteps,
+        captioned=captioned and guidance_size(teacher.denoiser) is None,
+    )
+
+
+class JobCost:
+    """The job of `cfg`: `teacher` and `student` on the meta device, `outlook` of its method, and what they take."""
+
+    def __init__(self, cfg: DictConfig):
+        from common.models.architectures import meta_teacher
+
+        self.cfg = cfg
+        self.peaks: dict[tuple[int, bool, bool], int] = {}  # of distillation steps, as each takes seconds
+        self.teacher: Teacher = meta_teacher(cfg.teacher.config or cfg.teacher.path)
+        if cfg.distill.steps:
+            check_learns_from_noise(self.teacher.scheduler, guidance_size(self.teacher.denoiser) is not None)
+        self.method = hydra.utils.instantiate(cfg.method, _convert_="all")
+        look = getattr(self.method, "outlook", None)
+        self.known = look is not None
+        unknown = Outlook(note="the method does not tell what scoring and student take; the teacher's size is assumed")
+        self.outlook: Outlook = look(self.teacher.denoiser, calibration_size(cfg, self.teacher)) if look else unknown
+        plan = self.outlook.plan
+        self.student = copy.deepcopy(self.teacher.denoiser) if plan is None else apply_plan(self.teacher.denoiser, plan)
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        return self.teacher.text_encoders
+
+    @property
+    def captioned(self) -> bool:
+        return bool(self.text_encoders)
+
+    @property
+    def tokens(self) -> int:
+        """Of a caption."""
+        return self.text_encoders[0].config.max_position_embeddings
+
+    @property
+    def half(self) -> bool:
+        """Whether denoisers are scored and sampled in half precision."""
+        return pick_precision(self.cfg) != "32"
+
+    @property
+    def guided(self) -> int:
+        """Rows of a forward pass for each sample that is drawn."""
+        return 2 if self.cfg.evaluation.guidance_scale > 1 and self.guidable else 1
+
+    @property
+    def guidable(self) -> bool:
+        """Whether guidance takes a second pass: not where there is no text, nor in a latent consistency model."""
+        return self.captioned and guidance_size(self.teacher.denoiser) is None
+
+    @property
+    def samples_at_once(self) -> int:
+        return self.cfg.evaluation.micro_batch_size or self.cfg.evaluation.batch_size
+
+    def passes(self, steps: int) -> int:
+        """Forward passes of the sampler in `steps` steps: one more than those for some."""
+        scheduler = evaluation_scheduler(self.cfg, self.teacher.scheduler)
+        scheduler = type(scheduler).from_config(scheduler.config)
+        scheduler.set_timesteps(steps)
+        return len(scheduler.timesteps)
+
+    def inputs(self, batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]:
+        """Arguments of `predict` for either denoiser, `batch` rows."""
+        given = {"encoder_hidden_states": torch.empty(1, self.tokens, 1, device="meta")} if self.captioned else None
+        (latents, timesteps), conditions = probe_inputs(self.teacher.denoiser, given)
+
+        def rows(value: torch.Tensor) -> torch.Tensor:
+            return value.new_empty(batch, *value.shape[1:])
+
+        return (rows(latents), rows(timesteps)), {name: rows(value) for name, value in conditions.items()}
+
+    @cached_property
+    def macs(self) -> dict[str, Macs]:
+        arguments = self.inputs(1)
+        return {"teacher": count_macs(self.teacher.denoiser, *arguments), "student": count_macs(self.student, *arguments)}
+
+    @cached_property
+    def image_operations(self) -> dict[str, int]:
+        """Of encoding and decoding an image, and of reading a caption."""
+        autoencoder = self.teacher.autoencoder
+        latents = torch.empty(1, *self.teacher.latent_shape, device="meta")
+        found = {
+            "encode": operations_of(lambda: autoencoder.encode(self.images(1))),
+            "decode": operations_of(lambda: autoencoder.decode(latents)),
+            "read": 0,
+        }
+        for encoder in self.text_encoders:
+            ids = torch.zeros(1, self.tokens, dtype=torch.long, device="meta")
+            found["read"] += operations_of(partial(encoder, ids))
+        return found
+
+    def images(self, count: int) -> torch.Tensor:
+        """What the autoencoder encodes to latents of the teacher's shape."""
+        return torch.empty(count, self.teacher.autoencoder.config.in_channels, *self.teacher.image_size, device="meta")
+
+    def resident(self) -> dict[str, int]:
+        """Bytes of the networks that a job holds all along, in single precision."""
+        others = [network for network in self.teacher.networks if network is not self.teacher.denoiser]
+        found = {
+            "teacher's denoiser": [self.teacher.denoiser],
+            "autoencoder" + (" and text encoder" if self.captioned else ""): others,
+            "pruned denoiser, kept to be measured": [self.student],
+        }
+        return {name: SINGLE_BYTES * sum(map(count_parameters, networks)) for name, networks in found.items()}
+
+    def distillation(self) -> dict[str, int]:
+        """Bytes of everything that a distillation step holds, by what it is; activations apart."""
+        settings, count = self.cfg.distill, count_parameters(self.student)
+        state = optimizer_bytes(hydra.utils.instantiate(settings.optimizer))
+        own = {
+            "student: weights": SINGLE_BYTES * count,
+            "student: gradients": SINGLE_BYTES * count,
+            "student: optimiser": round(state * count),
+            "student: average of the weights": SINGLE_BYTES * count if settings.ema_decay else 0,
+            "student: what the method keeps": self.outlook.per_parameter * count,
+        }
+        return {name: size for name, size in (own | self.resident()).items() if size}
+
+    def activations(self, batch: int, mixed: bool, checkpointing: bool) -> int:
+        """Bytes that a distillation step of `batch` samples holds at its peak besides what is always there."""
+        asked = (batch, mixed, checkpointing)
+        if asked not in self.peaks:
+            self.peaks[asked] = self.peak_of_step(*asked)
+        return self.peaks[asked]
+
+    def peak_of_step(self, batch: int, mixed: bool, checkpointing: bool) -> int:
+        """One step on the meta device: the student forward and back, the teacher forward, the recipe's losses."""
+        settings = self.cfg.distill
+        inputs, conditions = self.inputs(batch)
+        target = torch.empty_like(inputs[0])
+        pairs, losses = [], hydra.utils.instantiate(settings.feature_loss)
+        if settings.feature_weight:
+            pairs = feature_pairs(list(settings.features), self.student, self.teacher.denoiser)
+        taps = [
+            FeatureTaps(self.student, [ours for ours, _ in pairs]),
+            FeatureTaps(self.teacher.denoiser, [p for _, p in pairs]),
+        ]
+
+        def loss() -> torch.Tensor:
+            prediction = predict(self.student, *inputs, conditions)
+            total = F.mse_loss(prediction.float(), target)
+            if settings.output_weight or settings.feature_weight:
+                with torch.no_grad():
+                    wanted = predict(self.teacher.denoiser, *inputs, conditions)
+                total = total + F.mse_loss(prediction.float(), wanted.float())
+            if settings.feature_weight:
+                total = total + torch.stack(losses(taps[0].features(), taps[1].features())).sum()
+            return total
+
+        try:
+            return step_bytes(self.student, loss, mixed, checkpointing, [self.teacher.denoiser])
+        finally:
+            for tap in taps:
+                tap.remove()
+
+    def measured(self) -> int:
+        """Bytes of the networks while models are compared: the distilled one comes to those that were there."""
+        trained = SINGLE_BYTES * count_parameters(self.student) if self.cfg.distill.steps else 0
+        return sum(self.resident().values()) + trained

@@ -1,0 +1,115 @@
+"""What each layer of a denoiser does: how much its output changes when that layer alone is removed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from common.pruning.layers import Layer
+
+DEAD, FAINT = 1e-4, 1e-3
+
+
+ROWS = 128  # images with noise on them: a layer's figure is then good to about a tenth of itself
+
+
+def what_layers_do(
+    denoiser: Any,
+    scheduler: Any,
+    latents: Any,
+    conditions: dict[str, Any],
+    batch_size: int = 32,
+    copies: int = 8,
+    seed: int = 0,
+) -> dict[str, float]:
+    """The relative output loss of each layer removed alone, by its site, in the order of common.pruning.layers.list_layers.
+
+    latents: (rows, channels, height, width) of training images; conditions: their conditions row by row, {} without text.
+    """
+    import torch
+
+    from common.diffusion.sampling import predict
+    from common.pruning.layers import list_layers
+    from common.scoring.calibration import build_calibration
+    from common.scoring.edited_copies import edited_outputs
+    from common.scoring.noisy_batches import noisy_batches
+
+    calibration = build_calibration(
+        {},
+        {},
+        tuple(latents.shape[1:]),
+        scheduler,
+        num_conditions=1,
+        samples=1,
+        steps=1,
+        guidance_scale=1.0,
+        seed=seed,
+        data=lambda: (latents, conditions),
+    )
+    layers = list_layers(denoiser)
+    losses, power = dict.fromkeys((layer.site for layer in layers), 0.0), 0.0
+    with torch.no_grad():
+        for batch in noisy_batches(calibration, "even", batch_size, False, seed):
+            inputs = (batch.latents, batch.timesteps)
+            power += batch.share * predict(denoiser, *inputs, batch.conditions).square().mean().item()
+            found = edited_outputs(
+                denoiser,
+                [layer.edit for layer in layers],
+                {},
+                inputs,
+                batch.conditions,
+                copies,
+                lambda intact, changed: (changed - intact).square().mean().item(),
+            )
+            for site, loss in found.items():
+                losses[site] += batch.share * loss
+    return {site: loss / power for site, loss in losses.items()}
+
+
+def layers_of(teacher: Any, data: Any, rows: int = ROWS) -> dict[str, float]:
+    """what_layers_do of a teacher's denoiser on evenly spaced training images."""
+    chosen = [index * len(data) // rows for index in range(rows)] if rows < len(data) else list(range(len(data)))
+    captions = [data.captions[index] for index in chosen] if teacher.text_encoder is not None else []
+    latents = teacher.encode_images(data.images[chosen]).to(teacher.device)
+    return what_layers_do(teacher.denoiser, teacher.scheduler, latents, teacher.encode_captions(captions) if captions else {})
+
+
+def share_below(layers: Sequence[Layer], losses: dict[str, float], threshold: float, total: int) -> float:
+    """The share of a denoiser's `total` parameters that lies in layers whose loss is below `threshold`."""
+    return sum(layer.parameters for layer in layers if losses[layer.site] < threshold) / total
+
+
+def level(site: str) -> str:
+    """The block of a U-Net in which a layer lies: "down_blocks.0", "mid_block", ..."""
+    parts = site.split(".")
+    return parts[0] if parts[0] == "mid_block" else ".".join(parts[:2])
+
+
+def summary(denoiser: Any, losses: dict[str, float]) -> str:
+    """One line: the shares of dead and faint layers, and the largest loss of each level."""
+    from common.cost.macs import count_parameters
+    from common.pruning.layers import list_layers
+
+    layers, total = list_layers(denoiser), count_parameters(denoiser)
+    largest: dict[str, float] = {}
+    for site, loss in losses.items():
+        largest[level(site)] = max(loss, largest.get(level(site), 0.0))
+    told = ", ".join(f"{name.replace('_blocks.', ' ').removesuffix('_block')} {value:.0e}" for name, value in largest.items())
+    shares = [share_below(layers, losses, threshold, total) for threshold in (DEAD, FAINT)]
+    return f"{shares[0]:.0%} below {DEAD:.0e}, {shares[1]:.0%} below {FAINT:.0e}; {told}"
+
+
+def report(denoiser: Any, losses: dict[str, float]) -> str:
+    """The table in Markdown, a row for each level, and what it says of the whole."""
+    from common.cost.macs import count_parameters
+    from common.pruning.layers import list_layers
+
+    layers, total = list_layers(denoiser), count_parameters(denoiser)
+    lines = ["| level | parameters | each layer removed alone |", "|---|---|---|"]
+    for name in dict.fromkeys(level(layer.site) for layer in layers):
+        own = [layer for layer in layers if level(layer.site) == name]
+        told = ", ".join(f"{layer.site.removeprefix(name + '.')} {losses[layer.site]:.1e}" for layer in own)
+        lines.append(f"| {name} | {sum(layer.parameters for layer in own) / total:.1%} | {told} |")
+    for threshold in (DEAD, FAINT):
+        few = sum(losses[layer.site] < threshold for layer in layers)
+        share = share_below(layers, losses, threshold, total)
+        lines += ["", f"Below {threshold:.0e}: {few} of {len(layers)} layers, {share:.1%} of the denoiser's parameters."]
+    return "\n".join(lines)

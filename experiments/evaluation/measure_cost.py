@@ -1,0 +1,135 @@
+"""Sizes, speeds and sparsity of the models of a job."""
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from common.diffusion.sampling import Conditions, predict, with_guidance
+from common.errors import InputError, first_line
+from common.models.latent_diffusion import Teacher
+from common.pruning.plan import Plan
+from experiments.shared.precision import pick_precision
+
+HELD_OUT = 512  # images on which an autoencoder's reconstructions are measured
+
+
+def sparsity_figures(network: nn.Module, plan: Plan | None) -> dict[str, float | int]:
+    """Zeros of a network in both accountings of l1_diff.sparsity, nominal over the kinds of modules that `plan` prunes."""
+    from l1_diff.sparsity import PRUNABLE, sparsity
+
+    counts = sparsity(network, plan.settings.get("modules", PRUNABLE) if plan else PRUNABLE)
+    return {"nominal": counts.nominal, "actual": counts.actual, "zeros": counts.zeros, "weights": counts.weights}
+
+
+def measure_autoencoder(autoencoder: nn.Module, images: torch.Tensor, plan: Plan) -> dict[str, Any]:
+    """Size, sparsity, and PSNR (dB) of reconstructions of held-out uint8 images (count, channels, height, width)."""
+    from common.cost.macs import checkpoint_bytes, count_nonzero, count_parameters
+    from common.metrics.reconstruction import peak_signal_to_noise
+
+    return {
+        "parameters": count_parameters(autoencoder),
+        "nonzero_parameters": count_nonzero(autoencoder),
+        "checkpoint_bytes_fp16": checkpoint_bytes(autoencoder),
+        "psnr": peak_signal_to_noise(autoencoder, images),
+        "sparsity": sparsity_figures(autoencoder, plan),
+    }
+
+
+def forward_call(denoiser: nn.Module, inputs: tuple[torch.Tensor, ...], conditions: Conditions) -> Callable:
+    """One forward pass, ready to be timed."""
+
+    def run() -> None:
+        with torch.no_grad():
+            predict(denoiser, *inputs, conditions)
+
+    return run
+
+
+def in_dtype(
+    dtype: torch.dtype, inputs: tuple[torch.Tensor, ...], conditions: Conditions
+) -> tuple[tuple[torch.Tensor, ...], Conditions]:
+    """The arguments of a forward pass with their real numbers in `dtype`."""
+    changed = tuple(value.to(dtype) if value.is_floating_point() else value for value in inputs)
+    return changed, {name: value.to(dtype) for name, value in conditions.items()}
+
+
+def semi_structured_latency(
+    denoiser: nn.Module, plan: Plan, inputs: tuple[torch.Tensor, ...], conditions: Conditions, rounds: int
+) -> dict[str, Any]:
+    """What the kernels for 2:4 weights gain, in fp16 on a GPU: `ratio` of times to the same network with dense kernels.
+
+    Empty for other patterns and on a CPU, which has no such kernels; `converted` counts the layers that run sparse, and
+    `reason` tells why none does.
+    """
+    from common.cost.latency import compare_latency
+    from l1_diff.semi_structured import to_semi_structured
+
+    if plan.settings.get("pattern") != "2:4" or not inputs[0].is_cuda:
+        return {}
+    dense = copy.deepcopy(denoiser).half()
+    sparse = copy.deepcopy(dense)
+    halves, half_conditions = in_dtype(torch.float16, inputs, conditions)
+    calls = {name: forward_call(each, halves, half_conditions) for name, each in (("dense", dense), ("sparse", sparse))}
+    try:
+        converted = to_semi_structured(sparse)
+        latency = compare_latency(calls, "dense", rounds=rounds)["sparse"]
+    except torch.OutOfMemoryError:
+        raise
+    except (InputError, RuntimeError, ValueError) as error:  # a GPU, or its kernels, that cannot multiply such weights
+        return {"semi_structured": {"converted": 0, "reason": first_line(error)}}
+    return {"semi_structured": {"converted": len(converted), **asdict(latency)}}
+
+
+def measure_cost(cfg: DictConfig, models: Mapping[str, Teacher], plans: Mapping[str, Plan]) -> dict[str, dict[str, Any]]:
+    """Parameters, all and not zero, sparsity, MACs of one forward pass of one sample, file size, latency against the teacher's.
+
+    All of the denoiser, and of the autoencoder where `plans` prune it; what is the same in every model is left out.
+    """
+    from common.cost.latency import compare_latency
+    from common.cost.macs import checkpoint_bytes, count_macs, count_nonzero, count_parameters
+
+    teacher, rounds = models["teacher"], cfg.evaluation.latency_rounds
+
+    def arguments(batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], Conditions]:
+        latents = torch.zeros(batch, *teacher.latent_shape, device=teacher.device)
+        timesteps = torch.full((batch,), 500, device=teacher.device)
+        empty = with_guidance(teacher.denoiser, teacher.empty_condition(), cfg.evaluation.guidance_scale)
+        conditions = {name: value.expand(batch, *value.shape[1:]) for name, value in empty.items()}
+        return (latents, timesteps), conditions
+
+    timed, networks = arguments(cfg.evaluation.latency_batch), {who: model.denoiser for who, model in models.items()}
+    if pick_precision(cfg) == "bf16":  # autocast would cast all weights in each pass
+        timed = in_dtype(torch.bfloat16, *timed)
+        networks = {who: copy.deepcopy(network).to(torch.bfloat16) for who, network in networks.items()}
+    latencies = compare_latency({who: forward_call(each, *timed) for who, each in networks.items()}, "teacher", rounds=rounds)
+    del networks
+    rows, counted = {}, {}
+    for who, model in models.items():
+        denoiser = model.denoiser
+        architecture = (type(denoiser), json.dumps(denoiser.config, sort_keys=True, default=str))
+        if architecture not in counted:  # training changes no shape
+            counted[architecture] = count_macs(denoiser, *arguments(1))
+        macs = counted[architecture]
+        rows[who] = {
+            "parameters": count_parameters(denoiser),
+            "nonzero_parameters": count_nonzero(denoiser),
+            "macs": macs.total,
+            "macs_without_attention_products": macs.without_attention_products,
+            "checkpoint_bytes_fp16": checkpoint_bytes(denoiser),
+            "sparsity": sparsity_figures(denoiser, plans["denoiser"]),
+            "latency": asdict(latencies[who]),
+        }
+    last = list(models)[-1]
+    rows[last] |= semi_structured_latency(models[last].denoiser, plans["denoiser"], *timed, rounds)
+    if "autoencoder" in plans:
+        images = hydra.utils.instantiate(cfg.task.data, split="test").images[:HELD_OUT]
+        for who, model in models.items():
+            rows[who]["autoencoder"] = measure_autoencoder(model.autoencoder, images, plans["autoencoder"])
+    return rows

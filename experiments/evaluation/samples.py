@@ -1,0 +1,110 @@
+"""Samples of a model from seeds, kept on the disk by batches."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from common.diffusion.images import with_channels
+from common.diffusion.noise_schedule import same_noise
+from common.diffusion.sampling import sample_latents
+from common.errors import InputError
+from common.models.latent_diffusion import Teacher
+from common.runtime.content import content_name
+from common.runtime.progress import progress_bar
+from common.runtime.seeding import SharedNoise, mix_seed, seeded_normal
+from experiments.shared.identity import as_dict, data_identity, identified
+from experiments.shared.precision import inference_autocast, precision_suffix
+from experiments.shared.tensor_cache import cached_batches
+
+# what the samples of a model depend on
+SAMPLING = ("prompts", "images", "steps", "guidance_scale", "batch_size", "split", "seed", "seeds", "scheduler")
+CAPTIONS_OF_SAMPLES = "captions.sha256"  # beside the samples of a model: what they were drawn of
+SEEDS = {
+    "per_sample": "one per sample, from (seed, index)",
+    "shared": "one generator for all, which draws for one sample after the other",
+}
+
+
+def sampled_batches(
+    cfg: DictConfig, model: Teacher, captions: list[str], extractor: nn.Module, who: str, folder: Path, read: bool = True
+) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """File name and `latents`, `images` (uint8) and `features` of each batch, sample i from the seed of (evaluation.seed, i).
+
+    Each batch is kept in `folder`: an interrupted evaluation goes on with the next one, and several processes share them out.
+    read: as in cached_batches.
+    """
+    from common.metrics.efficientnet import extract_features
+
+    settings = cfg.evaluation
+    at_once = settings.get("micro_batch_size") or settings.batch_size
+    scheduler = evaluation_scheduler(cfg, model.scheduler)
+    shared = settings.seeds == "shared"
+    draw = SharedNoise(settings.seed) if shared else seeded_normal
+
+    def compute(rows: range) -> dict[str, torch.Tensor]:
+        conditions, empty = model.encode_captions(captions[rows.start : rows.stop]), model.empty_condition()
+        with inference_autocast(cfg, model.device):
+            latents = sample_latents(
+                model.denoiser,
+                scheduler,
+                model.latent_shape,
+                list(rows) if shared else [mix_seed(settings.seed, 3, index) for index in rows],
+                conditions,
+                empty,
+                settings.steps,
+                settings.guidance_scale,
+                at_once,
+                draw=draw,
+            ).float()
+        images = draw_images(cfg, model, latents, at_once)
+        return {"latents": latents, "images": images, "features": extract_features(extractor, images)}
+
+    with progress_bar(f"sampling: {who}", len(captions)) as bar:
+        for place, found in enumerate(cached_batches(folder, len(captions), settings.batch_size, compute, read)):
+            yield found
+            bar.advance(min(settings.batch_size, len(captions) - place * settings.batch_size))
+
+
+def draw_images(cfg: DictConfig, model: Teacher, latents: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+    """uint8 images of final latents with the channels that the task's data has: 1 of spectrograms, else 3."""
+    return with_channels(model.decode_latents(latents, batch_size), 3 if cfg.task.sound is None else 1)
+
+
+def evaluation_scheduler(cfg: DictConfig, own: Any) -> Any:
+    """The scheduler of evaluation.scheduler, with what it does not set from the teacher's `own`; without one, the teacher's.
+
+    Which ones there may be, and with which settings, experiments.shared.settings has checked.
+    """
+    if cfg.evaluation.scheduler is None:
+        return own
+    import diffusers
+
+    settings = OmegaConf.to_container(cfg.evaluation.scheduler, resolve=True)
+    return same_noise(getattr(diffusers, f"{settings.pop('name')}Scheduler"), own, **settings)
+
+
+def sample_folders(cfg: DictConfig, who: Iterable[str], fingerprint: str, folder: Path, cache: Path) -> dict[str, Path]:
+    """Where the samples of each model are kept; fingerprint is the teacher's."""
+    return {name: shared_samples(cfg, fingerprint, cache) if name == "teacher" else folder / name for name in who}
+
+
+def shared_samples(cfg: DictConfig, fingerprint: str, cache: Path) -> Path:
+    """The folder of the samples of the teacher with this fingerprint, for all jobs of the same data and protocol."""
+    protocol = identified({name: value for name, value in as_dict(cfg.evaluation).items() if name in SAMPLING})
+    name = content_name("samples", fingerprint, identified(as_dict(cfg.task.features)), data_identity(cfg), protocol)
+    return cache / f"samples-{name}{precision_suffix(cfg)}"
+
+
+def captions_of(samples: Path, captions: list[str]) -> bytes:
+    """A hash of the captions; InputError when those that the kept samples in the folder were drawn of were others."""
+    digest = hashlib.sha256(json.dumps(captions).encode()).hexdigest().encode()
+    kept = samples / CAPTIONS_OF_SAMPLES
+    if kept.is_file() and kept.read_bytes() != digest:
+        raise InputError(f"{samples} holds samples of other captions than the data has now: put those back, or delete it.")
+    return digest

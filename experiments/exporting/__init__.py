@@ -1,0 +1,1 @@
+"""A finished student in other formats and places."""

@@ -1,0 +1,1 @@
+"""One job, from settings to its row."""

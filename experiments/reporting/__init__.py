@@ -1,0 +1,1 @@
+"""Result rows, and every table, picture and page made of them."""

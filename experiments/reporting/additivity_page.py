@@ -1,0 +1,90 @@
+"""Whether losses of single layers add up: correlations, how to read them, and their picture."""
+
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ("summed by", "own: linear", "rank", "one size", "slope", "output: linear", "rank", "one size")
+
+
+def correlations(sums: list[float], joint: list[float], sizes: list[int]) -> dict[str, float]:
+    """Pearson's and Spearman's coefficient, Spearman's within the sets of one size (the mean over sizes), and the slope of
+    the best line through the origin.
+    """
+    import numpy as np
+    from scipy.stats import pearsonr, spearmanr
+
+    x, y = np.asarray(sums), np.asarray(joint)
+    slope = float(x @ y / (x @ x)) if x.any() else float("nan")
+    same = [np.asarray(sizes) == size for size in sorted(set(sizes))]
+    within = float(np.mean([spearmanr(x[chosen], y[chosen])[0] for chosen in same]))
+    return {"pearson": float(pearsonr(x, y)[0]), "spearman": float(spearmanr(x, y)[0]), "within": within, "slope": slope}
+
+
+def lines_of_correlations(document: dict[str, Any]) -> list[list[str]]:
+    """One line of text a criterion, as COLUMNS says."""
+    lines = []
+    for criterion, figures in document["criteria"].items():
+        own, output = figures["own"], figures["output"]
+        names = ("pearson", "spearman", "within")
+        cells = [""] * 4 if own is None else [f"{own[name]:.2f}" for name in (*names, "slope")]
+        lines.append([criterion, *cells, *[f"{output[name]:.2f}" for name in names]])
+    return lines
+
+
+def explanation(document: dict[str, Any]) -> str:
+    """How to read the lines."""
+    counts = ", ".join(str(size) for size in sorted(set(document["sizes"])))
+    return (
+        f"{len(document['sizes'])} random sets of {counts} of {document['layers']} layers: the sum of single-layer losses "
+        "against the loss of removing the whole set, under the same criterion (own) and under the output loss. linear, rank: "
+        "Pearson's and Spearman's coefficient; one size: rank among sets of one size; slope: joint loss per summed loss."
+    )
+
+
+def print_correlations(document: dict[str, Any]) -> None:
+    """One line a criterion, within 80 columns."""
+    from rich.table import Table
+
+    from common.runtime.console import PlainConsole
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    for place, title in enumerate(COLUMNS):
+        table.add_column(title, justify="right" if place else "left", no_wrap=place > 0)
+    for line in lines_of_correlations(document):
+        table.add_row(*line)
+    console = PlainConsole(width=80)
+    console.print()
+    console.print(table)
+    console.print(f"\n{explanation(document)}", style="dim")
+
+
+def draw(document: dict[str, Any], path: Path) -> None:
+    """Summed against joint losses: under the same criterion above, against the joint output loss below."""
+    from experiments.reporting.figures import plotting, save_figure
+
+    criteria, sizes = document["criteria"], document["sizes"]
+    figure, axes = plotting().subplots(2, len(criteria), figsize=(2.9 * len(criteria), 5.6), squeeze=False)
+    for column, (criterion, figures) in enumerate(criteria.items()):
+        for axis, joint, kind in (
+            (axes[0, column], figures["joint"], "own"),
+            (axes[1, column], document["output_losses"], "output"),
+        ):
+            if joint is None:
+                axis.set_axis_off()
+                axis.text(0.5, 0.5, f"{criterion}:\nno joint loss", ha="center", fontsize=9, transform=axis.transAxes)
+                continue
+            for place, size in enumerate(sorted(set(sizes))):
+                points = [(x, y) for x, y, s in zip(figures["sums"], joint, sizes, strict=True) if s == size]
+                axis.scatter(*zip(*points, strict=True), s=14, color=f"C{place}", label=f"{size} layers")
+            if kind == "own":
+                axis.axline((0, 0), slope=1, color="0.6", linewidth=0.8, zorder=0)
+            name = criterion if kind == "own" else "output loss"
+            axis.set_ylabel(f"joint {name}", fontsize=8)
+            axis.set_xlabel(f"summed single {criterion}", fontsize=8)
+            axis.set_title(
+                "linear {pearson:.2f}, rank {spearman:.2f}, one size {within:.2f}".format(**figures[kind]), fontsize=8
+            )
+            axis.tick_params(labelsize=7)
+    axes[1, 0].legend(fontsize=7, frameon=False)
+    figure.tight_layout()
+    save_figure(figure, path)

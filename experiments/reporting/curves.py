@@ -1,0 +1,192 @@
+"""What result rows tell over a quantity: the points, and pictures of them.
+
+over parameters, MACs, time, k, ratio, sparsity   one point a job (LD-Pruner, figure 7a; LAPTOP-Diff, figure 1)
+over optimiser steps                              of jobs with evaluation.every (LD-Pruner, figure 5)
+over sampling steps                               of jobs with evaluation.more_steps (L1-Diff's table)
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.reporting.figures import logarithmic, picture_label, plotting, save_figure
+from experiments.reporting.metric_table import higher_is_better
+from experiments.reporting.rows import (
+    KNOBS,
+    Row,
+    distance_name,
+    labels,
+    method_name,
+    metric_names,
+    nonzero_parameters,
+    setting,
+    student,
+)
+
+Points = list[tuple[float, float]]
+# what a job costs: title, and how to read it from the row
+COSTS: dict[str, tuple[str, Callable[[Row, dict[str, Any]], Any]]] = {
+    "parameters": ("parameters that are not zero (millions)", lambda row, figures: nonzero_parameters(figures) / 1e6),
+    "macs": ("MACs (millions)", lambda row, figures: figures["macs"] / 1e6),
+    "latency": ("time of a forward pass, teacher = 1", lambda row, figures: figures["latency"]["ratio"]),
+    **{
+        knob: (f"method.{knob}", lambda row, figures, knob=knob: row["settings"]["method"][knob])
+        for knob in KNOBS
+        if knob not in ("variant", "parameters")  # the one is no number, the other has its place already
+    },
+}
+
+
+def cost(row: Row, who: str, name: str) -> float | None:
+    """One of COSTS of one model; None where the row does not have it (another method's k, say)."""
+    try:
+        value = COSTS[name][1](row, row["models"][who])
+    except (KeyError, TypeError):
+        return None
+    return value if isinstance(value, int | float) else None
+
+
+def costs_of(rows: Sequence[Row]) -> list[str]:
+    """The names of the COSTS that some of the rows have; a method's knob only where it was turned."""
+    found = {name: {cost(row, student(row), name) for row in rows} - {None} for name in COSTS}
+    return [name for name, values in found.items() if len(values) > (name in KNOBS and name != "parameters")]
+
+
+def training_points(row: Row, metric: str) -> Points:
+    """(optimiser steps, metric), from the pruned network to the finished student; empty without measurements between."""
+    between = [(point["step"], point[metric]) for point in row.get("curve", []) if metric in point]
+    if not between:
+        return []
+    models = row["models"]
+    ends = [(0, models["pruned"][metric]), (row["settings"]["distill"]["steps"], models[student(row)][metric])]
+    return sorted([*ends, *between])
+
+
+def sampling_points(row: Row, who: str, metric: str) -> Points:
+    """(sampling steps, metric) of one model; empty where only one number of steps was measured."""
+    others = [(int(steps), models[who][metric]) for steps, models in row.get("by_steps", {}).items() if metric in models[who]]
+    return sorted([(row["protocol"]["steps"], row["models"][who][metric]), *others]) if others else []
+
+
+def draw_cost(axis: Any, rows: Sequence[Row], metric: str, name: str) -> None:
+    """One point a job, one colour a method; the teacher as a level."""
+    for method in sorted({method_name(row) for row in rows}):
+        found = [
+            (setting(row), cost(row, student(row), name), row["models"][student(row)][metric])
+            for row in rows
+            if method_name(row) == method and metric in row["models"][student(row)]
+        ]
+        found = [point for point in found if point[1] is not None]
+        if found:
+            axis.plot([x for _, x, _ in found], [y for _, _, y in found], "o", markersize=4, label=picture_label(method))
+        for words, x, y in found:
+            note = axis.annotate(picture_label(words), (x, y), fontsize=5.5, xytext=(2, 3), textcoords="offset points")
+            note.set_in_layout(False)  # a long one does not squeeze the panel
+    draw_teacher(axis, rows, metric)
+    axis.set(xlabel=COSTS[name][0])
+
+
+def teacher_level(rows: Sequence[Row], metric: str) -> float | None:
+    """The teacher's figure, the same in all rows of a group that have it."""
+    return next((row["models"]["teacher"][metric] for row in rows if metric in row["models"]["teacher"]), None)
+
+
+def draw_teacher(axis: Any, rows: Sequence[Row], metric: str) -> None:
+    level = teacher_level(rows, metric)
+    if level is not None:
+        axis.axhline(level, color="k", linewidth=0.8, linestyle="--", label="teacher")
+
+
+def draw_training(axis: Any, rows: Sequence[Row], metric: str) -> None:
+    """One line a job, the teacher as a level."""
+    for name, row in zip(labels(rows), rows, strict=True):
+        if training_points(row, metric):
+            axis.plot(*zip(*training_points(row, metric), strict=True), marker="o", markersize=3, label=picture_label(name))
+    draw_teacher(axis, rows, metric)
+    axis.set(xlabel="optimiser steps")
+
+
+def draw_sampling(axis: Any, rows: Sequence[Row], metric: str) -> None:
+    """One line a job, and the teacher's."""
+    for name, row in zip(labels(rows), rows, strict=True):
+        if sampling_points(row, student(row), metric):
+            axis.plot(
+                *zip(*sampling_points(row, student(row), metric), strict=True),
+                marker="o",
+                markersize=3,
+                label=picture_label(name),
+            )
+            teacher = sampling_points(row, "teacher", metric)
+    axis.plot(*zip(*teacher, strict=True), "k*--", linewidth=0.8, label="teacher")
+    axis.set(xlabel="sampling steps")
+    logarithmic(axis, "x")
+
+
+def draw_curves(rows: Sequence[Row], path: Path, metric: str | None = None) -> None:
+    """A panel for each thing that the rows of one group (same task, teacher and protocol) hold `metric` over, as a PNG.
+
+    metric: one of metric_names; the Fréchet distance by default.
+    """
+    from functools import partial
+
+    metric = metric or distance_name(rows[0])
+    panels: list[Callable[..., None]] = [partial(draw_cost, name=name) for name in costs_of(rows)]
+    panels += [draw_training] if any(training_points(row, metric) for row in rows) else []
+    panels += [draw_sampling] if any(sampling_points(row, "teacher", metric) for row in rows) else []
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = plotting().subplots(lines, columns, figsize=(5.2 * columns, 4 * lines), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, draw in zip(axes.flat, panels, strict=False):
+        draw(axis, rows, metric)
+        axis.set_ylabel(metric)
+        axis.legend(fontsize=6)
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
+def plot_data(rows: Sequence[Row]) -> dict[str, Any]:
+    """All points of the rows of one group, for interactive plots: see experiments/reporting/page.html."""
+    metrics = metric_names(rows)
+    names = costs_of(rows)
+
+    def metrics_of(figures: dict[str, Any]) -> dict[str, Any]:
+        return {metric: figures.get(metric) for metric in metrics}
+
+    jobs = []
+    for label, row in zip(labels(rows), rows, strict=True):
+        who = student(row)
+        jobs.append(
+            {
+                "label": label,
+                "method": method_name(row),
+                "command": row.get("command", ""),
+                "costs": {name: cost(row, who, name) for name in names},
+                "metrics": metrics_of(row["models"][who]),
+                "pruned": metrics_of(row["models"]["pruned"]),
+                "training": {metric: training_points(row, metric) for metric in metrics},
+                "sampling": {metric: sampling_points(row, who, metric) for metric in metrics},
+            }
+        )
+    teacher = {metric: [sampling_points(row, "teacher", metric) for row in rows] for metric in metrics}
+    return without_nan(
+        {
+            "metrics": metrics,
+            "higher": [metric for metric in metrics if higher_is_better(metric)],
+            "costs": {name: COSTS[name][0] for name in names},
+            "jobs": jobs,
+            "teacher": {metric: teacher_level(rows, metric) for metric in metrics},
+            "teacher_sampling": {metric: max(lines, key=len) for metric, lines in teacher.items()},
+        }
+    )
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None for every number that is none, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,65 @@
+"""Figures that matplotlib draws, in which text is text."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from common.runtime.files import write_atomically
+from common.shown_text import in_lines, shortened
+
+CAPTION_LINES = 8  # matplotlib takes a minute for a page of text
+LABEL = 80  # characters
+
+
+def plotting() -> Any:
+    """matplotlib.pyplot, drawing into files: every picture with text begins here.
+
+    "$" is a dollar, not the beginning of a formula, and a character that no font has is a box without warnings.
+    """
+    import warnings
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False
+    warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def logarithmic(axes: Any, which: str) -> None:
+    """Makes the "x" or "y" axis logarithmic; its ticks are numbers, not matplotlib's formulas."""
+    from matplotlib.ticker import LogFormatter
+
+    getattr(axes, f"set_{which}scale")("log")
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter())
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a matplotlib figure in the format of the path's ending, whole or not at all, and closes it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], dpi=110)
+    plotting().close(figure)
+    write_atomically(path, buffer.getvalue())
+
+
+def picture_caption(text: str, width: int) -> str:
+    """A caption, or a model's name, over a picture: lines of `width` characters, and no more of them than are quick to draw."""
+    return in_lines(text, width, CAPTION_LINES)
+
+
+def picture_label(text: str) -> str:
+    """What a legend or a point calls a job, in one line that is not taken for matplotlib's "_hidden" labels."""
+    label = shortened(text, LABEL)
+    return f" {label}" if label.startswith("_") else label
+
+
+def short_path(site: str) -> str:
+    """A module path short enough for a tick of an axis."""
+    words = {"transformer_blocks": "tb", "attentions": "attn", "resnets": "res", "_blocks": "", "_block": ""}
+    for long, brief in words.items():
+        site = site.replace(long, brief)
+    return site

@@ -1,0 +1,75 @@
+"""Finds a figure among result rows by what is asked for.
+
+A selector is a mapping from settings ("method.ratio", "init") or choices ("method": the option of that group) to the values
+that a row must have, and of these that tell which figures of the row are meant:
+
+    model   teacher, pruned, or student: what the job ended with (the default)
+    at      the share of the training after which they were measured, from 0 to 1, give or take TOLERANCE
+    steps   sampling steps, where the row holds several numbers of them
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.errors import InputError
+from experiments.reporting.rows import Row, distance_name, flat, left, metric_names, student, value_of
+
+WHICH = ("model", "at", "steps")  # of the figures; all else is compared with the row
+TOLERANCE = 0.04  # of the training
+Selector = Mapping[str, Any]
+
+
+def equal(value: Any, wanted: Any) -> bool:
+    """Whether two settings are the same, numbers by their value."""
+    numbers = all(isinstance(number, int | float) and not isinstance(number, bool) for number in (value, wanted))
+    return math.isclose(value, wanted) if numbers else value == wanted
+
+
+def matching(rows: Sequence[Row], selector: Selector) -> list[Row]:
+    """The rows that a selector asks for."""
+    wanted = {name: value for name, value in selector.items() if name not in WHICH}
+    return [row for row in rows if all(equal(value_of(row, name), value) for name, value in wanted.items())]
+
+
+def figures_of(row: Row, selector: Selector) -> dict[str, Any]:
+    """The figures of a row that a selector means, side by side, with these besides:
+
+    distance   the Fréchet distance, whatever its features
+    left       the share of the teacher's parameters that is there and not zero
+    time       of a forward pass, the teacher's being 1
+    upward     the share of the edits that lie in up_blocks, the half of a U-Net near its output
+    after      the share of the training after which they were measured
+    """
+    who = {"student": student(row)}.get(selector.get("model", "student"), selector.get("model"))
+    share, models = selector.get("at"), row["models"]
+    found = dict(models[who])
+    if "steps" in selector:
+        measured = {str(row["protocol"]["steps"]): models, **row.get("by_steps", {})}
+        found |= measured.get(str(selector["steps"]), {}).get(who, dict.fromkeys(metric_names([row])))
+    if share is not None:
+        total = row["settings"]["distill"]["steps"]
+        moments = {0: models["pruned"], total: models[student(row)], **{point["step"]: point for point in row.get("curve", [])}}
+        step = min(moments, key=lambda step: abs(step - share * total))
+        near = abs(step - share * total) <= TOLERANCE * total
+        found |= dict.fromkeys(metric_names([row])) | (moments[step] if near else {})  # what was not measured then is not known
+        found["after"] = step / total if near and total else None
+    found = flat(found)
+    found["distance"] = found.get(distance_name(row))
+    found["left"] = left(row, found)
+    found["time"] = found.get("latency_ratio")
+    sites = [edit["site"] for edit in row["plan"]]
+    found["upward"] = sum(site.startswith("up_blocks") for site in sites) / len(sites) if sites else math.nan
+    return found
+
+
+def find(rows: Sequence[Row], selector: Selector) -> dict[str, Any] | None:
+    """The figures that a selector means among the rows; None where no row matches.
+
+    Where several match, as a teacher's do in every row of a table, the first one's. InputError where several students match,
+    which a longer selector would tell apart.
+    """
+    found = matching(rows, selector)
+    if len(found) > 1 and selector.get("model") != "teacher":
+        raise InputError(f"{dict(selector)} means {len(found)} rows; name more of their settings.")
+    return figures_of(found[0], selector) if found else None

@@ -1,0 +1,41 @@
+"""What the metrics of a row are called, how they are written, and which way is better: one line each.
+
+Distances over features are not here: they are named after their extractor (fd_effnet, kd_effnet, fad_musicnn), and less is
+better.
+"""
+
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    title: str  # at the head of a column
+    form: str
+    higher: bool = False  # is better
+    published: bool = False  # by the papers: experiments/evaluation/paper_metrics.py measures it where conf/metrics asks for it
+    drawn: bool = True  # in a picture of its own; the report's page draws all
+
+
+METRICS = {  # by the name in a row; those with a spread have it under the same name with _spread
+    "caption_retrieval": Metric("retrieval", "{:.1%}", higher=True),
+    "latent_mse": Metric("MSE to t.", "{:.3f}", drawn=False),
+    "ssim": Metric("SSIM to t.", "{:.3f}", higher=True, drawn=False),
+    "fid": Metric("FID", "{:.2f}", published=True),
+    "fid_clean": Metric("FID clean", "{:.2f}", published=True),
+    "kid_clean": Metric("KID clean", "{:.3f}", published=True, drawn=False),
+    "inception_score": Metric("IS", "{:.2f}", higher=True, published=True),
+    "clip_score": Metric("CLIP", "{:.4f}", higher=True, published=True),
+    "clip_score_l14": Metric("CLIP L14", "{:.4f}", higher=True, published=True),
+    "pickscore": Metric("PickScore", "{:.2f}", higher=True, published=True),
+    "hpsv2": Metric("HPSv2", "{:.4f}", higher=True, published=True),
+    "fad_vggish": Metric("FAD VGGish", "{:.2f}", published=True),
+}
+
+
+def higher_is_better(name: str) -> bool:
+    """Of a metric by its name in a row; distances are the better the less they are."""
+    return name in METRICS and METRICS[name].higher
+
+
+def is_drawn(name: str) -> bool:
+    """Whether a metric has a picture of its own: all but kernel distances and those that METRICS leaves to the page."""
+    return METRICS[name].drawn if name in METRICS else not name.startswith("kd_")

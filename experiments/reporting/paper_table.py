@@ -1,0 +1,107 @@
+"""A paper's table or figure with what was measured here beside it, from the `table` of an experiment's configuration:
+
+    title, source     what it is, and where it was published
+    columns           titles of the published figures
+    lines             of name, published (as many as columns; none where nothing was published) and ours, a selector
+                      (experiments.reporting.lookup) of the row to set beside it
+
+Models, data and metrics differ: it is the order of the lines that can be compared, not a number.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.reporting.lookup import find
+from experiments.reporting.metric_table import METRICS
+from experiments.reporting.rows import Row, distance_name, metric_names, value_of
+
+PUBLISHED = (
+    "Left of |: as published. Right: measured here, on another model and by another metric; compare the order, no number. "
+)
+OURS = "left: parameters that are not zero; time: a forward pass; both against the teacher."
+SAME_METRICS = "Left of |: as published. Right: measured here, by the published metrics where the names agree. "
+AFTER = " after: that share of the training."
+FORMS = {"left": "{:.0%}", "zeros": "{:.1%}", "time": "{:.2f}x", "after": "{:.0%}", "FD": "{:.1f}", "FAD": "{:.2f}"}
+FORMS |= {metric.title: metric.form for metric in METRICS.values()}
+AS_PUBLISHED = ("fid", "fad_vggish", "inception_score", "clip_score", "pickscore")  # where measured, instead of ours
+PREFERRED = ("pickscore", "clip_score", "caption_retrieval", "latent_mse")
+
+
+def our_columns(rows: Sequence[Row], count: int) -> dict[str, str]:
+    """Which of our figures a table shows, by title: sizes, time and the first `count` metrics."""
+    names = metric_names(rows)
+    same = [name for name in AS_PUBLISHED if name in names]
+    others = [] if same else [distance_name(rows[0])]
+    metrics = list(dict.fromkeys([*same, *others, *(name for name in PREFERRED if name in names)]))[:count]
+    sizes = {"left": "left", "zeros": "sparsity_actual", "time": "time", "after": "after"}
+    return sizes | {title_of(name): name for name in metrics}
+
+
+def title_of(name: str) -> str:
+    """A metric's title; that of a distance over features without their extractor, "FD" or "FAD"."""
+    return name.partition("_")[0].upper() if name.startswith(("fd_", "fad_")) else METRICS[name].title
+
+
+def cell(title: str, value: float | None) -> str:
+    """One of our figures as text; empty where it was not measured, and for the few zeros that dense networks have by chance."""
+    if value is None or (title == "zeros" and value < 0.0005):
+        return ""
+    return FORMS[title].format(value)
+
+
+def paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Titles and lines of text; what was not measured, or not published, is empty."""
+    ours = our_columns(rows, 3 if len(table["columns"]) <= 3 else 2)  # as many as 80 characters hold
+    figures = [find(rows, line["ours"]) or {} for line in table["lines"]]
+    shown = {title: name for title, name in ours.items() if any(cell(title, found.get(name)) for found in figures)}
+    bar = ["|"] if table["columns"] else []
+    lines = []
+    for line, found in zip(table["lines"], figures, strict=True):
+        published = list(line.get("published") or [""] * len(table["columns"]))
+        cells = [cell(title, found.get(name)) for title, name in shown.items()]
+        lines.append([line["name"], *published, *bar, *cells])
+    return ["", *table["columns"], *bar, *shown], lines
+
+
+def own_protocol(table: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """What keeps an FID of text to image from being one on MS-COCO, as published ones are; "" where nothing does."""
+    if "FID" not in table["columns"]:
+        return ""
+    protocols = [row["protocol"] for row in rows if value_of(row, "task.name") == "t2i" and "fid" in row["models"]["teacher"]]
+    own = []
+    if any(protocol.get("prompts") is None for protocol in protocols):
+        own.append("captions are task.data's (no evaluation.prompts)")
+    if any(protocol.get("metrics", {}).get("fid", {}).get("reference") is None for protocol in protocols):
+        own.append("FID is to images of task.data (no metrics.fid.reference)")
+    return f"But {' and '.join(own)}: compare the order, no number. " if own else ""
+
+
+def note(table: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """What a reader of the table must know."""
+    told = SAME_METRICS + own_protocol(table, rows) if set(AS_PUBLISHED) & set(metric_names(rows)) else PUBLISHED
+    after = AFTER if any("at" in line["ours"] for line in table["lines"]) else ""
+    return f"{table['source']}. {told if table['columns'] else ''}{OURS}{after}"
+
+
+def print_paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> None:
+    """The table within 80 columns, with where it is from."""
+    from rich.table import Table
+
+    from common.runtime.console import PlainConsole
+
+    titles, lines = paper_table(rows, table)
+    drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    for place, title in enumerate(titles):
+        drawn.add_column(title, justify="right" if place else "left", no_wrap=True)
+    for line in lines:
+        drawn.add_row(*line)
+    console = PlainConsole(width=80)
+    console.print(f"\n{table['title']}", style="bold")
+    console.print(drawn)
+    console.print(f"\n{note(table, rows)}\n", style="dim")
+
+
+def markdown(titles: Sequence[str], lines: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A table in Markdown: the first `words` columns to the left, and numbers to the right."""
+    rows = [titles, ["---" if place < words else "---:" for place in range(len(titles))], *lines]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)

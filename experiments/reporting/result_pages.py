@@ -1,0 +1,145 @@
+"""The page of an experiment's result rows on one task: a paper's table beside ours, all jobs, pictures, samples.
+
+What a job has left beside its row may have been deleted: the page is made of what is there.
+"""
+
+import io
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+from common.runtime.files import write_atomically, write_json, write_text
+from common.runtime.strict_json import read_json, to_json
+from common.shown_text import code_block, markdown_text, one_line, spelt_out
+from experiments.reporting.metric_table import is_drawn
+from experiments.reporting.paper_table import markdown, note, paper_table
+from experiments.reporting.rows import ROWS_FILE, Row, distance_name, groups_of, labels, metric_names, student
+
+FIRST = 8  # samples of each model
+
+
+def shown_command(command: str) -> str:
+    """The command without where it wrote."""
+    return shlex.join(word for word in shlex.split(command) if not word.startswith(("outputs=", "logging=")))
+
+
+def table_of_jobs(rows: Sequence[Row]) -> str:
+    """The table of experiments.collect, as text."""
+    from common.runtime.console import PlainConsole
+    from experiments.reporting.job_table import table_of
+
+    console = PlainConsole(width=100, file=io.StringIO())
+    console.print(table_of(list(rows), distance_name(rows[0])))
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def table_beside_ours(rows: Sequence[Row], table: Mapping[str, Any], where: Path) -> list[str]:
+    """The published table with ours, or the line why there is none: the jobs may be more than its lines tell apart."""
+    try:
+        titles, lines = paper_table(rows, table)
+        shown = markdown([*map(markdown_text, titles)], [[*map(markdown_text, line)] for line in lines])
+        return [f"## {markdown_text(table['title'])}", "", shown, "", markdown_text(note(table, rows)), ""]
+    except InputError as error:
+        print(spelt_out(f"{where}: no table beside the published one: {error}"), file=sys.stderr)
+        return [markdown_text(f"No table beside the published one ({table['title']}): {error}"), ""]
+
+
+def first_samples(row: Row) -> dict[str, Any]:
+    """The first images of the row's teacher and students, as they lie beside the row; none where they were deleted."""
+    from common.diffusion.images import upright
+    from common.pruning.plan import PLAN_FILE, Plan
+    from experiments.evaluation.samples import shared_samples
+    from experiments.shared.job_id import configuration_of
+    from experiments.shared.tensor_cache import load_tensors
+
+    job = Path(row["path"]).parent
+    cfg = configuration_of(row["settings"])
+    folders = {who: job / "samples" / who for who in row["models"]}
+    if (job / "plan" / PLAN_FILE).is_file():
+        folders["teacher"] = shared_samples(cfg, Plan.load(job / "plan").teacher, job.parents[2] / "cache")
+    paths = {who: folder / "000000.safetensors" for who, folder in folders.items()}
+    found = {who: load_tensors(path)["images"][:FIRST] for who, path in paths.items() if path.is_file()}
+    return {who: upright(images, cfg.task.sound) for who, images in found.items()}
+
+
+def draw_sheet(rows: Sequence[Row], path: Path) -> None:
+    """One line of samples a student, under the teacher's; no file where no samples are left."""
+    from experiments.evaluation.prompts import evaluation_prompts
+    from experiments.reporting.job_report import draw_samples
+    from experiments.shared.job_id import configuration_of
+
+    found = [first_samples(row) for row in rows]
+    lines = next(({"teacher": images["teacher"]} for images in found if "teacher" in images), {})
+    for label, row, images in zip(labels(rows), rows, found, strict=True):
+        if student(row) in images:
+            name = f"{label} {Path(row['path']).parent.name}" if label in lines else label
+            lines[name] = images[student(row)]
+    if lines:
+        captions = evaluation_prompts(configuration_of(rows[0]["settings"]))[0]
+        draw_samples(path, lines, captions[:FIRST])
+
+
+def write_group(rows: Sequence[Row], folder: Path, prefix: str) -> list[Path]:
+    """The pictures of rows that compare: metrics over costs, and samples where they are there."""
+    from experiments.reporting.curves import draw_curves
+
+    paths = [folder / f"{prefix}{metric}.png" for metric in metric_names(rows) if is_drawn(metric)]
+    for path in paths:
+        draw_curves(rows, path, path.stem.removeprefix(prefix))
+    sheet = folder / f"{prefix}samples.webp"
+    sheet.unlink(missing_ok=True)
+    try:
+        draw_sheet(rows, sheet)
+    except (InputError, OSError) as error:  # a damaged file; the data set, which has the captions, is not here
+        print(one_line(f"{sheet}: not drawn: {error}"), file=sys.stderr)
+    return [*paths, *([sheet] if sheet.is_file() else [])]
+
+
+def write_page(sweep: Mapping[str, Any], rows: Sequence[Row], done: int, folder: Path) -> None:
+    """README.md with its pictures, rows.jsonl (without where the rows lay) and sweep.json.
+
+    sweep: command, experiment, task, table, and the number of jobs that were asked for, of which `done` have a row.
+    """
+    lines = [f"# {markdown_text(sweep['experiment'])}, {markdown_text(sweep['task'])}", ""]
+    lines += [f"    {spelt_out(sweep['command'])}", ""]
+    if done < sweep["jobs"]:
+        lines += [f"{done} of {sweep['jobs']} jobs: the others failed, or were deleted.", ""]
+    if sweep["table"] is not None:
+        lines += table_beside_ours(rows, sweep["table"], folder)
+    groups, pictures = groups_of(rows), []
+    for number, (name, members) in enumerate(groups.items(), 1):
+        drawn = write_group(members, folder, f"{number}-" if len(groups) > 1 else "")
+        lines += [f"## {markdown_text(name)}", "", code_block(table_of_jobs(members), "text"), ""]
+        for path in drawn:
+            told = ["Samples from equal seeds:", ""] if path.suffix == ".webp" else []
+            lines += [*told, f"![{path.stem}]({path.name})", ""]
+        pictures += drawn
+    texts = [to_json({key: value for key, value in row.items() if key != "path"}) for row in rows]
+    write_atomically(folder / ROWS_FILE, ("\n".join(texts) + "\n").encode())
+    write_text(folder / "README.md", "\n".join(lines))
+    write_json(folder / "sweep.json", sweep)
+    for path in [*folder.glob("*.png"), *folder.glob("*.webp")]:
+        if path not in pictures:  # of jobs that an earlier page showed
+            path.unlink()
+
+
+def write_additivity(found: Path, task: str, folder: Path) -> None:
+    """The page of experiments.additivity: its document, picture, and correlations as a table."""
+    from experiments.reporting.additivity_page import COLUMNS, explanation, lines_of_correlations
+
+    document = read_json(found / "additivity.json", "delete it and run experiments.additivity again")
+    command = f"python -m experiments.additivity task={task}"
+    lines = [f"# laptop_diff/additivity, {markdown_text(task)}", "", f"    {command}", ""]
+    lines += [markdown(COLUMNS, lines_of_correlations(document)), "", explanation(document), ""]
+    if (found / "additivity.png").is_file():
+        write_atomically(folder / "additivity.png", (found / "additivity.png").read_bytes())
+        lines += ["![additivity](additivity.png)", ""]
+    else:
+        (folder / "additivity.png").unlink(missing_ok=True)  # of an earlier page
+    sweep = {"command": command, "experiment": "laptop_diff/additivity", "task": task, "table": None}
+    write_text(folder / "additivity.json", to_json(document, separators=(",", ":")) + "\n")
+    write_text(folder / "README.md", "\n".join(lines))
+    write_json(folder / "sweep.json", sweep)

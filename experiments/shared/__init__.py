@@ -1,0 +1,1 @@
+"""What all commands share: settings, jobs' ids, caches, errors."""

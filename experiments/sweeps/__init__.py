@@ -1,0 +1,1 @@
+"""Many jobs as one: records, W&B runs, objectives."""

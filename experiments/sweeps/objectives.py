@@ -1,0 +1,46 @@
+"""What a sweeper that optimises is told of a job."""
+
+import re
+from typing import Any
+
+from omegaconf import DictConfig
+
+from common.errors import InputError
+from experiments.reporting.metric_table import METRICS
+from experiments.reporting.rows import distance_name, flat, student
+
+SPARSITY = "sparsity_(nominal|actual|zeros|weights)"
+SIZES = f"parameters|nonzero_parameters|checkpoint_bytes_fp16|{SPARSITY}"
+LATENCY = "milliseconds|interquartile_range|ratio|ratio_spread|time_reduction"
+FIGURES = re.compile(  # of a student, in any row; those of features are called after their extractor
+    rf"distance|(fd|fad|kd)_\w+|({'|'.join(METRICS)})(_spread)?|images|reference_images|{SIZES}|macs"
+    rf"|macs_without_attention_products|latency_({LATENCY})|semi_structured_(converted|{LATENCY})"
+    rf"|autoencoder_({SIZES}|psnr)|sparse_file_(denoiser|autoencoder)_bytes"
+)
+
+
+def check_objectives(cfg: DictConfig) -> None:
+    """InputError when cfg.objectives is empty or names what no row can have: told before the job rather than after it."""
+    unknown = [name for name in cfg.objectives if not FIGURES.fullmatch(name)]
+    if unknown or not cfg.objectives:
+        told = f"{', '.join(unknown)} is no figure of a student" if unknown else "one at least is needed"
+        raise InputError(f"objectives={list(cfg.objectives)}: {told}; there are distance, latency_ratio, parameters, macs, …")
+    measured = {each.get(column) for each in cfg.metrics.values() for column in ("name", "fid", "kid")}
+    for name in (each.removesuffix("_spread") for each in cfg.objectives):
+        if name in METRICS and METRICS[name].published and name not in measured:
+            raise InputError(f"objectives={list(cfg.objectives)}: {name} is measured where metrics=[...] asks for it.")
+
+
+def objectives(cfg: DictConfig, row: dict[str, Any]) -> float | tuple[float, ...]:
+    """The student's figures named in cfg.objectives ("distance" is its Fréchet distance); a single one as a number.
+
+    InputError naming the figures there are.
+    """
+    figures = flat(row["models"][student(row)])
+    figures["distance"] = figures[distance_name(row)]
+    numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+    unknown = [name for name in cfg.objectives if name not in numbers]
+    if unknown:
+        raise InputError(f"objectives={list(cfg.objectives)}: name some of {', '.join(numbers)}.")
+    values = tuple(float(numbers[name]) for name in cfg.objectives)
+    return values if len(values) > 1 else values[0]

@@ -1,0 +1,1 @@
+"""Small teachers, trained on real data."""

@@ -1,0 +1,128 @@
+"""Trains a teacher's denoiser on cached latents, together with its text encoder where it has one."""
+
+import json
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from common.diffusion.images import save_grid, upright
+from common.diffusion.sampling import sample_latents
+from common.training.batches import TensorRows
+from common.training.distillation import DenoiserTraining
+from common.training.fit import ExponentialAverage, fit
+from common.training.schedules import scheduler as learning_rate
+from experiments.evaluation.layer_effects import summary, what_layers_do
+from experiments.teacher_training.conditioners import Unconditional, conditioner
+from experiments.teacher_training.initial_weights import rescale_initial_weights
+
+SHEET = 64  # samples on a sheet
+ROWS = 64  # latents on which it is looked at what the layers do
+
+
+class SampleSheets(L.Callback):
+    """What `write` makes of the averaged weights every `every` steps, and the last losses."""
+
+    def __init__(self, average: ExponentialAverage, every: int, write: Any):
+        self.average, self.every, self.write = average, every, write
+        self.losses: deque[float] = deque(maxlen=200)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.losses.append(float(trainer.callback_metrics["loss"]))
+        if trainer.global_step % self.every == 0:
+            self.average.ema.store(self.average.network.parameters())
+            self.average.copy_to_network()
+            self.write(trainer.global_step)
+            self.average.ema.restore(self.average.network.parameters())
+
+
+def train_denoiser(
+    cfg: DictConfig, latents: torch.Tensor, data: Any, autoencoder: nn.Module, work: Path
+) -> tuple[dict[str, Any], float | None]:
+    """The pipeline's parts beside the autoencoder (averaged weights), and the mean loss of the last 200 steps.
+
+    `data`: the training set behind the rows of `latents`, for its captions where the teacher has a text encoder.
+    """
+    settings = cfg.teacher_training.denoiser
+    start = None if cfg.start is None else Path(cfg.start)
+    torch.manual_seed(cfg.seed)
+    condition = conditioner(cfg.teacher_training.text_encoder, data, start, work)
+    if start is None:
+        denoiser = hydra.utils.instantiate(settings.network, _convert_="all")
+        rescale_initial_weights(denoiser, **settings.initial_weights)
+    else:
+        denoiser = hydra.utils.get_class(settings.network._target_).from_pretrained(start / "unet", torch_dtype=torch.float32)
+    networks = nn.ModuleList([denoiser, *condition.networks()]).train()
+    scheduler = hydra.utils.instantiate(settings.scheduler)
+    module = DenoiserTraining(
+        denoiser,
+        scheduler,
+        hydra.utils.instantiate(settings.optimizer),
+        learning_rate(**settings.schedule, steps=settings.steps),
+        cfg.seed,
+        condition_dropout=settings.condition_dropout,
+        **condition.options(),
+    )
+    average = ExponentialAverage(networks, settings.ema_decay)
+    chosen = torch.arange(min(ROWS, len(latents))) * len(latents) // min(ROWS, len(latents))
+
+    def look(step: int) -> None:
+        write_sample_sheet(cfg, denoiser, condition, scheduler, autoencoder, work / f"samples_{step:06d}.png")
+        networks.eval()
+        losses = what_layers_do(denoiser, scheduler, latents[chosen], condition.rows(chosen))
+        networks.train()
+        told = {"step": step, "loss": sum(sheets.losses) / len(sheets.losses), "layers": losses}
+        with open(work / "layers.jsonl", "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(told) + "\n")
+        print(f"step {step}: loss {told['loss']:.4f}; {summary(denoiser, losses)}", flush=True)
+
+    sheets = SampleSheets(average, cfg.teacher_training.sample_every, look)
+    fit(
+        module,
+        TensorRows(latents=latents, **condition.columns()),
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        seed=cfg.seed,
+        folder=work / "denoiser",
+        description="denoiser",
+        checkpoint_every=cfg.teacher_training.checkpoint_every,
+        trainer=OmegaConf.to_container(cfg.teacher_training.trainer),
+        callbacks=[average, sheets],
+    )
+    average.copy_to_network()
+    networks.eval()
+    write_sample_sheet(cfg, denoiser, condition, scheduler, autoencoder, work / "samples.png")
+    last_loss = sum(sheets.losses) / len(sheets.losses) if sheets.losses else None
+    return {"unet": denoiser, "scheduler": scheduler, **condition.parts()}, last_loss
+
+
+@torch.no_grad()
+def write_sample_sheet(
+    cfg: DictConfig,
+    denoiser: nn.Module,
+    condition: Unconditional,
+    scheduler: Any,
+    autoencoder: nn.Module,
+    path: Path,
+) -> None:
+    """Samples for the condition's examples, eight a row, sample i from seed i."""
+    settings = cfg.teacher_training
+    conditions, empty = condition.examples(SHEET)
+    count = min((len(value) for value in conditions.values()), default=SHEET)
+    latents = sample_latents(
+        denoiser,
+        scheduler,
+        (settings.denoiser.network.in_channels, *[settings.denoiser.network.sample_size] * 2),
+        list(range(count)),
+        conditions,
+        empty,
+        settings.inference_steps,
+        settings.guidance_scale,
+        batch_size=SHEET,
+    )
+    save_grid(upright(autoencoder.decode(latents).sample, cfg.task.sound), path, columns=8)

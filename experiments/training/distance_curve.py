@@ -1,0 +1,90 @@
+"""The distance to real images while a student is distilled."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import DictConfig
+
+from common.models.latent_diffusion import Teacher
+from common.runtime.collectives import barrier, on_first
+from common.runtime.files import write_json
+from common.runtime.strict_json import read_json
+from common.training.fit import ExponentialAverage
+from experiments.evaluation.paper_metrics import measure
+from experiments.evaluation.real_features import Reference
+from experiments.evaluation.samples import sampled_batches
+from experiments.training.last_word import last_word
+
+
+class DistanceCurve(L.Callback):
+    """Every cfg.evaluation.every optimiser steps: samples of the job's protocol from the student, distances and cfg.metrics.
+
+    Written to <folder>/step=<steps>.json. What is measured is what training would end with: the average where weights are
+    averaged, and `callbacks` (the method's own) have the last word. Training goes on as if nothing had been: sampling draws
+    from generators of its own, and the weights are put back.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        student: Teacher,
+        captions: list[str],
+        folder: Path,
+        cache: Path,
+        callbacks: Sequence[Any],
+        average: ExponentialAverage | None,
+    ):
+        self.cfg, self.student, self.captions, self.folder, self.cache = cfg, student, captions, folder, cache
+        self.callbacks, self.average = callbacks, average
+        self.measured = -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        due = step > 0 and step % self.cfg.evaluation.every == 0 and step != self.measured
+        if due and step < trainer.max_steps:  # the last one is the finished student, which the job measures
+            self.measured = step
+            distances = self.measure()
+            on_first(lambda: write_json(self.folder / f"step={step:08d}.json", {"step": step, **distances}))
+            for logger in trainer.loggers[1:]:  # besides the CSV file of every ten steps
+                logger.log_metrics({f"distance/{name}": value for name, value in distances.items()}, step)
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Distances of the student as it is now."""
+        network = self.student.denoiser
+        scratch = self.folder / "samples"
+        on_first(lambda: shutil.rmtree(scratch, ignore_errors=True))
+        training = network.training
+        network.eval()
+        weights = [parameter.detach().clone() for parameter in network.parameters()]
+        if self.average is not None:
+            self.average.copy_to_network()
+        last_word(network, self.callbacks)
+        try:
+            reference = Reference(self.cfg, self.cfg.evaluation.split, self.cache, self.student.device)
+            batches = sampled_batches(self.cfg, self.student, self.captions, reference.extractor, "on the way", scratch)
+            distances = reference.distances(torch.cat([samples["features"] for _, samples in batches]))
+            figures = on_first(lambda: self.paper_metrics(scratch))
+            return {**distances, **figures}
+        finally:
+            for parameter, weight in zip(network.parameters(), weights, strict=True):
+                parameter.data.copy_(weight)
+            network.train(training)
+            barrier()  # all have read
+            on_first(lambda: shutil.rmtree(scratch, ignore_errors=True))
+
+    def paper_metrics(self, samples: Path) -> dict[str, float]:
+        """What can be had of cfg.metrics over `samples`."""
+        names, where = list(self.cfg.metrics), {"student": samples}
+        figures, _ = measure(self.cfg, names, where, self.captions, self.cache, self.student.device)
+        return figures["student"]
+
+
+def read_curve(folder: Path) -> list[dict[str, float]]:
+    """What a DistanceCurve wrote, by step."""
+    remedy = "delete it, and the curve is without it"
+    return [read_json(path, remedy, ("step",)) for path in sorted(folder.glob("step=*.json"))]

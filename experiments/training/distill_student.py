@@ -1,0 +1,171 @@
+"""The distillation stage of a job."""
+
+import copy
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from common.cost.macs import probe_inputs
+from common.diffusion.sampling import predict
+from common.errors import InputError
+from common.models.latent_diffusion import Teacher
+from common.pruning.pruned_unet import REPLACEMENTS
+from common.training.batches import TensorRows
+from common.training.fit import ExponentialAverage
+from experiments.training.last_word import last_word
+
+TRAINING_PRECISIONS = {"32-true": False, "16-mixed": True, "bf16-mixed": True}  # whether matrix products are in half precision
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record them
+
+
+def feature_pairs(features: list[str], student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
+    """(student path, teacher path) of the outputs that are compared.
+
+    features: "<student path>=<teacher path>", or a shell pattern over the teacher's module paths for places that are called
+    alike in both (a * stays within one part of a path). Where a place is gone in the student, the pair moves to the
+    enclosing block's output in both. InputError for what the teacher does not have.
+    """
+    if not features:
+        raise InputError("distill.features is empty: name some, or set distill.feature_weight=0.")
+    known = [name for name, _ in teacher.named_modules() if name]
+    wanted = []
+    for entry in features:
+        student_path, explicit, pattern = entry.rpartition("=")
+        depth = pattern.count(".")
+        found = [name for name in known if name.count(".") == depth and fnmatchcase(name, pattern)]
+        if not found:
+            raise InputError(f"distill.features: {pattern!r} matches no module of the teacher; {known[0]!r} is one.")
+        wanted += [(student_path if explicit else name, name) for name in found]
+    gone = (*REPLACEMENTS, nn.ModuleList)  # a list of modules has no output of its own
+    present = {name for name, module in student.named_modules() if name and not isinstance(module, gone)}
+    pairs: dict[tuple[str, str], None] = {}
+    for student_path, teacher_path in wanted:
+        while student_path and student_path not in present:
+            student_path, teacher_path = student_path.rpartition(".")[0], teacher_path.rpartition(".")[0]
+        if student_path:
+            pairs[student_path, teacher_path] = None
+    return list(pairs)
+
+
+def unread_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
+    """Those that a forward pass does not read: of a time embedding, say, when no block is left that takes it."""
+    with torch.device("meta"):
+        twin = type(denoiser).from_config(denoiser.config)
+    arguments, conditions = probe_inputs(twin)
+    weights = dict(twin.named_parameters())
+    found = torch.autograd.grad(predict(twin, *arguments, conditions).sum(), list(weights.values()), allow_unused=True)
+    return [denoiser.get_parameter(name) for name, gradient in zip(weights, found, strict=True) if gradient is None]
+
+
+def trainer_settings(cfg: DictConfig, device: torch.device, whole: bool = False) -> dict[str, Any]:
+    """Lightning's arguments: cfg.distill.trainer on the device that the teacher is on, and with the processes of this job.
+
+    whole: each process holds the whole network, whatever the strategy. InputError for devices and nodes, which are as many as
+    processes were started, and for a precision that is unknown or that the strategy does not have.
+    """
+    from common.runtime.processes import process_count
+    from common.training.fit import parallel_settings
+
+    settings = OmegaConf.to_container(cfg.distill.trainer, resolve=True)
+    for name in ("devices", "num_nodes"):
+        if settings.get(name, 1) not in (1, "1", [0]):
+            raise InputError(
+                f"distill.trainer.{name}={settings[name]}: a job trains with the processes that were started for it: "
+                "torchrun --nproc_per_node=<devices> --nnodes=<nodes> run.py ..."
+            )
+    mode = (cfg.distill.get("compile") or {}).get("mode")
+    if mode in CUDA_GRAPHS and cfg.distill.accumulate > 1:
+        raise InputError(
+            f"distill.compile.mode={mode} replays CUDA graphs, which overwrite the gradients that "
+            f"distill.accumulate={cfg.distill.accumulate} adds up: give max-autotune-no-cudagraphs."
+        )
+    devices = [device.index or 0] if device.type == "cuda" else 1
+    settings |= {"accelerator": device.type, "devices": devices}
+    strategy = "ddp" if whole else settings.get("strategy", "auto")
+    if strategy == "fsdp" and process_count() > 1 and settings["precision"] == "16-mixed":
+        raise InputError(
+            f"distill.trainer.strategy=fsdp scales no losses for distill.trainer.precision={settings['precision']}: give "
+            "bf16-mixed or 32-true, or take ddp."
+        )
+    return settings | {"strategy": "auto"} | parallel_settings(strategy)
+
+
+def distill(
+    cfg: DictConfig,
+    teacher: Teacher,
+    student: nn.Module,
+    rows: TensorRows,
+    folder: Path,
+    callbacks: Sequence[Any] = (),
+    watch: Callable[[ExponentialAverage | None], Any] | None = None,
+    loggers: Sequence[Any] = (),
+) -> nn.Module:
+    """The student after cfg.distill.steps optimiser steps on `rows`; goes on from the last checkpoint in `folder`.
+
+    callbacks: the method's own (Lightning), see experiments/training/last_word.py. watch: makes a callback that looks at the
+    student on the way, from the average of its weights or None. loggers: Lightning's, besides the CSV file in `folder`.
+    """
+    from common.runtime.processes import process_count
+    from common.training.distillation import DenoiserTraining
+    from common.training.fit import fit
+    from common.training.fsdp import gather_into
+    from common.training.schedules import scheduler
+
+    settings = cfg.distill
+    student.train().requires_grad_(True)
+    for parameter in unread_parameters(student):  # no gradient reaches them, for which DDP would wait
+        parameter.requires_grad_(False)
+    if settings.gradient_checkpointing:
+        student.enable_gradient_checkpointing()
+    sharded = settings.trainer.strategy == "fsdp" and process_count() > 1
+    if sharded and (callbacks or watch):
+        raise InputError(
+            "distill.trainer.strategy=fsdp gives each process a part of every weight; evaluation.every, and methods that act "
+            "during training (l1_diff), need them whole: take ddp."
+        )
+    finished = copy.deepcopy(student).cpu() if sharded else student
+    module = DenoiserTraining(
+        student,
+        teacher.scheduler,
+        hydra.utils.instantiate(settings.optimizer),
+        scheduler(**settings.schedule, steps=settings.steps),
+        cfg.seed,
+        condition_dropout=settings.condition_dropout,
+        empty_condition={name: value.cpu() for name, value in teacher.empty_condition().items()},
+        task_weight=settings.task_weight,
+        output_weight=settings.output_weight,
+        feature_weight=settings.feature_weight,
+        feature_pairs=feature_pairs(list(settings.features), student, teacher.denoiser) if settings.feature_weight else (),
+        feature_losses=hydra.utils.instantiate(settings.feature_loss),
+        teacher=teacher.denoiser,
+        compile_options=OmegaConf.to_container(settings.compile) if settings.compile is not None else None,
+    )
+    average = ExponentialAverage(student, settings.ema_decay) if settings.ema_decay else None
+    further = [*([average] if average else []), *([watch(average)] if watch else [])]
+    fit(
+        module,
+        rows,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
+        seed=cfg.seed,
+        folder=folder,
+        description="distilling",
+        checkpoint_every=settings.checkpoint_every,
+        trainer=trainer_settings(cfg, teacher.device),
+        callbacks=[*callbacks, *further],
+        loggers=loggers,
+    )
+    module.remove_taps()
+    if sharded:
+        gather_into(finished, student)
+    if average:
+        average.copy_to_network(finished)
+    last_word(finished, callbacks)
+    return finished.eval().requires_grad_(False)

@@ -1,0 +1,87 @@
+"""The full-size models without weights: their counts, and folders of them with random weights."""
+
+import json
+
+import pytest
+import torch
+
+from common.cost.macs import count_parameters
+from common.errors import InputError
+from common.models.architectures import architecture, descriptions, meta_teacher, parts_of, write_random_folder
+from common.models.loading import load_teacher
+
+DENOISERS = {
+    "sd1": 859_520_964,
+    "sd21_base": 865_910_724,
+    "sdxl": 2_567_463_684,
+    "ldm4_celebahq": 274_056_163,
+    "bk_sdm_base": 579_384_964,
+    "bk_sdm_small": 482_346_884,
+    "bk_sdm_tiny": 323_384_964,
+    "bk_sdm_v2_base": 583_480_964,
+    "bk_sdm_v2_small": 485_787_524,
+    "bk_sdm_v2_tiny": 326_825_604,
+}
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_golden_counts(name):
+    assert count_parameters(meta_teacher(name).denoiser) == DENOISERS[name]
+
+
+def test_whole_models_have_their_published_sizes():  # with text encoder and decoder, without the encoder (BK-SDM's issue 53)
+    sd = meta_teacher("CompVis/stable-diffusion-v1-4")
+    decoder = count_parameters(sd.autoencoder.decoder) + count_parameters(sd.autoencoder.post_quant_conv)
+    whole = count_parameters(sd.denoiser) + count_parameters(sd.text_encoder) + decoder
+    assert round(whole / 1e6, 2) == 1032.07 and round(count_parameters(sd.text_encoder) / 1e6, 2) == 123.06
+    audio = meta_teacher("teticio/latent-audio-diffusion-256")  # 163.1M in LD-Pruner's table 2
+    decoder = count_parameters(audio.autoencoder.decoder) + count_parameters(audio.autoencoder.post_quant_conv)
+    assert round((count_parameters(audio.denoiser) + decoder) / 1e6, 1) == 163.1
+
+
+def test_what_a_variant_shares_with_its_teacher_is_said_once():
+    assert "text_encoder" not in descriptions()["architectures"]["bk_sdm_tiny"]["parts"]
+    assert architecture("segmind/tiny-sd")["parts"]["text_encoder"] == architecture("sd1")["parts"]["text_encoder"]
+
+
+def test_a_local_folder_describes_itself(tiny_teacher_folder, tiny_teacher):
+    found = meta_teacher(str(tiny_teacher_folder))
+    assert found.latent_shape == tiny_teacher.latent_shape
+    shapes = [{k: v.shape for k, v in teacher.denoiser.state_dict().items()} for teacher in (found, tiny_teacher)]
+    assert shapes[0] == shapes[1] and all(value.is_meta for value in found.denoiser.state_dict().values())
+
+
+def test_unknown_names_and_missing_parts(tiny_teacher_folder, tmp_path):
+    with pytest.raises(InputError, match="ldm4_celebahq.*segmind/small-sd"):
+        meta_teacher("nobody/nothing")
+    (tmp_path / "model_index.json").write_text((tiny_teacher_folder / "model_index.json").read_text())
+    with pytest.raises(InputError, match=r"lacks scheduler/scheduler_config\.json"):
+        parts_of(str(tmp_path))
+    (tmp_path / "scheduler").mkdir()
+    for damaged, content in (("scheduler/scheduler_config.json", b'{"a": '), ("model_index.json", b"\xff\xfe")):
+        (tmp_path / damaged).write_bytes(content)
+        with pytest.raises(InputError, match=f"{damaged} is not JSON"):
+            parts_of(str(tmp_path))
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_random_folder_at_full_size_loads(tmp_path, binary):
+    write_random_folder("audio_diffusion", tmp_path / "teacher", binary=binary)
+    ending = "bin" if binary else "safetensors"
+    assert len(list((tmp_path / "teacher").glob(f"*/*.{ending}"))) == 2
+    assert json.loads((tmp_path / "teacher" / "mel" / "mel_config.json").read_text())["x_res"] == 256
+    teacher = load_teacher(str(tmp_path / "teacher"))
+    assert (count_parameters(teacher.denoiser), teacher.latent_shape) == (113_668_609, (1, 32, 32))
+    assert teacher.denoiser.conv_in.weight.abs().sum() > 0
+
+
+def test_the_tokenizer_written_is_clip_s(tmp_path):
+    from transformers import CLIPTokenizer
+
+    from common.models.architectures import write_tokenizer
+
+    write_tokenizer(tmp_path / "tokenizer", {"model_max_length": 77})
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
+    ids = tokenizer(["a Cat"], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    assert ids.shape == (1, 77) and ids[0, 0] == 49406 and ids[0, -1] == 49407
+    assert torch.equal(ids, tokenizer(["a cat"], padding="max_length", return_tensors="pt").input_ids)

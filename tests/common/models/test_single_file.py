@@ -1,0 +1,185 @@
+"""Single files in the layout of Stable Diffusion's own code."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.errors import InputError
+from common.models.hub import find_folder
+from common.models.loading import load_teacher
+from tests.small_teachers import change
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+ENDS = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
+ENDS |= {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
+ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
+def unet_name(name):
+    """The name of a weight of UNet2DConditionModel (four levels, two layers) in Stable Diffusion's code."""
+    stem, _, leaf = name.rpartition(".")
+    if stem in ENDS:
+        return f"{ENDS[stem]}.{leaf}"
+    found = re.match(r"(down|up|mid)_blocks?\.(?:(\d)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.*)", name)
+    side, level, kind, number, rest = found.groups()
+    level, number = int(level or 0), int(number)
+    if kind == "resnets":
+        part, _, leaf = rest.rpartition(".")
+        rest = f"{RESNET[part]}.{leaf}"
+    if side == "mid":
+        return f"middle_block.{2 * number if kind == 'resnets' else 1}.{rest}"
+    if kind == "downsamplers":
+        return f"input_blocks.{3 * level + 3}.0.{rest.replace('conv', 'op')}"
+    if kind == "upsamplers":
+        return f"output_blocks.{3 * level + 2}.{1 if level == 0 else 2}.{rest}"
+    block = f"input_blocks.{3 * level + number + 1}" if side == "down" else f"output_blocks.{3 * level + number}"
+    return f"{block}.{0 if kind == 'resnets' else 1}.{rest}"
+
+
+def vae_name(name):
+    """The name of a weight of AutoencoderKL (four levels) in Stable Diffusion's code."""
+    name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+    name = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}", name)
+    for ours, theirs in ATTENTION.items():
+        name = name.replace(f"mid_block.attentions.0.{ours}.", f"mid.attn_1.{theirs}.")
+    name = re.sub(r"down_blocks\.(\d)\.resnets", r"down.\1.block", name)
+    name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", name)
+    name = re.sub(r"up_blocks\.(\d)\.resnets", lambda found: f"up.{3 - int(found[1])}.block", name)
+    return re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda found: f"up.{3 - int(found[1])}.upsample", name)
+
+
+def original_layout(folder):
+    """All weights of a pipeline folder by the names of Stable Diffusion v1's checkpoints."""
+    parts = {name: load_file(next((folder / name).glob("*.safetensors"))) for name in ("unet", "vae", "text_encoder")}
+    found = {f"model.diffusion_model.{unet_name(name)}": tensor for name, tensor in parts["unet"].items()}
+    for name, tensor in parts["vae"].items():
+        linear = "attentions.0.to_" in name and name.endswith("weight")
+        found[f"first_stage_model.{vae_name(name)}"] = tensor[:, :, None, None] if linear else tensor
+    for name, tensor in parts["text_encoder"].items():
+        found[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = tensor
+    return {name: tensor.contiguous() for name, tensor in found.items()}
+
+
+@pytest.fixture(scope="module")
+def weights(tiny_teacher_folder):
+    return original_layout(tiny_teacher_folder)
+
+
+@pytest.fixture
+def settings(tiny_teacher_folder, tmp_path):
+    """The pipeline's folder without weights."""
+    return shutil.copytree(tiny_teacher_folder, tmp_path / "settings", ignore=shutil.ignore_patterns("*.safetensors"))
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
+def test_a_single_file_is_the_pipeline_that_it_holds(tiny_teacher_folder, weights, settings, tmp_path, ending, capfd):
+    path = tmp_path / f"model.{ending}"
+    if ending == "ckpt":
+        torch.save({"state_dict": weights, "global_step": 3}, path)
+    else:
+        save_file(weights, path)
+    teacher, expected = load_teacher(str(path), config=str(settings)), load_teacher(str(tiny_teacher_folder))
+    assert teacher.fingerprint() == expected.fingerprint()
+    assert "is converted to" in capfd.readouterr().out
+    assert load_teacher(str(path), config=str(settings)).folder == teacher.folder
+    assert "is converted to" not in capfd.readouterr().out
+
+
+def test_weights_beside_the_settings_are_not_read(tiny_teacher_folder, weights, tmp_path):
+    for name, what in (
+        ("input_blocks.1.0.in_layers.2.weight", "UNet2DConditionModel"),
+        ("decoder.conv_in.bias", "AutoencoderKL"),
+    ):
+        some = {key: tensor for key, tensor in weights.items() if not key.endswith(name)}
+        save_file(some, tmp_path / "some.safetensors")
+        with pytest.raises(InputError, match=f"lacks 1 weights of the {what}"):
+            load_teacher(str(tmp_path / "some.safetensors"), config=str(tiny_teacher_folder))
+    without_text = {key: tensor for key, tensor in weights.items() if not key.startswith("cond_stage_model")}
+    save_file(without_text, tmp_path / "some.safetensors")
+    with pytest.raises(InputError, match="cannot be read as StableDiffusionPipeline") as caught:
+        load_teacher(str(tmp_path / "some.safetensors"), config=str(tiny_teacher_folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_single_file_without_settings_says_what_it_needs(weights, tmp_path):
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="is a single file: give teacher.config=<folder>"):
+        load_teacher(str(tmp_path / "model.safetensors"))
+    with pytest.raises(InputError, match=r"There is no file teacher\.path=somewhere/model\.ckpt"):
+        load_teacher("somewhere/model.ckpt")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=r"of none of the kinds \.safetensors"):
+        load_teacher(str(tmp_path / "model.gguf"))
+    with pytest.raises(InputError, match="method.path=.* is a file; a diffusers pipeline folder is needed"):
+        find_folder(str(tmp_path / "model.safetensors"), None, "method.path")
+    with pytest.raises(InputError, match=r"teacher\.config=x is for single files"):
+        load_teacher("emoji_t2i", config="x")
+    with pytest.raises(InputError, match=r"teacher\.config=.* has no model_index\.json"):
+        load_teacher(str(tmp_path / "model.safetensors"), config=str(tmp_path))
+
+
+def test_the_settings_of_a_single_file_are_held_against_the_table(weights, settings, tmp_path):
+    save_file(weights, tmp_path / "model.safetensors")
+    change(settings, "unet/config.json", class_embed_type="timestep")
+    with pytest.raises(InputError, match="class_embed_type"):
+        load_teacher(str(tmp_path / "model.safetensors"), config=str(settings))
+
+
+def test_settings_of_another_size_are_told(weights, settings, tmp_path):
+    save_file(weights, tmp_path / "model.safetensors")
+    change(settings, "unet/config.json", block_out_channels=[16, 16, 16, 16])
+    with pytest.raises(InputError, match="size mismatch for conv_in") as caught:
+        load_teacher(str(tmp_path / "model.safetensors"), config=str(settings))
+    assert "\n" not in str(caught.value)
+    change(settings, "unet/config.json", block_out_channels=[8, 16, 16, 16], mid_block_type=None)
+    with pytest.raises(InputError, match="holds, beyond the settings of teacher.config, .* of the UNet2DConditionModel"):
+        load_teacher(str(tmp_path / "model.safetensors"), config=str(settings))
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_nothing_in_a_checkpoint_is_run(settings, tmp_path):
+    torch.save({"state_dict": {"x": torch.ones(1)}, "callbacks": Payload(str(tmp_path / "ran"))}, tmp_path / "model.ckpt")
+    with pytest.raises(InputError, match="it holds more than tensors, of which nothing was run") as caught:
+        load_teacher(str(tmp_path / "model.ckpt"), config=str(settings))
+    assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x10\0\0\0\0\0\0\0{broken}"])
+def test_a_damaged_file_is_told(settings, tmp_path, content):
+    for ending in ("safetensors", "ckpt"):
+        path = tmp_path / f"model.{ending}"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="cannot be read as StableDiffusionPipeline") as caught:
+            load_teacher(str(path), config=str(settings))
+        assert "\n" not in str(caught.value)
+
+
+def test_pipelines_that_diffusers_reads_of_no_single_file_are_told(tiny_uig_teacher_folder, weights, tmp_path):
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="Stable Diffusion 1, 2 and XL, not of LDMPipeline"):
+        load_teacher(str(tmp_path / "model.safetensors"), config=str(tiny_uig_teacher_folder))
+
+
+def test_a_safety_checker_in_the_settings_is_left_out(weights, settings, tmp_path):
+    change(settings, "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    save_file(weights, tmp_path / "model.safetensors")
+    folder = load_teacher(str(tmp_path / "model.safetensors"), config=str(settings)).folder
+    assert json.loads((folder / "model_index.json").read_text())["safety_checker"] == [None, None]

@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from common.runtime.seeding import mix_seed, seeded_normal
+from common.training.batches import SeededBatches, TensorRows, training_loader
+
+
+def test_resumed_stream_equals_the_rest_of_the_whole():
+    whole = list(SeededBatches(10, 4, seed=3, stop=9))
+    assert list(SeededBatches(10, 4, seed=3, stop=9, start=5)) == whole[5:]
+    assert list(SeededBatches(10, 4, seed=4, stop=9)) != whole
+
+
+def test_every_epoch_visits_every_sample_once():
+    pairs = [pair for batch in SeededBatches(10, 5, seed=0, stop=4) for pair in batch]
+    assert sorted(index for index, _ in pairs[:10]) == list(range(10))
+    assert sorted(index for index, _ in pairs[10:]) == list(range(10))
+    assert [position for _, position in pairs] == list(range(20))
+
+
+def test_noise_does_not_depend_on_neighbours():
+    together = seeded_normal([1, 2, 3], (2, 4))
+    assert torch.equal(together[1], seeded_normal([2], (2, 4))[0])
+    assert mix_seed(1, 2) != mix_seed(2, 1)
+
+
+def test_loader_yields_rows_with_positions():
+    loader = training_loader(TensorRows(value=torch.arange(6) * 10), 2, seed=1, batches=3, start=1)
+    batches = list(loader)
+    assert [batch["position"].tolist() for batch in batches] == [[2, 3], [4, 5]]
+    assert all(value % 10 == 0 for batch in batches for value in batch["value"].tolist())
+
+
+def test_an_empty_training_set_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        SeededBatches(0, 2, seed=0, stop=1)

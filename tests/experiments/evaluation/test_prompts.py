@@ -1,0 +1,66 @@
+"""Prompts apart from images: taken in the file's order, part of what a job and its samples depend on."""
+
+from pathlib import Path
+
+import hydra
+import pytest
+
+from common.errors import InputError
+from experiments.evaluation.prompts import evaluation_prompts
+from experiments.evaluation.samples import shared_samples
+from experiments.shared.job_id import configuration_of, job_folder, job_settings, register_job_folder
+
+CONF = str(Path(__file__).resolve().parents[3] / "conf")
+
+
+def compose(*overrides):
+    register_job_folder()
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        return hydra.compose("config", ["evaluation.images=3", "task.data.limit=4", *overrides], return_hydra_config=True)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\n\na dog\na bird\n\na fish\n")
+    return tmp_path / "prompts.txt"
+
+
+def test_the_first_prompts_of_the_file_without_names(prompts, capsys):
+    assert evaluation_prompts(compose(f"evaluation.prompts={prompts}")) == (["a cat", "a dog", "a bird"], None)
+    assert capsys.readouterr().err == f"{prompts}: 2 empty lines are left out, 4 prompts remain\n"
+    captions, names = evaluation_prompts(compose())
+    assert len(captions) == len(names) == 3 and captions[0].startswith(names[0])
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("evaluation.images=5", r"prompts\.txt has 4 prompts: evaluation.images=5 can be 4 at most"),
+        ("task=uig", "task=uig takes no captions; give null"),
+        ("evaluation.prompts=/nowhere.txt", "/nowhere.txt cannot be read as text: it is missing"),
+        ("evaluation.prompts=/nowhere.csv", "/nowhere.csv cannot be read: it is missing"),
+    ],
+)
+def test_what_cannot_be_used_is_told(prompts, override, expected):
+    with pytest.raises(InputError, match=expected):
+        evaluation_prompts(compose(f"evaluation.prompts={prompts}", override))
+
+
+def test_jobs_and_the_teachers_samples_follow_what_the_file_holds(prompts, tmp_path):
+    cfg, without = compose(f"evaluation.prompts={prompts}"), compose()
+    before = job_folder(cfg), shared_samples(cfg, "teacher", tmp_path)
+    assert before == (job_folder(cfg), shared_samples(cfg, "teacher", tmp_path))
+    assert before[0] != job_folder(without) and before[1] != shared_samples(without, "teacher", tmp_path)
+    prompts.write_text("a cat\na dog\na bird\na horse\n")
+    assert before[0] != job_folder(cfg) and before[1] != shared_samples(cfg, "teacher", tmp_path)
+
+
+def test_how_rows_are_kept_does_not_change_a_job():
+    same = compose("training_rows.rows_per_shard=9", "training_rows.batch_size=3", "training_rows.workers=2")
+    assert job_folder(same) == job_folder(compose()) == job_folder(compose("training_rows.verify=false"))
+    assert job_settings(compose())["training_rows"] == {"dtype": "float32", "flip": False}
+    assert job_settings(configuration_of(job_settings(compose()))) == job_settings(compose())
+    for override in ("training_rows.flip=true", "training_rows.dtype=float16"):
+        assert job_folder(compose(override)) != job_folder(compose())
+        name, value = override.removeprefix("training_rows.").split("=")
+        assert str(job_settings(compose(override))["training_rows"][name]).lower() == value
