@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from baselines.bk_sdm_table import Variant, plan_for
-from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.forecast import CalibrationSize, Forecast
+from common.pruning.method import Method
 from common.pruning.plan import Plan, apply_plan
 from common.settings import check_fields
 
@@ -21,8 +22,8 @@ def build_student(unet: nn.Module, variant: str) -> nn.Module:
 
 
 @dataclass
-class BKSDM:
-    """A method (see README) that needs no scores: the plan is BK-SDM's table for `variant`."""
+class BKSDM(Method):
+    """Removes the blocks of BK-SDM's table for `variant`; no scores are needed."""
 
     variant: Variant
 
@@ -33,6 +34,6 @@ class BKSDM:
         """The plan of `variant` for `unet`; neither calibration nor scores are used."""
         return plan_for(unet, self.variant, teacher)
 
-    def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
+    def forecast(self, unet: nn.Module, size: CalibrationSize) -> Forecast:
         """No scores; the student is known."""
-        return Outlook(plan=plan_for(unet, self.variant), exact=True)
+        return Forecast(plan=plan_for(unet, self.variant), exact=True)

@@ -5,18 +5,19 @@ from typing import Any
 
 from torch import nn
 
-from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.forecast import CalibrationSize, Forecast
+from common.pruning.method import Method
 from common.pruning.plan import Plan
 
 
 @dataclass
-class Dense:
-    """A method (see README) whose plan is empty."""
+class Dense(Method):
+    """Removes nothing: an empty plan."""
 
     def plan(self, unet: nn.Module, calibration: Any, teacher: str, scores: Any) -> Plan:
         """The empty plan; neither calibration nor scores are used."""
         return Plan(method="dense", edits=(), teacher=teacher)
 
-    def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
+    def forecast(self, unet: nn.Module, size: CalibrationSize) -> Forecast:
         """No scores; the student is the teacher's network."""
-        return Outlook(plan=self.plan(unet, None, "", None), exact=True)
+        return Forecast(plan=self.plan(unet, None, "", None), exact=True)

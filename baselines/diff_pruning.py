@@ -40,7 +40,8 @@ from common.diffusion.objective import training_target
 from common.diffusion.sampling import predict
 from common.errors import InputError, check_one_given
 from common.pruning.channels import ChannelPruning, Importance, Rounding, prune_channels
-from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.forecast import CalibrationSize, Forecast
+from common.pruning.method import Method
 from common.pruning.plan import Plan
 from common.runtime.content import content_name
 from common.runtime.files import write_atomically
@@ -136,8 +137,8 @@ def _too_few(parameters: float, least: Trial) -> InputError:
 
 
 @dataclass
-class DiffPruning:
-    """A method (see README). Removes a share of the channels of every layer, not whole layers.
+class DiffPruning(Method):
+    """Removes a share of the channels of every layer, not whole layers.
 
     ratio: the share of channels, in (0, 1). rounding: "down" or "up", of the channels that go from a norm's group or a head
     (common.pruning.channels); the plan's settings tell what was reached, of all channels and in the groups. parameters: instead
@@ -189,7 +190,7 @@ class DiffPruning:
             tensors=found.pruning.kept,
         )
 
-    def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
+    def forecast(self, unet: nn.Module, size: CalibrationSize) -> Forecast:
         """Every timestep, which a threshold undercuts; how many channels stay follows from the ratio, whichever they are.
 
         For a share of the parameters the ratio is not searched: a ratio r leaves about (1 - r)^2 of them.
@@ -198,7 +199,7 @@ class DiffPruning:
         plan = replace(self, variant="random", ratio=ratio, parameters=None).plan(unet, None, "", None)
         scored = self.variant in ("diff_pruning", "taylor")
         samples = math.ceil(size.timesteps / self.every) * min(self.rows, size.rows) if scored else 0
-        return Outlook(
+        return Forecast(
             forward=samples,
             backward=samples,
             batch=min(self.rows, size.rows) if scored else 0,

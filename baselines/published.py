@@ -19,7 +19,8 @@ from common.models.honoured_settings import check_pipeline_settings, named_parts
 from common.models.hub import find_folder
 from common.models.loading import read_index
 from common.models.parts import load_part
-from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.forecast import CalibrationSize, Forecast
+from common.pruning.method import Method
 from common.pruning.plan import Plan, own_settings
 
 SAME = ("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "encoder_hid_dim", "class_embed_type")
@@ -77,8 +78,8 @@ def student_sizes(unet: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
 
 
 @dataclass
-class Published:
-    """A method (see README) that prunes nothing itself: its student is the U-Net of `path`, a folder or a hub name.
+class Published(Method):
+    """Prunes nothing itself: its student is the U-Net of `path`, a folder or a hub name.
 
     The plan holds all of the student's weights, so that the job's folder is whole; its edits are those of the BK-SDM variant
     that the U-Net equals in its sizes, and none where it equals none.
@@ -111,7 +112,7 @@ class Published:
             config_changes=config_changes(unet, published),
         )
 
-    def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
+    def forecast(self, unet: nn.Module, size: CalibrationSize) -> Forecast:
         """No scores; the student of equal sizes among BK-SDM's, by the configuration of `path` alone."""
         import torch
 
@@ -123,14 +124,14 @@ class Published:
         except InputError:
             if folder is not None:
                 raise
-            return Outlook(note=f"what {self.path} holds is not known without its folder; the teacher's size is assumed")
+            return Forecast(note=f"what {self.path} holds is not known without its folder; the teacher's size is assumed")
         if "unet" not in parts:
             raise InputError(f"{folder} names no 'unet' in its model_index.json.")
         with torch.device("meta"):
             published = build(parts["unet"])
         known = next(equal_variants(unet, published, ""), None)
         if known is None:
-            return Outlook(
+            return Forecast(
                 note=f"the student's sizes are not those of a BK-SDM student of this teacher; {self.path} is not counted"
             )
-        return Outlook(plan=known, exact=True)
+        return Forecast(plan=known, exact=True)

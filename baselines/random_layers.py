@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.forecast import CalibrationSize, Forecast
 from common.pruning.layer_pruner import LayerPruner
 from common.pruning.layers import Layer, random_scores
 from common.settings import Seed
@@ -22,8 +22,8 @@ class RandomLayers(LayerPruner):
     def layer_scores(self, unet: nn.Module, layers: Sequence[Layer], *_: Any) -> dict[str, float]:
         return random_scores(layers, self.seed)
 
-    def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
+    def forecast(self, unet: nn.Module, size: CalibrationSize) -> Forecast:
         """No scores; the very student, unless times are to be measured."""
         if self.unit == "milliseconds":
-            return super().outlook(unet, size)
-        return Outlook(plan=self.plan(unet, None, "", None), exact=True)
+            return super().forecast(unet, size)
+        return Forecast(plan=self.plan(unet, None, "", None), exact=True)

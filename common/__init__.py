@@ -1,6 +1,6 @@
 """What every method shares: teachers, plans, sampling, distillation, measuring.
 
-The names that other projects import are here too: common.load_teacher, common.load_denoiser, common.apply_plan,
+The names that other projects import are here too: common.load_teacher, common.load_denoiser, common.apply_plan, common.Method,
 common.Plan, common.Edit, common.save_sparse, common.load_sparse. They are loaded when first asked for, so that
 `import common` stays cheap.
 """
@@ -15,6 +15,7 @@ PUBLIC = {
     "load_teacher": "common.models.loading",
     "load_denoiser": "common.models.loading",
     "apply_plan": "common.pruning.plan",
+    "Method": "common.pruning.method",
     "Plan": "common.pruning.plan",
     "Edit": "common.pruning.plan",
     "save_sparse": "common.export.sparse_file",

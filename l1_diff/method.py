@@ -5,15 +5,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from annotated_types import Gt, Le, MinLen
 from torch import nn
 
 from common.errors import InputError
-from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.forecast import CalibrationSize, Forecast
 from common.pruning.masks import MASK, plan_masks
+from common.pruning.method import Method
 from common.pruning.plan import Edit, Plan
 from common.scoring.calibration import Calibration
 from common.scoring.noisy_batches import Timesteps
@@ -42,6 +43,9 @@ from l1_diff.masks import (
 from l1_diff.regrowth import RegrowBy, Regrowth
 from l1_diff.schedule import Ramp
 
+if TYPE_CHECKING:
+    from common.training.pruning_callback import PruningCallback
+
 Losses = Callable[[], Iterable[Loss]]
 Part = Literal["denoiser", "autoencoder"]
 REFERENCE = {
@@ -68,8 +72,8 @@ def with_settings(method: "L1Diff", settings: Mapping[str, Any]) -> "L1Diff":
 
 
 @dataclass
-class L1Diff:
-    """A method (see README): reads a teacher's denoiser and a calibration, returns a plan of masks; acts during training.
+class L1Diff(Method):
+    """Removes single weights: a plan of masks, which act during training.
 
     The settings are explained in conf/method/l1_diff.yaml. variant "published" follows the authors' README, with its open
     points as settings; "reference" does what their code does, and takes `parts` and `sparsity` alone from the settings.
@@ -128,8 +132,8 @@ class L1Diff:
             parse_pattern(self.pattern)
 
     @property
-    def prunes_autoencoder(self) -> bool:
-        return "autoencoder" in self.parts
+    def pruned_parts(self) -> tuple[Part, ...]:
+        return self.parts
 
     @property
     def prunes_in_training(self) -> bool:
@@ -157,7 +161,7 @@ class L1Diff:
         losses = partial(reconstruction_losses, autoencoder, images, settings.batch_size)
         return settings._plan(autoencoder, "autoencoder_exclude", losses, teacher)
 
-    def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
+    def forecast(self, unet: nn.Module, size: CalibrationSize) -> Forecast:
         """One pass back and forth over the rows where gradients count; a student of the teacher's shape, with zeros in it."""
         settings = self.checked()
         if "denoiser" in settings.parts:
@@ -167,7 +171,7 @@ class L1Diff:
         rows = size.rows if settings.beta and "denoiser" in settings.parts else 0
         scores_again = settings.schedule == "gradual" or (settings.regrowth > 0 and settings.reprune)
         running = (settings.beta > 0 and scores_again) or (settings.regrowth > 0 and settings.regrow_by == "gradient")
-        return Outlook(
+        return Forecast(
             forward=rows,
             backward=rows,
             batch=min(settings.batch_size, rows),
@@ -214,10 +218,10 @@ class L1Diff:
         amount = self.initial_sparsity if self.schedule == "gradual" else self.sparsity
         return sparsity_masks(scores, amount, self.scope)
 
-    def training_callbacks(self, student: nn.Module, plan: Plan) -> list[Any]:
-        """The Lightning callback that keeps the masks of `plan` on `student`, with penalty, gradual pruning and regrowth.
+    def training_callbacks(self, network: nn.Module, plan: Plan) -> "list[PruningCallback]":
+        """The Lightning callback that keeps the masks of `plan` on `network`, with penalty, gradual pruning and regrowth.
 
-        student: the network that the plan is of, denoiser or autoencoder. None for a plan without masks.
+        Nothing for a plan without masks.
         """
         if not plan.edits:
             return []
@@ -227,7 +231,7 @@ class L1Diff:
         ramp = Ramp(settings.initial_sparsity, settings.sparsity or 0.0, settings.ramp, settings.remask_every)
         return [
             SparseTraining(
-                student,
+                network,
                 plan_masks(plan.edits, plan.tensors),
                 score=settings._importances,
                 uses_gradient=settings.beta > 0,

@@ -17,6 +17,7 @@ from torch import nn
 
 from common.errors import InputError
 from common.pruning.masks import apply_masks, masked_weight, pack_bits, unpack_bits
+from common.training.pruning_callback import PruningCallback
 from l1_diff.masks import Masks, sparsity_masks
 from l1_diff.regrowth import Regrowth, exchange, regrow
 from l1_diff.schedule import Ramp
@@ -24,7 +25,7 @@ from l1_diff.schedule import Ramp
 Score = Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
-class SparseTraining(L.Callback):
+class SparseTraining(PruningCallback):
     """Keeps `masks` (l1_diff.masks) on `student` while Lightning trains it; saved and restored with every checkpoint.
 
     score: (weights, gradients) by site -> importances; uses_gradient: whether it looks at the gradients. They are running

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.forecast import CalibrationSize, Forecast
 from common.pruning.layer_pruner import LayerPruner, lowest_layers
 from common.pruning.layers import Layer, list_layers
 from common.runtime.content import content_name
@@ -24,7 +24,7 @@ SELECTIONS = {"knapsack": select_layers, "greedy": greedy_layers, "lowest": lowe
 
 @dataclass
 class LaptopDiff(LayerPruner):
-    """A method (see README): reads a teacher's denoiser and a calibration, returns a plan.
+    """Removes the layers whose summed output losses are least, chosen by a knapsack.
 
     ratio, unit, granularity, width_changing, exclude: common.pruning.layer_pruner. criterion, timesteps, guidance_scale,
     batch_size, copies: what a layer's loss is and how it is computed (laptop_diff.criteria). selection: "knapsack" is exact;
@@ -73,9 +73,9 @@ class LaptopDiff(LayerPruner):
                 report=bar.reach,
             )
 
-    def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
+    def forecast(self, unet: nn.Module, size: CalibrationSize) -> Forecast:
         """As for any method that removes layers, and the forward passes that its criterion takes, replayed ones included."""
-        found = super().outlook(unet, size)
+        found = super().forecast(unet, size)
         networks = len(list_layers(unet, self.granularity, self.width_changing, self.exclude)) + 1  # and the intact one
         if self.criterion == "alignment":
             batch = self.batch_size * self.copies * size.passes(size.guidance_scale)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from common.errors import InputError, check_one_given
-from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.forecast import CalibrationSize, Forecast
+from common.pruning.method import Method
 from common.pruning.plan import Edit, Plan, edited
 from common.runtime.content import content_name
 from common.runtime.progress import progress_bar
@@ -29,8 +30,8 @@ from ld_pruner.selection import Removal, choose, inside
 
 
 @dataclass
-class LDPruner:
-    """A method (see README): reads a teacher's denoiser and a calibration, returns a plan.
+class LDPruner(Method):
+    """Removes the operators with the lowest latent scores: Algorithm 1.
 
     k: how many operators to modify; or else ratio: the share of the U-Net's parameters to remove, at least, by the smallest
     k that does (ld_pruner.selection). kinds, exclude, residual: which operators (ld_pruner.operators); kinds="paper" for
@@ -94,7 +95,7 @@ class LDPruner:
             tensors={name: value.cpu() for name, value in tensors.items() if name in kept},
         )
 
-    def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
+    def forecast(self, unet: nn.Module, size: CalibrationSize) -> Forecast:
         """Every operator under every condition, which screening undercuts, and a student without operators drawn at random."""
         operators, removal = self._operators(unet)
         if size.samples <= self.correction:
@@ -110,7 +111,7 @@ class LDPruner:
         if self.ratio is None:
             ends = [removal.share(sites) for sites in self._extremes(removal)]
             note += "; {} of them are from {:.0%} to {:.0%} of the parameters".format(k, *ends)
-        return Outlook(
+        return Forecast(
             forward=(rounds * len(operators) + 1) * size.roll_out,
             batch=self.rows * size.passes(size.guidance_scale),
             plan=Plan(method="ld_pruner", edits=tuple(operator.edit for operator in gone), tensors=tensors),

@@ -39,7 +39,7 @@ def sdxl():
 )
 def test_a_plan_and_a_student_that_carries_it(tmp_path, name, settings, smallest, largest):
     method = instantiate(compose_config("config", "scale=paper", f"method={name}", *settings).method, _convert_="all")
-    plan = method.outlook(sdxl(), SIZE).plan
+    plan = method.forecast(sdxl(), SIZE).plan
     Plan(plan.method, plan.edits).save(tmp_path)
     assert Plan.load(tmp_path).edits == plan.edits
     student = apply_plan(sdxl(), plan)

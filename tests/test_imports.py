@@ -12,7 +12,7 @@ import common
 from common.runtime.files import ROOT
 
 PUBLIC = {  # what others import; a name that goes from here breaks them
-    "common": ["load_teacher", "load_denoiser", "apply_plan", "Plan", "Edit", "save_sparse", "load_sparse"],
+    "common": ["load_teacher", "load_denoiser", "apply_plan", "Method", "Plan", "Edit", "save_sparse", "load_sparse"],
     "ld_pruner": ["latent_score", "list_operators"],
     "laptop_diff": ["list_layers", "normalized_feature_loss", "select_layers"],
     "l1_diff": ["importance", "reference_masks", "sparsity"],

@@ -112,9 +112,9 @@ def test_damaged_score_file_is_named(finished, tiny_teacher_folder, tmp_path):
 
 
 def test_a_method_from_outside_the_tree(tiny_teacher_folder, tmp_path):
-    """The README's own example, taken from its text."""
-    readme = (ROOT / "README.md").read_text().split("## Adding a method")[1].split("## ")[0]
-    blocks = textwrap.dedent("\n".join(line for line in readme.splitlines() if line.startswith("    ") or not line))
+    """The documentation's own example, taken from its text."""
+    page = (ROOT / "docs" / "adding_a_method.md").read_text().split("The whole contract")[0]
+    blocks = textwrap.dedent("\n".join(line for line in page.splitlines() if line.startswith("    ") or not line))
     code, rest = blocks.split("# my_conf/method/my_method.yaml\n")
     yaml = rest.split("python run.py")[0]
     for path, text in {"my_method/method.py": code, "my_conf/method/my_method.yaml": yaml}.items():

@@ -1,6 +1,6 @@
 """What a method tells of a job before any weight is loaded, for the plan of its cost (experiments/dry_run/dry_run.py).
 
-A method may have outlook(unet, size) -> Outlook, where `unet` is the teacher's denoiser on the meta device.
+A method may have forecast(unet, size) -> Forecast, where `unet` is the teacher's denoiser on the meta device.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class CalibrationSize:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Forecast:
     """What scoring takes, and what student comes of it.
 
     forward, backward: samples that pass through the teacher's denoiser in scoring, at most, and those that pass back.

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from torch import nn
 
 from common.errors import InputError
-from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.forecast import CalibrationSize, Forecast
 from common.pruning.layers import Granularity, Layer, Unit, WidthChanging, layer_sizes, list_layers, random_scores
+from common.pruning.method import Method
 from common.pruning.plan import Edit, Plan
 from common.settings import Share, check_fields
 
@@ -36,7 +37,7 @@ def lowest_layers(scores: Sequence[float], sizes: Sequence[float], budget: float
 
 
 @dataclass
-class LayerPruner:
+class LayerPruner(Method):
     """Base of a method: scores the layers, selects among them, returns the plan. A method gives `name` and layer_scores.
 
     ratio: the share of the U-Net to remove, at least, in `unit`. granularity, width_changing, exclude: which layers
@@ -86,7 +87,7 @@ class LayerPruner:
             settings=asdict(self) | {"ratio_reached": sum(sizes[i] for i in chosen) / whole},
         )
 
-    def outlook(self, unet: nn.Module, size: CalibrationSize) -> Outlook:
+    def forecast(self, unet: nn.Module, size: CalibrationSize) -> Forecast:
         """No scores; a student of the wanted size, its layers drawn at random (by parameters where the unit is a time)."""
         layers = list_layers(unet, self.granularity, self.width_changing, self.exclude)
         unit = "parameters" if self.unit == "milliseconds" else self.unit
@@ -94,4 +95,6 @@ class LayerPruner:
         scores = random_scores(layers, 0)
         chosen = lowest_layers([scores[layer.site] for layer in layers], sizes, removal_budget(self.ratio, unit, sizes, whole))
         plan = Plan(method=self.name, edits=tuple(layers[i].edit for i in chosen))
-        return Outlook(plan=plan, note=f"student: {len(chosen)} layers drawn at random, {self.ratio:.0%} of the {unit} or more")
+        return Forecast(
+            plan=plan, note=f"student: {len(chosen)} layers drawn at random, {self.ratio:.0%} of the {unit} or more"
+        )

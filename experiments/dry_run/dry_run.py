@@ -47,7 +47,7 @@ def print_line(name: str, *cells: str, widths: tuple[int, ...] = (14, 14, 14)) -
 
 def print_networks(job: JobCost) -> None:
     """Parameters and MACs of one forward pass of one sample."""
-    told = "exactly" if job.outlook.exact else "about"
+    told = "exactly" if job.forecast.exact else "about"
     print(f"\n{job.teacher.name}, {job.cfg.method._target_.rpartition('.')[2]}\n")
     print_line("", "parameters", "MACs", "w/o QK, AV")
     sizes = {"teacher": count_parameters(job.teacher.denoiser), "student": count_parameters(job.student)}
@@ -62,8 +62,8 @@ def print_networks(job: JobCost) -> None:
     uses += [("text encoder" + "s" * (len(job.text_encoders) - 1), job.text_encoders, "read")] if job.captioned else []
     for name, networks, use in uses:
         print_line(name, millions(sum(map(count_parameters, networks))), giga(operations[use] // 2))
-    if job.outlook.note:
-        print("\n" + textwrap.fill(f"{job.outlook.note}.", WIDTH))
+    if job.forecast.note:
+        print("\n" + textwrap.fill(f"{job.forecast.note}.", WIDTH))
 
 
 def millions(count: int) -> str:

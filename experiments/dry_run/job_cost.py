@@ -16,7 +16,7 @@ from common.cost.peak_memory import step_bytes
 from common.diffusion.noise_schedule import check_learns_from_noise
 from common.diffusion.sampling import guidance_size, predict
 from common.models.latent_diffusion import Teacher
-from common.pruning.forecast import CalibrationSize, Outlook
+from common.pruning.forecast import CalibrationSize
 from common.pruning.plan import apply_plan
 from common.training.distillation import FeatureTaps
 from experiments.evaluation.samples import evaluation_scheduler
@@ -60,7 +60,7 @@ def calibration_size(cfg: DictConfig, teacher: Any) -> CalibrationSize:
 
 
 class JobCost:
-    """The job of `cfg`: `teacher` and `student` on the meta device, `outlook` of its method, and what they take."""
+    """The job of `cfg`: `teacher` and `student` on the meta device, `forecast` of its method, and what they take."""
 
     def __init__(self, cfg: DictConfig):
         from common.models.architectures import meta_teacher
@@ -71,11 +71,8 @@ class JobCost:
         if cfg.distill.steps:
             check_learns_from_noise(self.teacher.scheduler, guidance_size(self.teacher.denoiser) is not None)
         self.method = hydra.utils.instantiate(cfg.method, _convert_="all")
-        look = getattr(self.method, "outlook", None)
-        self.known = look is not None
-        unknown = Outlook(note="the method does not tell what scoring and student take; the teacher's size is assumed")
-        self.outlook: Outlook = look(self.teacher.denoiser, calibration_size(cfg, self.teacher)) if look else unknown
-        plan = self.outlook.plan
+        self.forecast = self.method.forecast(self.teacher.denoiser, calibration_size(cfg, self.teacher))
+        plan = self.forecast.plan
         self.student = copy.deepcopy(self.teacher.denoiser) if plan is None else apply_plan(self.teacher.denoiser, plan)
 
     @property
@@ -170,7 +167,7 @@ class JobCost:
             "student: gradients": SINGLE_BYTES * count,
             "student: optimiser": round(state * count),
             "student: average of the weights": SINGLE_BYTES * count if settings.ema_decay else 0,
-            "student: what the method keeps": self.outlook.per_parameter * count,
+            "student: what the method keeps": self.forecast.per_parameter * count,
         }
         return {name: size for name, size in (own | self.resident()).items() if size}
 

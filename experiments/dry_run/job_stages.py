@@ -35,7 +35,7 @@ def job_stages(job: JobCost) -> list[Stage]:
 
 def scoring(job: JobCost) -> Stage | None:
     """The method's passes through the teacher's denoiser."""
-    look, denoiser = job.outlook, job.teacher.denoiser
+    look, denoiser = job.forecast, job.teacher.denoiser
     if not look.forward:
         return None
     inputs, conditions = job.inputs(look.batch)
@@ -65,7 +65,7 @@ def encoding(job: JobCost) -> Stage | None:
 def autoencoder_training(job: JobCost) -> Stage | None:
     """Where the method prunes the autoencoder; its memory is not estimated."""
     settings = job.cfg.distill.autoencoder
-    if not getattr(job.method, "prunes_autoencoder", False) or not settings.steps:
+    if "autoencoder" not in job.method.pruned_parts or not settings.steps:
         return None
     once = job.image_operations["encode"] + job.image_operations["decode"]
     half = TRAINING_PRECISIONS[job.cfg.distill.trainer.precision]

@@ -89,7 +89,7 @@ def make_plans(cfg: DictConfig, teacher: Any, method: Any, folder: Path, cache: 
             return method.plan(teacher.denoiser, calibration, known, scores)
 
     plans = {"denoiser": kept_plan(folder / "plan", teacher, denoiser_plan)}
-    if getattr(method, "prunes_autoencoder", False):
+    if "autoencoder" in method.pruned_parts:
         data = hydra.utils.instantiate(cfg.task.data, split="train")
         images = data.images[training_order(cfg, data)[: cfg.calibration.data_rows]]
         plans["autoencoder"] = kept_plan(

@@ -117,23 +117,22 @@ def check_sampling(cfg: DictConfig, teacher: Any) -> None:
 
 def check_steps(cfg: DictConfig, method: Any) -> None:
     """InputError where a part would stay unpruned, because its method prunes during training and it has no steps."""
-    if not getattr(method, "prunes_in_training", False):
+    if not method.prunes_in_training:
         return
     given = {"denoiser": ("distill.steps", cfg.distill.steps)}
     given["autoencoder"] = ("distill.autoencoder.steps", cfg.distill.autoencoder.steps)
-    for part in getattr(method, "parts", ("denoiser",)):
+    for part in method.pruned_parts:
         name, steps = given[part]
         if not steps:
             raise InputError(f"{name}=0: method.schedule=gradual prunes during training; give steps, or oneshot.")
 
 
 def check_method(cfg: DictConfig, teacher: Any, method: Any) -> None:
-    """InputError for what the method's forecast (`outlook`) finds wrong with this teacher: a k or a ratio out of reach, say."""
+    """InputError for what the method's forecast finds wrong with this teacher: a k or a ratio out of reach, say."""
     import torch
 
     from experiments.dry_run.job_cost import calibration_size
 
-    if hasattr(method, "outlook"):
-        with torch.device("meta"):
-            twin = type(teacher.denoiser).from_config(teacher.denoiser.config)
-        method.outlook(twin, calibration_size(cfg, teacher))
+    with torch.device("meta"):
+        twin = type(teacher.denoiser).from_config(teacher.denoiser.config)
+    method.forecast(twin, calibration_size(cfg, teacher))

@@ -417,7 +417,13 @@ def check_together(values: Mapping[str, Any]) -> None:
         for where, settings in (("distill", distill), ("distill.autoencoder", distill["autoencoder"])):
             check_optimizer(settings["optimizer"], f"{where}.optimizer")
     check_scheduler(values["evaluation"]["scheduler"])
-    made(values["method"], "method")
+    method = made(values["method"], "method")
+    from common.pruning.method import Method
+
+    if not isinstance(method, Method):
+        raise InputError(
+            f"method._target_={values['method']['_target_']} is not a subclass of common.Method (docs/adding_a_method.md)."
+        )
 
 
 def check_trainer(settings: Mapping[str, Any]) -> None:

@@ -14,10 +14,10 @@ from common.runtime.collectives import barrier, on_first
 from common.runtime.files import write_json
 from common.runtime.strict_json import read_json
 from common.training.fit import ExponentialAverage
+from common.training.pruning_callback import PruningCallback
 from experiments.evaluation.paper_metrics import measure
 from experiments.evaluation.real_features import Reference
 from experiments.evaluation.samples import sampled_batches
-from experiments.training.last_word import last_word
 
 
 class DistanceCurve(L.Callback):
@@ -35,7 +35,7 @@ class DistanceCurve(L.Callback):
         captions: list[str],
         folder: Path,
         cache: Path,
-        callbacks: Sequence[Any],
+        callbacks: Sequence[PruningCallback],
         average: ExponentialAverage | None,
     ):
         self.cfg, self.student, self.captions, self.folder, self.cache = cfg, student, captions, folder, cache
@@ -63,7 +63,8 @@ class DistanceCurve(L.Callback):
         weights = [parameter.detach().clone() for parameter in network.parameters()]
         if self.average is not None:
             self.average.copy_to_network()
-        last_word(network, self.callbacks)
+        for callback in self.callbacks:
+            callback.finish(network)
         try:
             reference = Reference(self.cfg, self.cfg.evaluation.split, self.cache, self.student.device)
             batches = sampled_batches(self.cfg, self.student, self.captions, reference.extractor, "on the way", scratch)

@@ -18,7 +18,7 @@ from common.models.latent_diffusion import Teacher
 from common.pruning.pruned_unet import REPLACEMENTS
 from common.training.batches import TensorRows
 from common.training.fit import ExponentialAverage
-from experiments.training.last_word import last_word
+from common.training.pruning_callback import PruningCallback
 
 TRAINING_PRECISIONS = {"32-true": False, "16-mixed": True, "bf16-mixed": True}  # whether matrix products are in half precision
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record them
@@ -102,13 +102,13 @@ def distill(
     student: nn.Module,
     rows: TensorRows,
     folder: Path,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence[PruningCallback] = (),
     watch: Callable[[ExponentialAverage | None], Any] | None = None,
     loggers: Sequence[Any] = (),
 ) -> nn.Module:
     """The student after cfg.distill.steps optimiser steps on `rows`; goes on from the last checkpoint in `folder`.
 
-    callbacks: the method's own (Lightning), see experiments/training/last_word.py. watch: makes a callback that looks at the
+    callbacks: the method's own. watch: makes a callback that looks at the
     student on the way, from the average of its weights or None. loggers: Lightning's, besides the CSV file in `folder`.
     """
     from common.runtime.processes import process_count
@@ -167,5 +167,6 @@ def distill(
         gather_into(finished, student)
     if average:
         average.copy_to_network(finished)
-    last_word(finished, callbacks)
+    for callback in callbacks:
+        callback.finish(finished)
     return finished.eval().requires_grad_(False)

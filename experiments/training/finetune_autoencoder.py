@@ -11,7 +11,6 @@ from torch import nn
 
 from common.training.batches import TensorRows
 from experiments.training.distill_student import trainer_settings
-from experiments.training.last_word import last_word
 
 
 def finetune_autoencoder(
@@ -52,5 +51,6 @@ def finetune_autoencoder(
         trainer=trainer_settings(cfg, autoencoder.device, whole=True),
         callbacks=callbacks,
     )
-    last_word(autoencoder, callbacks)
+    for callback in callbacks:
+        callback.finish(autoencoder)
     return autoencoder.eval().requires_grad_(False)

@@ -13,6 +13,7 @@ from common.models.latent_diffusion import Teacher
 from common.pruning.plan import Plan
 from common.runtime.collectives import on_first
 from common.runtime.files import write_json
+from common.training.pruning_callback import PruningCallback
 from experiments.training.cached_latents import training_rows
 from experiments.training.distance_curve import DistanceCurve
 from experiments.training.distill_student import distill
@@ -35,24 +36,23 @@ def train_student(
     """A trained copy of `pruned`; goes on from what an interrupted run has left in `folder`.
 
     A part of 0 steps stays as it is. What the callbacks of a part report is in <folder>/report.json.
-    plans: of the parts that are pruned ("denoiser", "autoencoder"). method: where it has training_callbacks(network, plan),
-    they act in the training of each part. captions: of the samples measured on the way (evaluation.every).
+    plans: of the parts that are pruned ("denoiser", "autoencoder"). method: its training_callbacks act in the training of each
+    part. captions: of the samples measured on the way (evaluation.every).
     loggers: Lightning's, for the training of the denoiser.
     """
     student = pruned.with_parts(**{part: copy.deepcopy(getattr(pruned, part)) for part in plans})
-    bring = getattr(method, "training_callbacks", lambda network, plan: [])
     encoder, rows_folder = teacher, cache
     reports: dict[str, dict[str, Any]] = {}
     if "autoencoder" in plans:
         encoder, rows_folder = student, folder
         if cfg.distill.autoencoder.steps:
             images = hydra.utils.instantiate(cfg.task.data, split="train").images
-            callbacks = bring(student.autoencoder, plans["autoencoder"])
+            callbacks = method.training_callbacks(student.autoencoder, plans["autoencoder"])
             finetune_autoencoder(cfg, student.autoencoder, images, folder / "autoencoder", callbacks)
             reports["autoencoder"] = reports_of(callbacks)
     if cfg.distill.steps:
         rows = training_rows(cfg, encoder, rows_folder)
-        callbacks = bring(student.denoiser, plans["denoiser"])
+        callbacks = method.training_callbacks(student.denoiser, plans["denoiser"])
         watch = partial(DistanceCurve, cfg, student, captions, folder / "curve", cache, callbacks)
         watch = watch if cfg.evaluation.every else None
         trained = distill(cfg, teacher, student.denoiser, rows, folder, callbacks, watch, loggers)
@@ -62,6 +62,6 @@ def train_student(
     return student
 
 
-def reports_of(callbacks: Sequence[Any]) -> dict[str, Any]:
-    """What the callbacks that have report() tell of a training, for the result row."""
-    return {name: value for each in callbacks if hasattr(each, "report") for name, value in each.report().items()}
+def reports_of(callbacks: Sequence[PruningCallback]) -> dict[str, Any]:
+    """What the callbacks tell of a training, for the result row."""
+    return {name: value for each in callbacks for name, value in each.report().items()}

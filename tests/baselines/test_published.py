@@ -62,7 +62,7 @@ def test_rows_of_full_size_are_recognised(row, variant, count):
     unet = meta_teacher("CompVis/stable-diffusion-v1-4").denoiser
     assert "mid_block_type" in unet.config["_use_default_values"]
     cfg = compose_config("config", "scale=paper", "teacher=sd14", f"row=published/{row}")
-    plan = instantiate(cfg.method).outlook(unet, None).plan
+    plan = instantiate(cfg.method).forecast(unet, None).plan
     assert plan.settings["variant"] == variant
     assert count_parameters(apply_plan(unet, plan)) == count
 

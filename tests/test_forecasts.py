@@ -21,8 +21,8 @@ def method(name, *overrides):
 
 
 def looked(found, unet):
-    """The outlook of a method, from the meta device."""
-    return found.outlook(copy.deepcopy(unet).to("meta"), SIZE)
+    """The forecast of a method, from the meta device."""
+    return found.forecast(copy.deepcopy(unet).to("meta"), SIZE)
 
 
 def counted(found, unet, calibration):
