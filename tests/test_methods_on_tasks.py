@@ -9,6 +9,7 @@ from tests.small_jobs import job
 
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
 TASKS = sorted(path.stem for path in (ROOT / "conf" / "task").glob("*.yaml"))
+FEW = ["evaluation.images=4", "evaluation.batch_size=4", "evaluation.latency_rounds=1", "distill.steps=2"]
 OWN = {"diff_pruning": ["method.every=250"]}
 
 
@@ -21,7 +22,7 @@ def outputs(tmp_path_factory):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_on_every_task(outputs, tiny_teacher_folders, published_folders, method, task):
     own = [f"method.path={published_folders[task]}"] if method == "published" else OWN.get(method, ())
-    done = run(*job(task, tiny_teacher_folders[task], outputs, *own, method=method))
+    done = run(*job(task, tiny_teacher_folders[task], outputs, *FEW, *own, method=method))
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = outputs.glob(f"{task}/{method}/*/result.json")
     models = json.loads(path.read_text())["models"]

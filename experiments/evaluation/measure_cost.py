@@ -113,7 +113,8 @@ def measure_cost(cfg: DictConfig, models: Mapping[str, Teacher], plans: Mapping[
     rows, counted = {}, {}
     for who, model in models.items():
         denoiser = model.denoiser
-        architecture = (type(denoiser), json.dumps(denoiser.config, sort_keys=True, default=str))
+        settings = {name: value for name, value in denoiser.config.items() if not name.startswith("_")}
+        architecture = (type(denoiser), json.dumps(settings, sort_keys=True, default=str))
         if architecture not in counted:  # training changes no shape
             counted[architecture] = count_macs(denoiser, *arguments(1))
         macs = counted[architecture]

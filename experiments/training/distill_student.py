@@ -54,13 +54,21 @@ def feature_pairs(features: list[str], student: nn.Module, teacher: nn.Module) -
 
 
 def unread_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
-    """Those that a forward pass does not read: of a time embedding, say, when no block is left that takes it."""
+    """Those that a forward pass does not read: of a time embedding, say, when no block is left that takes it.
+
+    What it reads are the leaves of its graph, built on the meta device.
+    """
     with torch.device("meta"):
         twin = type(denoiser).from_config(denoiser.config)
     arguments, conditions = probe_inputs(twin)
-    weights = dict(twin.named_parameters())
-    found = torch.autograd.grad(predict(twin, *arguments, conditions).sum(), list(weights.values()), allow_unused=True)
-    return [denoiser.get_parameter(name) for name, gradient in zip(weights, found, strict=True) if gradient is None]
+    waiting, seen, read = [predict(twin, *arguments, conditions).grad_fn], set(), set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            read.add(getattr(node, "variable", None))
+            waiting += [following for following, _ in node.next_functions]
+    return [denoiser.get_parameter(name) for name, weight in twin.named_parameters() if weight not in read]
 
 
 def trainer_settings(cfg: DictConfig, device: torch.device, whole: bool = False) -> dict[str, Any]:
