@@ -72,6 +72,13 @@ def tell_end(ended: Ended) -> NoReturn:
     sys.exit(ended.exit_code)
 
 
+def share_config_store() -> None:
+    """Keeps Hydra from copying its store of schemas, which nobody changes, with each look at a group (167 times for --help)."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.__deepcopy__ = lambda self, memo: self
+
+
 @contextmanager
 def one_line_composition_errors() -> Iterator[None]:
     """What Hydra finds wrong with the command line told in one line (exit code 1); HYDRA_FULL_ERROR=1 shows it all."""
@@ -79,6 +86,7 @@ def one_line_composition_errors() -> Iterator[None]:
     from omegaconf.errors import OmegaConfBaseException
 
     print_what_can_be_printed()
+    share_config_store()
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         yield
         return
