@@ -20,9 +20,9 @@ from common.data.splits import tell
 from common.errors import InputError
 from common.runtime.progress import progress_bar
 from common.shown_text import code_block, code_span, markdown_text, one_line, shortened, spelt_out, visible
-from experiments import report
 from experiments.claims import page
 from experiments.reporting import curves, figures, job_report, result_pages
+from experiments.reporting import page as report_page
 from experiments.reporting.figures import CAPTION_LINES, LABEL, logarithmic, picture_caption, picture_label, plotting
 from experiments.reporting.job_table import print_rows
 from experiments.reporting.model_card import write_card
@@ -155,7 +155,7 @@ def make_row(teacher_folder, folder):
 
 @pytest.mark.parametrize("text", NASTY)
 def test_html(tmp_path, monkeypatch, text):
-    monkeypatch.setattr(report, "draw_curves", lambda *_: None)  # the pictures beside it
+    monkeypatch.setattr(report_page, "draw_curves", lambda *_: None)  # the pictures beside it
     row = row_of(tmp_path / "job", text)
     paper = {"title": text, "source": text, "columns": [text], "lines": [{"name": text, "published": [text], "ours": {}}]}
     path = write_report([row], tmp_path / "report", text, [text], paper)
