@@ -85,10 +85,15 @@ def write_stable_diffusion(folder, **unet):
 
 
 @pytest.fixture(scope="session")
-def tiny_teacher_folder(tmp_path_factory):
+def four_level_teacher_folder(tmp_path_factory):
     """All 38 layers of Stable Diffusion's U-Net."""
     folder = tmp_path_factory.mktemp("teachers") / "tiny"
     return write_stable_diffusion(folder, block_out_channels=(8, 16, 16, 16), layers_per_block=2)
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher_folder(four_level_teacher_folder):
+    return four_level_teacher_folder
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,7 @@
 """Sweeps as a whole, over every launcher: what is shared is computed once, failures are told, a rerun does what is missing."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import ROOT
+from tests.commands import ROOT, run, start
 
 LAUNCHERS = {
     "basic": [],
@@ -22,19 +20,23 @@ LAUNCHERS = {
 }
 
 
-def start(outputs, *overrides, alone=False):
-    """A sweep of jobs that take no time, or one job `alone`, in a fresh interpreter."""
-    multirun = [] if alone else ["-m"]
-    arguments = [sys.executable, "-m", "tests.pretend_run", *multirun, f"outputs={outputs}", "distill=none", *overrides]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(arguments, cwd=ROOT, env=environment, start_new_session=True, **pipes)
+def arguments(outputs, *overrides, alone=False):
+    """Of a sweep of jobs that take no time, or of one job `alone`."""
+    return ["-m", "tests.pretend_run", *([] if alone else ["-m"]), f"outputs={outputs}", "distill=none", *overrides]
 
 
-def sweep(outputs, *overrides, **how):
-    running = start(outputs, *overrides, **how)
-    out, error = running.communicate(timeout=300)
-    return subprocess.CompletedProcess(overrides, running.returncode, out, error)
+def sweep(outputs, *overrides, alone=False):
+    return run(*arguments(outputs, *overrides, alone=alone))
+
+
+def started(outputs, *overrides):
+    return start(*arguments(outputs, *overrides))
+
+
+def sweep_afresh(outputs, *overrides):
+    """In a fresh interpreter: launchers start their workers as they find it."""
+    command = [sys.executable, *arguments(outputs, *overrides)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def rows(outputs):
@@ -44,7 +46,7 @@ def rows(outputs):
 def wait_until(seen, running, limit=120):
     deadline = time.monotonic() + limit
     while not seen():
-        assert time.monotonic() < deadline and running.poll() is None
+        assert time.monotonic() < deadline and running.process.is_alive()
         time.sleep(0.01)
 
 
@@ -52,7 +54,8 @@ def wait_until(seen, running, limit=120):
 def test_a_failed_job_neither_stops_nor_hides_the_others(tmp_path, launcher):
     if launcher == "ray" and find_spec("hydra_plugins.hydra_ray_launcher") is None:
         pytest.skip("ray is an extra that the tests do not install")
-    done = sweep(tmp_path, "method.k=13,4,999,8", *LAUNCHERS[launcher])
+    begin = sweep if launcher == "basic" else sweep_afresh
+    done = begin(tmp_path, "method.k=13,4,999,8", *LAUNCHERS[launcher])
     assert done.returncode == 1, done.stderr
     assert set(rows(tmp_path)) == {4, 8}
     assert "2 of 4 jobs are done" in done.stdout
@@ -66,10 +69,9 @@ def test_a_failed_job_neither_stops_nor_hides_the_others(tmp_path, launcher):
 
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     overrides = ["method.k=1,2,3,4,5,6"]
-    running = start(tmp_path, *overrides)
+    running = started(tmp_path, *overrides)
     wait_until(lambda: len(list(tmp_path.glob("t2i/*/*/result.json"))) > 1, running)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.communicate()
+    running.kill()
     rows_there = list(tmp_path.glob("t2i/*/*/result.json"))
     before = {path: path.stat().st_mtime_ns for path in rows_there}
     done = sweep(tmp_path, *overrides)
@@ -141,10 +143,9 @@ def test_records_outlive_a_killed_rerun(tmp_path):
     shutil.rmtree(rows(tmp_path)[21].parent)
     first = folder / "jobs" / "000000.json"
     before = first.read_text()
-    running = start(tmp_path, *overrides)
+    running = started(tmp_path, *overrides)
     wait_until(lambda: first.read_text() != before, running)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.communicate()
+    running.kill()
     assert len(list((folder / "jobs").iterdir())) == 3
     assert json.loads((folder / "sweep.json").read_text())["jobs"] == 3
     (tmp_path / "go").touch()
@@ -154,16 +155,16 @@ def test_records_outlive_a_killed_rerun(tmp_path):
 
 
 def test_two_sweeps_share_a_job_and_the_same_sweep_does_not_run_twice(tmp_path):
-    first = start(tmp_path, "method.k=21,4")
+    first = started(tmp_path, "method.k=21,4")
     wait_until(lambda: list(tmp_path.glob("t2i/*/*/.lock")), first)
-    second = start(tmp_path, "method.k=21,5")
-    assert "waiting for another process" in second.stderr.readline()
+    second = started(tmp_path, "method.k=21,5")
+    wait_until(lambda: "waiting for another process" in second.told("stderr"), second)
     same = sweep(tmp_path, "method.k=21,4")
     assert same.returncode == 2 and len(same.stderr.splitlines()) == 1 and "is running already" in same.stderr
     alone = sweep(tmp_path, "method.k=21", alone=True)
     assert alone.returncode == 2 and "Another process is writing" in alone.stderr
     (tmp_path / "go").touch()
     for running in (first, second):
-        out, error = running.communicate(timeout=120)
-        assert running.returncode == 0 and "2 of 2 jobs are done" in out, error
+        done = running.wait(120)
+        assert done.returncode == 0 and "2 of 2 jobs are done" in done.stdout, done.stderr
     assert set(rows(tmp_path)) == {21, 4, 5}

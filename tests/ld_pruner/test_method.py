@@ -93,7 +93,7 @@ def test_costs_change_the_ranking(tiny_teacher, tiny_calibration):
 
 @pytest.mark.parametrize("choice", ["random", "identity", "slice", "least_squares"])
 def test_every_initialisation_gives_a_working_student(tiny_teacher, tiny_calibration, choice):
-    plan = make(tiny_teacher, tiny_calibration, kinds=("resnet",), k=22, initial_weights=choice)
+    plan = make(tiny_teacher, tiny_calibration, kinds=("resnet",), k=8, initial_weights=choice)
     student = apply_plan(tiny_teacher.denoiser, plan)
     with torch.no_grad():
         output = student(torch.zeros(1, 4, 8, 8), torch.tensor([5]), encoder_hidden_states=torch.zeros(1, 12, 16)).sample
