@@ -7,6 +7,7 @@ import argparse
 from typing import Any
 
 from common.errors import InputError
+from experiments.reporting.metric_table import find_metric
 from experiments.shared.command_line import one_line_errors
 from experiments.sweeps.wandb_run import STEP, in_short
 
@@ -34,7 +35,10 @@ def training_panels() -> list[Any]:
     return [
         wr.LinePlot(title="losses", x=STEP, y=list(terms), log_y=True),
         wr.LinePlot(title="shares of the loss", x=STEP, y=[term.replace("loss/", "share/") for term in terms[1:]]),
-        *(wr.LinePlot(title=f"{metric} during training", x=STEP, y=[f"distance/{metric}"]) for metric in METRICS),
+        *(
+            wr.LinePlot(title=f"{find_metric(metric).title} during training", x=STEP, y=[f"distance/{metric}"])
+            for metric in METRICS
+        ),
     ]
 
 
@@ -55,7 +59,7 @@ def sampling_panels() -> list[Any]:
 def sections() -> dict[str, list[Any]]:
     """Panels by the title of their section."""
     return {
-        **{f"{metric} over k, ratio, sparsity and cost": quality_panels(metric) for metric in METRICS},
+        **{f"{find_metric(metric).title} over k, ratio, sparsity and cost": quality_panels(metric) for metric in METRICS},
         "training": training_panels(),
         "sampling": sampling_panels(),
     }

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reporting.figures import logarithmic, picture_label, plotting, save_figure
-from experiments.reporting.metric_table import higher_is_better
+from experiments.reporting.metric_table import find_metric, higher_is_better
 from experiments.reporting.rows import (
     KNOBS,
     Row,
     distance_name,
     labels,
-    method_name,
+    method_title,
     metric_names,
     nonzero_parameters,
     setting,
@@ -71,11 +71,11 @@ def sampling_points(row: Row, who: str, metric: str) -> Points:
 
 def draw_cost(axis: Any, rows: Sequence[Row], metric: str, name: str) -> None:
     """One point a job, one colour a method; the teacher as a level."""
-    for method in sorted({method_name(row) for row in rows}):
+    for method in sorted({method_title(row) for row in rows}):
         found = [
             (setting(row), cost(row, student(row), name), row["models"][student(row)][metric])
             for row in rows
-            if method_name(row) == method and metric in row["models"][student(row)]
+            if method_title(row) == method and metric in row["models"][student(row)]
         ]
         found = [point for point in found if point[1] is not None]
         if found:
@@ -141,7 +141,7 @@ def draw_curves(rows: Sequence[Row], path: Path, metric: str | None = None) -> N
         axis.remove()
     for axis, draw in zip(axes.flat, panels, strict=False):
         draw(axis, rows, metric)
-        axis.set_ylabel(metric)
+        axis.set_ylabel(find_metric(metric).title)
         axis.legend(fontsize=6)
     figure.tight_layout()
     save_figure(figure, path)
@@ -161,7 +161,7 @@ def plot_data(rows: Sequence[Row]) -> dict[str, Any]:
         jobs.append(
             {
                 "label": label,
-                "method": method_name(row),
+                "method": method_title(row),
                 "command": row.get("command", ""),
                 "costs": {name: cost(row, who, name) for name in names},
                 "metrics": metrics_of(row["models"][who]),
@@ -173,7 +173,7 @@ def plot_data(rows: Sequence[Row]) -> dict[str, Any]:
     teacher = {metric: [sampling_points(row, "teacher", metric) for row in rows] for metric in metrics}
     return without_nan(
         {
-            "metrics": metrics,
+            "metrics": {metric: find_metric(metric).title for metric in metrics},
             "higher": [metric for metric in metrics if higher_is_better(metric)],
             "costs": {name: COSTS[name][0] for name in names},
             "jobs": jobs,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.reporting.rows import distance_name, groups_of, labels, left, method_name, recipe, student
+from experiments.reporting.rows import distance_name, groups_of, labels, left, method_title, recipe, student
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
@@ -36,8 +36,8 @@ def table_of(rows: list[dict[str, Any]], distance: str) -> Any:
         models = row["models"]
         last, teacher = models[student(row)], models["teacher"]
         for title, text in {
-            "method": method_name(row),
-            "setting": label.removeprefix(method_name(row)).strip(),
+            "method": method_title(row),
+            "setting": label.removeprefix(method_title(row)).strip(),
             "distill": recipe(row),
             "left": f"{100 * left(row, last):.0f}%",
             "file": f"{100 * file_bytes(last) / file_bytes(teacher):.0f}%" if "sparse_file" in last else "",

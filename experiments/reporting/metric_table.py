@@ -1,7 +1,6 @@
 """What the metrics of a row are called, how they are written, and which way is better: one line each.
 
-Distances over features are not here: they are named after their extractor (fd_effnet, kd_effnet, fad_musicnn), and less is
-better.
+Distances over features are named in a row after their kind and their extractor: fd_effnet, kd_effnet, fad_musicnn.
 """
 
 from typing import NamedTuple
@@ -31,11 +30,27 @@ METRICS = {  # by the name in a row; those with a spread have it under the same 
 }
 
 
+DISTANCES = {"fd": Metric("FD", "{:.1f}"), "kd": Metric("KD", "{:.2f}", drawn=False), "fad": Metric("FAD", "{:.1f}")}
+EXTRACTORS = {"effnet": "EfficientNet", "musicnn": "musicnn"}
+
+
+def find_metric(name: str) -> Metric:
+    """A metric by its name in a row; one that nobody has told of is called as in the row, and less of it is better."""
+    if name in METRICS:
+        return METRICS[name]
+    kind, _, features = name.partition("_")
+    if kind not in DISTANCES:
+        return Metric(name.replace("_", " "), "{:.4g}")
+    extractor = features.removesuffix("_to_teacher")
+    to = ", to the teacher" if features.endswith("_to_teacher") else ""
+    return DISTANCES[kind]._replace(title=f"{DISTANCES[kind].title} ({EXTRACTORS.get(extractor, extractor)}{to})")
+
+
 def higher_is_better(name: str) -> bool:
     """Of a metric by its name in a row; distances are the better the less they are."""
-    return name in METRICS and METRICS[name].higher
+    return find_metric(name).higher
 
 
 def is_drawn(name: str) -> bool:
     """Whether a metric has a picture of its own: all but kernel distances and those that METRICS leaves to the page."""
-    return METRICS[name].drawn if name in METRICS else not name.startswith("kd_")
+    return find_metric(name).drawn

@@ -9,20 +9,16 @@ from typing import Any
 
 from common.runtime.files import write_text
 from experiments.reporting.curves import COSTS, cost, draw_curves, plot_data
-from experiments.reporting.metric_table import is_drawn
+from experiments.reporting.metric_table import find_metric, higher_is_better, is_drawn
 from experiments.reporting.paper_table import note, paper_table
-from experiments.reporting.rows import Row, groups_of, labels, metric_names, recipe, student
+from experiments.reporting.rows import Row, groups_of, labels, left, metric_names, recipe, student
 
 TEMPLATE = Path(__file__).with_name("page.html")
-
-
 PICTURES = {"samples.png": "samples from equal seeds", "plan.png": "plan", "scores.png": "scores", "sparsity.png": "sparsity"}
-
-
 PICTURE_WIDTH = 900
-
-
 SOUNDS = 6  # audio players of one job
+FEW = 2  # metrics that the table shows at first
+ONE_SIZE = 5  # per cent of the teacher's parameters within which students are of one size
 
 
 def embedded_picture(path: Path) -> str:
@@ -51,16 +47,37 @@ def job_files(row: Row) -> dict[str, list[tuple[str, str]]]:
 
 
 def table(rows: Sequence[Row]) -> dict[str, Any]:
-    """Columns and cells of the sortable table; a cell that is None is empty."""
-    metrics = metric_names(rows)
-    names = ("parameters", "macs", "latency")
+    """Columns and cells of the sortable table, quality first; a cell that is None is empty. few: the columns shown at first."""
+    metrics, names = metric_names(rows), ("parameters", "macs", "latency")
+    columns = {find_metric(metric).title: lambda row, who, metric=metric: row["models"][who].get(metric) for metric in metrics}
+    columns |= {COSTS[name][0]: lambda row, who, name=name: cost(row, who, name) for name in names}
     cells = []
     for label, row in zip(labels(rows), rows, strict=True):
-        who = student(row)
-        figures = [cost(row, who, name) for name in names] + [row["models"][who].get(metric) for metric in metrics]
+        figures = [read(row, student(row)) for read in columns.values()]
         finite = [value if value is None or math.isfinite(value) else None for value in figures]
-        cells.append([label, recipe(row), *finite, row.get("command", "")])
-    return {"columns": ["job", "distill", *(COSTS[name][0] for name in names), *metrics, "command"], "cells": cells}
+        cells.append([label, *finite, recipe(row), row.get("command", "")])
+    judged = [metric for metric in metrics if is_drawn(metric)][:FEW] or metrics[:FEW]
+    few = ["job", *(find_metric(metric).title for metric in judged), COSTS["parameters"][0], COSTS["latency"][0]]
+    return {"columns": ["job", *columns, "distill", "command"], "cells": cells, "few": few}
+
+
+def outcome(rows: Sequence[Row]) -> list[str]:
+    """What came out, in sentences: of the jobs of about one size, which is best by the first metric, and by how much."""
+    metric = metric_names(rows)[0]
+    sign, title = (-1 if higher_is_better(metric) else 1), find_metric(metric).title
+    sizes: dict[int, list[tuple[float, str]]] = {}
+    for label, row in zip(labels(rows), rows, strict=True):
+        figures = row["models"][student(row)]
+        if isinstance(figures.get(metric), int | float) and math.isfinite(figures[metric]):
+            share = round(100 * left(row, figures) / ONE_SIZE) * ONE_SIZE
+            sizes.setdefault(share, []).append((sign * figures[metric], label))
+    told = []
+    for share, found in sorted(sizes.items(), reverse=True):
+        (best, name), *others = sorted(found)
+        then = f"; next {others[0][1]}, {abs(others[0][0]):.5g}" if others else ""
+        told.append(f"About {share} % of the parameters left: {name}, {title} {abs(best):.5g}{then}.")
+    teacher = rows[0]["models"]["teacher"].get(metric)
+    return [*told, f"The teacher: {teacher:.5g}."] if isinstance(teacher, int | float) else told
 
 
 def write_report(
@@ -81,7 +98,9 @@ def write_report(
             {"label": label, "command": row.get("command", ""), **job_files(row)}
             for label, row in zip(labels(members), members, strict=True)
         ]
-        groups.append({"name": name, "plots": plot_data(members), "table": table(members), "jobs": jobs})
+        groups.append(
+            {"name": name, "outcome": outcome(members), "plots": plot_data(members), "table": table(members), "jobs": jobs}
+        )
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     published = None
     if paper is not None:

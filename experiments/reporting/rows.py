@@ -26,6 +26,17 @@ COUNTS = (  # whole numbers beside the metrics of a model
 )
 CHOICES = ("task", "scale", "teacher", "method", "distill", "experiment", "row")  # groups whose option a row names
 TELLING = ("distill", "init", "seed", "distill.output_weight", "distill.feature_weight", "distill.accumulate")
+METHODS = {  # as their papers call them; one from elsewhere is called as on the command line
+    "bk_sdm": "BK-SDM",
+    "dense": "dense",
+    "diff_pruning": "Diff-Pruning",
+    "l1_diff": "L1-Diff",
+    "laptop_diff": "LAPTOP-Diff",
+    "ld_pruner": "LD-Pruner",
+    "magnitude": "magnitude",
+    "published": "published",
+    "random_layers": "random layers",
+}
 ROWS_FILE = "rows.jsonl"
 PARTS = ("settings", "models", "plan", "protocol")
 
@@ -117,6 +128,11 @@ def method_name(row: Row) -> str:
     return row.get("choices", {}).get("method", "")
 
 
+def method_title(row: Row) -> str:
+    """What a person calls the row's method."""
+    return METHODS.get(method_name(row), method_name(row))
+
+
 def value_of(row: Row, name: str) -> Any:
     """A choice by the name of its group, or a setting by its dotted path; None where the row does not have it."""
     if name in CHOICES:
@@ -131,7 +147,7 @@ def labels(rows: Sequence[Row]) -> list[str]:
     """What a legend calls each job, no two alike: its method with what differs, where that is not enough its recipe, init or
     seed, and at last a number.
     """
-    found = [f"{method_name(row)} {words}".strip() for row, words in zip(rows, changed_settings(rows), strict=True)]
+    found = [f"{method_title(row)} {words}".strip() for row, words in zip(rows, changed_settings(rows), strict=True)]
     for name in TELLING:
         values = [value_of(row, name) for row in rows]
         differ = {

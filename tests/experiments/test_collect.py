@@ -51,7 +51,7 @@ def test_rows_of_a_folder_and_a_broken_one(tmp_path, capsys):
     print_rows(rows)
     out = capsys.readouterr().out
     assert "2500→1600" in out and all(len(line) <= 80 for line in out.splitlines())
-    assert out.index("magnitude") < out.index("laptop_diff")  # by setting, then by method
+    assert out.index("magnitude") < out.index("LAPTOP-Diff")  # by setting, then by method
 
 
 def test_rows_of_other_protocols_and_settings_are_told_apart(tmp_path, capsys):

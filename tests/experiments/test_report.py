@@ -54,6 +54,8 @@ def test_the_page_is_one_file_and_its_plots_lie_beside_it(page):
     assert "Table &lt;7&gt;" in text and "<td>12.37</td>" in text and "<td>50%</td>" in text
     assert '<script src="' not in text and "<link" not in text
     assert text.count("<code>python run.py method=laptop_diff</code>") >= 3
+    assert "fd_effnet<" not in text and ">laptop_diff" not in text  # names of rows and of the command line
+    assert "About 50 % of the parameters left: LAPTOP-Diff 0.5, FD (EfficientNet) " in text
 
 
 def test_the_command_writes_the_page(tmp_path, capsys):
@@ -91,18 +93,21 @@ def test_plots_and_table_in_a_browser(page, browser, width, tmp_path):
         script = "place => place.data.map(trace => [trace.name, trace.x.length])"
         return dict(first.locator(f".over-{kind}").evaluate(script))
 
-    assert drawn("cost") == {"Pareto front": 1, "laptop_diff": 2, "magnitude": 1}
-    assert drawn("training") == {"laptop_diff 0.5": 3}
+    assert drawn("cost") == {"Pareto front": 1, "LAPTOP-Diff": 2, "magnitude": 1}
+    assert drawn("training") == {"LAPTOP-Diff 0.5": 3}
     assert drawn("sampling") == {"magnitude 0.33": 2, "teacher": 2}
     first.locator(".cost").select_option("ratio")
     first.locator(".metric").select_option("fid")
-    assert drawn("cost") == {"laptop_diff": 2, "magnitude": 1}
+    assert drawn("cost") == {"LAPTOP-Diff": 2, "magnitude": 1}
     titles = first.locator(".over-cost").evaluate("place => [place.layout.xaxis.title.text, place.layout.yaxis.title.text]")
-    assert titles == ["method.ratio", "fid"]
+    assert titles == ["method.ratio", "FID"]
     assert not first.locator(".over-training").is_visible()
-    hover = first.locator(".over-cost").evaluate("place => place.data[0].text[0]")
+    assert first.locator(".over-cost").evaluate("place => place.data[0].text") == ["LAPTOP-Diff 0.25", "LAPTOP-Diff 0.5"]
+    hover = first.locator(".over-cost").evaluate("place => place.data[0].customdata[0]")
     assert "python run.py method=laptop_diff" in hover
-    column = first.locator("th button", has_text="pickscore")
+    column = first.locator("th button", has_text="PickScore")
+    assert not column.is_visible()
+    first.locator(".chooser input").check()
     for order in (1, -1):
         column.click()
         index = first.locator("th").all_inner_texts().index(column.inner_text())

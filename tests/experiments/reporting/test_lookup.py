@@ -48,4 +48,4 @@ def test_labels_tell_jobs_apart_by_recipe_and_init(tmp_path):
         row = job(tmp_path / name)
         extend(tmp_path / name, settings={**row["settings"], **change})
     found = labels(read_rows([tmp_path]))
-    assert len(set(found)) == 3 and found[1] == "laptop_diff 0.5 scratch"
+    assert len(set(found)) == 3 and found[1] == "LAPTOP-Diff 0.5 scratch"
