@@ -164,9 +164,18 @@ def test_bad_plans_name_what_is_wrong(tiny_teacher):
 
 def test_public_names_are_importable_from_common():
     import common
-    from common import Plan, apply_plan, load_denoiser, load_sparse, load_teacher, save_sparse
+    from common import Method, Plan, apply_plan, load_denoiser, load_sparse, load_teacher, save_sparse
 
-    assert set(common.__all__) == {"Edit", "Plan", "apply_plan", "load_denoiser", "load_sparse", "load_teacher", "save_sparse"}
+    assert set(common.__all__) == {
+        "Edit",
+        "Method",
+        "Plan",
+        "apply_plan",
+        "load_denoiser",
+        "load_sparse",
+        "load_teacher",
+        "save_sparse",
+    }
     assert all(callable(name) for name in (Plan, apply_plan, load_denoiser, load_sparse, load_teacher, save_sparse))
     with pytest.raises(AttributeError, match="load_techer"):
         common.load_techer  # noqa: B018
