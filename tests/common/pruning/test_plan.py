@@ -164,7 +164,7 @@ def test_bad_plans_name_what_is_wrong(tiny_teacher):
 
 def test_public_names_are_importable_from_common():
     import common
-    from common import Method, Plan, apply_plan, load_denoiser, load_sparse, load_teacher, save_sparse
+    from common import Method, Plan, apply_plan, load_denoiser, load_sparse, load_teacher, save_sparse  # noqa: F401
 
     assert set(common.__all__) == {
         "Edit",
