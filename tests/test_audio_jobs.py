@@ -1,10 +1,13 @@
 """A job on a person's own recordings, from the command line to the WAV files."""
 
 import numpy as np
+import pytest
 import soundfile
 
 from tests.commands import run
 from tests.small_jobs import job, the_row
+
+pytestmark = pytest.mark.slow
 
 DATA = "task/data=audio_folder"
 

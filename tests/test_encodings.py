@@ -16,6 +16,8 @@ from experiments.shared.streams import print_what_can_be_printed
 from tests.experiments.test_collect import job
 from tests.test_imports import PACKAGES
 
+pytestmark = pytest.mark.slow
+
 TEXT = ("read_text", "write_text", "open", "fdopen", "TextIOWrapper", "NamedTemporaryFile")
 
 

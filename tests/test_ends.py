@@ -15,6 +15,8 @@ from tests.commands import ROOT, run, start
 from tests.small_jobs import job
 from tests.test_two_processes import start_together
 
+pytestmark = pytest.mark.slow
+
 LINES = {
     signal.SIGINT: "interrupted; the same command goes on from here",
     signal.SIGTERM: "terminated; the same command goes on from here",

@@ -16,6 +16,8 @@ from common.pruning.forecast import CalibrationSize
 from common.pruning.plan import Plan, apply_plan
 from tests.test_conf import compose_config
 
+pytestmark = pytest.mark.slow
+
 SIZE = CalibrationSize(conditions=1, samples=1, steps=1, guidance_scale=1.0, rows=1, timesteps=1000, captioned=True)
 DENSE = 2_567_463_684
 

@@ -1,9 +1,12 @@
 """Hydra's launchers take the settings with which the README starts jobs of several processes."""
 
+import pytest
 from hydra import compose, initialize_config_dir
 
 from common.runtime.files import ROOT
 from experiments.shared.job_id import register_job_folder
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_job_over_two_nodes_of_slurm():

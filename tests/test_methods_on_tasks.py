@@ -7,6 +7,8 @@ import pytest
 from tests.commands import ROOT, run
 from tests.small_jobs import job
 
+pytestmark = pytest.mark.slow
+
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
 TASKS = sorted(path.stem for path in (ROOT / "conf" / "task").glob("*.yaml"))
 FEW = ["evaluation.images=4", "evaluation.batch_size=4", "evaluation.latency_rounds=1", "distill.steps=2"]

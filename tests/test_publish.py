@@ -19,6 +19,8 @@ from tests.commands import run
 from tests.experiments.test_collect import job
 from tests.small_jobs import job as small_job
 
+pytestmark = pytest.mark.slow
+
 TABLE = {
     "title": "Table 7",
     "source": "a paper",

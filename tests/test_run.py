@@ -15,6 +15,8 @@ from PIL import Image
 from tests.commands import ROOT, run
 from tests.small_jobs import job, start_and_kill, the_row, without_clock
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(tiny_teacher_folder, tmp_path_factory):

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from tests.commands import run
 from tests.small_jobs import job, start_and_kill, the_row, without_clock
 
+pytestmark = pytest.mark.slow
+
 OWN = [
     "method.parts=[denoiser,autoencoder]",
     "method.regrow_every=2",

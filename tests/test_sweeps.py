@@ -12,6 +12,8 @@ import pytest
 
 from tests.commands import ROOT, run, start
 
+pytestmark = pytest.mark.slow
+
 LAUNCHERS = {
     "basic": [],
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],

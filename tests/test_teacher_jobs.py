@@ -16,6 +16,8 @@ from tests.small_jobs import job, the_row
 from tests.small_teachers import NOISE, change, stable_diffusion
 from tests.test_conf import compose_config
 
+pytestmark = pytest.mark.slow
+
 MEL = {"x_res": 64, "y_res": 64, "sample_rate": 44100, "n_fft": 4096, "hop_length": 1024, "top_db": 80}
 
 

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from tests.commands import ROOT, run, start
 from tests.small_jobs import job, the_row
 
+pytestmark = pytest.mark.slow
+
 TRAINING = [
     "distill.steps=20",
     "distill.checkpoint_every=8",

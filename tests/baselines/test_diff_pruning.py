@@ -18,6 +18,8 @@ from common.errors import InputError
 from common.pruning.plan import Plan, apply_plan
 from common.runtime.seeding import mix_seed, seeded_normal
 
+pytestmark = pytest.mark.slow
+
 METHOD = DiffPruning(
     ratio=0.3, parameters=None, rounding="down", variant="diff_pruning", threshold=0.05, every=250, rows=4, exclude=(), seed=0
 )

@@ -21,6 +21,8 @@ from common.pruning.plan import Plan, apply_plan
 from tests.conftest import publish_variant
 from tests.test_conf import compose_config
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 

@@ -23,6 +23,8 @@ from common.pruning.plan import apply_plan
 from experiments import export as command
 from tests.small_students import as_teacher, expected, numbers, plan_of, small_unet, untraced  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def small_folder(tiny_teacher_folder, tmp_path_factory):

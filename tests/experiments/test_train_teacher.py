@@ -11,6 +11,8 @@ from PIL import Image
 
 from tests.commands import run
 
+pytestmark = pytest.mark.slow
+
 SHARED = [
     "+teacher_training.data.limit=24",
     "teacher_training.autoencoder.batch_size=4",

@@ -21,6 +21,8 @@ from l1_diff.regrowth import Regrowth, exchange, regrow
 from l1_diff.schedule import Ramp
 from l1_diff.sparse_training import SparseTraining
 
+pytestmark = pytest.mark.slow
+
 NO_REGROWTH = Regrowth(probability=0.0, by="chance", every=1, reprune=False, seed=0)
 PLAIN = {
     "score": partial(importances, alpha=1.0, beta=0.0, balance=False),

@@ -19,6 +19,8 @@ from common.pruning.channels import prune_channels
 from common.pruning.plan import Edit, Plan, apply_plan, edited
 from common.pruning.pruned_unet import PrunedUNet2DModel
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = json.loads((Path(__file__).resolve().parents[2] / "golden_counts.json").read_text())
 LDM4 = GOLDEN["ldm-celebahq-256 UNet @64"]["config"]
 SMALL = {

@@ -15,6 +15,8 @@ from common.pruning.pruned_unet import PrunedUNet2DConditionModel
 from ld_pruner.initial_weights import initial_weights
 from ld_pruner.operators import list_operators
 
+pytestmark = pytest.mark.slow
+
 SITES = {
     "identity": "down_blocks.0.attentions.1",
     "zero": "up_blocks.1.attentions.0.transformer_blocks.0.attn2",

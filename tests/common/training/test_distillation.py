@@ -15,6 +15,8 @@ from common.training.fit import ExponentialAverage, fit, latest_checkpoint
 from common.training.schedules import learning_rate_factor, scheduler
 from experiments.training.distill_student import feature_pairs
 
+pytestmark = pytest.mark.slow
+
 TRAINER = {"accelerator": "cpu", "devices": 1, "gradient_clip_val": 1.0}
 
 

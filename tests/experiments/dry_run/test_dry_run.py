@@ -17,6 +17,8 @@ from experiments.shared.gpus import GPUS
 from tests.commands import ROOT, run
 from tests.test_conf import compose_config
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden_counts.json").read_text())
 TEACHER, STUDENT = GOLDEN["sd-v1.4/v1.5 UNet @64"], GOLDEN["bk-sdm-base UNet @64"]
 TEXT_ENCODER, DECODER = 123_060_480, 49_490_199  # BK-SDM, issue 53: of 1032.07M with the U-Net

@@ -23,6 +23,8 @@ from experiments.sweeps.sweep import VARIABLE
 from experiments.sweeps.wandb_run import STEP, Tracker, log_result, log_student, loggers, pick_mode, tracking
 from tests.experiments.test_collect import job
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def composed(monkeypatch, tmp_path):
