@@ -44,7 +44,7 @@ from l1_diff.regrowth import RegrowBy, Regrowth
 from l1_diff.schedule import Ramp
 
 if TYPE_CHECKING:
-    from common.training.pruning_callback import PruningCallback
+    from common.pruning.pruning_callback import PruningCallback
 
 Losses = Callable[[], Iterable[Loss]]
 Part = Literal["denoiser", "autoencoder"]

@@ -17,7 +17,7 @@ from torch import nn
 
 from common.errors import InputError
 from common.pruning.masks import apply_masks, masked_weight, pack_bits, unpack_bits
-from common.training.pruning_callback import PruningCallback
+from common.pruning.pruning_callback import PruningCallback
 from l1_diff.masks import Masks, sparsity_masks
 from l1_diff.regrowth import Regrowth, exchange, regrow
 from l1_diff.schedule import Ramp

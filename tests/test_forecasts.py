@@ -11,6 +11,12 @@ from common.pruning.forecast import CalibrationSize
 from common.pruning.plan import apply_plan
 from tests.test_conf import compose_config
 
+
+@pytest.fixture(scope="session")
+def tiny_teacher_folder(four_level_teacher_folder):
+    return four_level_teacher_folder
+
+
 SIZE = CalibrationSize(  # of tests/conftest.py's data_calibration
     conditions=3, samples=2, steps=3, guidance_scale=2.0, rows=6, timesteps=1000, captioned=True
 )

@@ -12,7 +12,7 @@ from common.pruning.plan import Plan
 if TYPE_CHECKING:
     import torch
 
-    from common.training.pruning_callback import PruningCallback
+    from common.pruning.pruning_callback import PruningCallback
 
 
 class Method:

@@ -56,7 +56,7 @@ def first_samples(row: Row) -> dict[str, Any]:
     from experiments.shared.tensor_cache import load_tensors
 
     job = Path(row["path"]).parent
-    cfg = configuration_of(row["settings"])
+    cfg = configuration_of(row["settings"], job.parents[2])
     folders = {who: job / "samples" / who for who in row["models"]}
     if (job / "plan" / PLAN_FILE).is_file():
         folders["teacher"] = shared_samples(cfg, Plan.load(job / "plan").teacher, job.parents[2] / "cache")
@@ -78,7 +78,7 @@ def draw_sheet(rows: Sequence[Row], path: Path) -> None:
             name = f"{label} {Path(row['path']).parent.name}" if label in lines else label
             lines[name] = images[student(row)]
     if lines:
-        captions = evaluation_prompts(configuration_of(rows[0]["settings"]))[0]
+        captions = evaluation_prompts(configuration_of(rows[0]["settings"], Path(rows[0]["path"]).parents[3]))[0]
         draw_samples(path, lines, captions[:FIRST])
 
 

@@ -52,9 +52,9 @@ def job_settings(cfg: DictConfig) -> dict[str, Any]:
     return resolved
 
 
-def configuration_of(settings: dict[str, Any]) -> DictConfig:
-    """The configuration of a finished job from its row's settings."""
-    return OmegaConf.create(settings)
+def configuration_of(settings: dict[str, Any], outputs: Path) -> DictConfig:
+    """The configuration of a finished job from its row's settings, and from where its outputs lie now."""
+    return OmegaConf.create({**settings, "outputs": str(outputs)})
 
 
 def chosen(cfg: DictConfig, group: str) -> str:

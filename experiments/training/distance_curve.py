@@ -10,11 +10,11 @@ import torch
 from omegaconf import DictConfig
 
 from common.models.latent_diffusion import Teacher
+from common.pruning.pruning_callback import PruningCallback
 from common.runtime.collectives import barrier, on_first
 from common.runtime.files import write_json
 from common.runtime.strict_json import read_json
 from common.training.fit import ExponentialAverage
-from common.training.pruning_callback import PruningCallback
 from experiments.evaluation.paper_metrics import measure
 from experiments.evaluation.real_features import Reference
 from experiments.evaluation.samples import sampled_batches

@@ -16,9 +16,9 @@ from common.diffusion.sampling import predict
 from common.errors import InputError
 from common.models.latent_diffusion import Teacher
 from common.pruning.pruned_unet import REPLACEMENTS
+from common.pruning.pruning_callback import PruningCallback
 from common.training.batches import TensorRows
 from common.training.fit import ExponentialAverage
-from common.training.pruning_callback import PruningCallback
 
 TRAINING_PRECISIONS = {"32-true": False, "16-mixed": True, "bf16-mixed": True}  # whether matrix products are in half precision
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record them

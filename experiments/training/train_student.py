@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 
 from common.models.latent_diffusion import Teacher
 from common.pruning.plan import Plan
+from common.pruning.pruning_callback import PruningCallback
 from common.runtime.collectives import on_first
 from common.runtime.files import write_json
-from common.training.pruning_callback import PruningCallback
 from experiments.training.cached_latents import training_rows
 from experiments.training.distance_curve import DistanceCurve
 from experiments.training.distill_student import distill

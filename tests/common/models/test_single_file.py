@@ -13,6 +13,12 @@ from common.models.hub import find_folder
 from common.models.loading import load_teacher
 from tests.small_teachers import change
 
+
+@pytest.fixture(scope="session")
+def tiny_teacher_folder(four_level_teacher_folder):
+    return four_level_teacher_folder
+
+
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",

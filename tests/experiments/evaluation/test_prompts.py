@@ -59,7 +59,7 @@ def test_how_rows_are_kept_does_not_change_a_job():
     same = compose("training_rows.rows_per_shard=9", "training_rows.batch_size=3", "training_rows.workers=2")
     assert job_folder(same) == job_folder(compose()) == job_folder(compose("training_rows.verify=false"))
     assert job_settings(compose())["training_rows"] == {"dtype": "float32", "flip": False}
-    assert job_settings(configuration_of(job_settings(compose()))) == job_settings(compose())
+    assert job_settings(configuration_of(job_settings(compose()), Path("elsewhere"))) == job_settings(compose())
     for override in ("training_rows.flip=true", "training_rows.dtype=float16"):
         assert job_folder(compose(override)) != job_folder(compose())
         name, value = override.removeprefix("training_rows.").split("=")
