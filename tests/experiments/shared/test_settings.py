@@ -199,6 +199,7 @@ def test_values_that_mean_the_same_are_one_setting(place, given, taken):
         (["distill.compile={mode: default, fast: true}"], "distill.compile.fast: there is no such setting"),
         (["+distill.trainer.gradient_clip=1"], "distill.trainer.gradient_clip: there is no such setting"),
         (["method._target_=nobody.Knows"], "cannot be imported"),
+        (["method={_target_: collections.OrderedDict}"], "is not a subclass of common.Method"),
         (["+distill.trainer.max_time=nope"], "distill.trainer={'max_time': 'nope'}: "),
         (["+distill.trainer.max_epochs=3"], "distill.trainer.max_epochs: this argument is not a setting"),
         (["distill.feature_loss=mse"], "distill.feature_loss='mse': a group of settings with a _target_ is needed"),
