@@ -14,7 +14,7 @@ register_job_folder()
 @one_line_errors
 @sweep_job
 def main(cfg: DictConfig) -> float | tuple[float, ...]:
-    from experiments.shared.settings import checked
+    from experiments.shared.settings_check import checked
 
     cfg = checked(cfg)
     if cfg.dry_run:

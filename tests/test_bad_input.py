@@ -80,7 +80,7 @@ def test_a_damaged_row_is_told_with_the_remedy(tiny_teacher_folder, tmp_path):
 
     from common.runtime.files import ROOT
     from experiments.shared.job_id import job_folder, register_job_folder
-    from experiments.shared.settings import checked
+    from experiments.shared.settings_check import checked
 
     register_job_folder()
     arguments = job("t2i", tiny_teacher_folder, tmp_path)

@@ -9,7 +9,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
 from experiments.shared.job_id import job_folder, register_job_folder
-from experiments.shared.settings import checked
+from experiments.shared.settings_check import checked
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 ROOTS = {"additivity", "config", "precompute", "train_teacher"}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from common.audio.spectrogram import Spectrogram
 from common.errors import InputError
-from experiments.shared.settings import checked
+from experiments.shared.settings_check import checked
 from tests.commands import run
 from tests.small_jobs import job, the_row
 from tests.small_teachers import NOISE, change, stable_diffusion

@@ -79,7 +79,7 @@ def draw_images(cfg: DictConfig, model: Teacher, latents: torch.Tensor, batch_si
 def evaluation_scheduler(cfg: DictConfig, own: Any) -> Any:
     """The scheduler of evaluation.scheduler, with what it does not set from the teacher's `own`; without one, the teacher's.
 
-    Which ones there may be, and with which settings, experiments.shared.settings has checked.
+    Which ones there may be, and with which settings, experiments.shared.settings_check has checked.
     """
     if cfg.evaluation.scheduler is None:
         return own

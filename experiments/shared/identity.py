@@ -27,7 +27,7 @@ UNORDERED = {"parts", "kinds", "modules", "exclude", "autoencoder_exclude", "wit
 def by_value(settings: Any) -> Any:
     """Settings in which equal ones are written alike: 1 and 1.0, lists that are sets; classes and functions by their own names.
 
-    What is text and should be a number or null, experiments.shared.settings.checked has refused or converted before.
+    What is text and should be a number or null, experiments.shared.settings_check.checked has refused or converted before.
     """
     if isinstance(settings, dict):
         found = {str(name): by_value(value) for name, value in settings.items()}

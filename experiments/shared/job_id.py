@@ -104,7 +104,7 @@ def hydra_folder(cfg: DictConfig) -> str:
 
     Of settings that are refused, which the job tells itself, as they were given.
     """
-    from experiments.shared.settings import checked
+    from experiments.shared.settings_check import checked
 
     if cfg.dry_run:
         return "."

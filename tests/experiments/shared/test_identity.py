@@ -15,7 +15,7 @@ from common.data.emoji import load_emoji
 from common.errors import InputError
 from experiments.shared.identity import by_value
 from experiments.shared.job_id import check_unchanged, chosen, job_folder, job_settings
-from experiments.shared.settings import checked
+from experiments.shared.settings_check import checked
 from experiments.training.cached_latents import row_shards
 from ld_pruner.method import LDPruner
 from tests.test_conf import compose_config

@@ -20,18 +20,8 @@ from omegaconf import OmegaConf
 from common.errors import InputError
 from common.settings import arguments_of, checked_call, describe, is_kind, normalize
 from experiments.shared.job_id import register_job_folder
-from experiments.shared.settings import (
-    Distillation,
-    NoDistillation,
-    Settings,
-    SettingsCheck,
-    Trainer,
-    TrainTeacher,
-    checked,
-    checked_values,
-    resolved,
-    target_of,
-)
+from experiments.shared.settings import Distillation, NoDistillation, Settings, Trainer, TrainTeacher
+from experiments.shared.settings_check import SettingsCheck, checked, checked_values, resolved, target_of
 from tests.commands import run
 from tests.test_conf import CONF, compose_config
 
