@@ -40,4 +40,4 @@ def test_a_folder_without_recordings_is_told_in_one_line(tiny_uag_teacher_folder
 
 def test_another_teacher_s_spectrograms_are_refused(tiny_uag_teacher_folder, tmp_path):
     done = run(*job("uag", tiny_uag_teacher_folder, tmp_path / "out", "teacher=audio_diffusion"))
-    assert done.returncode == 2 and "the teacher's are of Spectrogram(sample_rate=22050" in done.stderr
+    assert done.returncode == 2 and "and teacher.sound says sample_rate=22050" in done.stderr

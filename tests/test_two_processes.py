@@ -192,8 +192,11 @@ def fail_in_the_second():
     from torch import nn
 
     if os.environ["RANK"] == "1":
+        original = nn.GroupNorm.forward
 
-        def forward(*_):
+        def forward(self, values):
+            if values.is_meta:  # of a plan, which computes nothing
+                return original(self, values)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
         nn.GroupNorm.forward = forward

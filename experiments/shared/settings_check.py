@@ -70,8 +70,11 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, InputError):  # of a resolver
-            raise error.__cause__ from error
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:  # what a resolver has said
+            raise cause from error
         raise InputError(f"{getattr(error, 'full_key', None) or 'settings'}: {first_line(error)}.") from error
     return values
 
