@@ -1,7 +1,7 @@
 """A person's text (captions, names of files and teachers, settings, errors) where it is shown: text, never markup or control.
 
-Pictures: common.diffusion.images; tables on a terminal: common.runtime.console; HTML: the template of experiments.report
-escapes by itself.
+Pictures: experiments.reporting.figures; tables on a terminal: common.runtime.console; HTML: the template
+experiments/reporting/page.html escapes by itself.
 """
 
 import re

@@ -1,6 +1,6 @@
 """What a method tells of a job before any weight is loaded, for the plan of its cost (experiments/dry_run/dry_run.py).
 
-A method may have forecast(unet, size) -> Forecast, where `unet` is the teacher's denoiser on the meta device.
+common.pruning.method.Method.forecast returns it.
 """
 
 from dataclasses import dataclass

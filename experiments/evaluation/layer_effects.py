@@ -6,8 +6,6 @@ from typing import Any
 from common.pruning.layers import Layer
 
 DEAD, FAINT = 1e-4, 1e-3
-
-
 ROWS = 128  # images with noise on them: a layer's figure is then good to about a tenth of itself
 
 

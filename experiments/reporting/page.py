@@ -74,8 +74,8 @@ def outcome(rows: Sequence[Row]) -> list[str]:
     told = []
     for share, found in sorted(sizes.items(), reverse=True):
         (best, name), *others = sorted(found)
-        then = f"; next {others[0][1]}, {abs(others[0][0]):.5g}" if others else ""
-        told.append(f"About {share} % of the parameters left: {name}, {title} {abs(best):.5g}{then}.")
+        then = f"; next {others[0][1]}, {sign * others[0][0]:.5g}" if others else ""
+        told.append(f"About {share} % of the parameters left: {name}, {title} {sign * best:.5g}{then}.")
     teacher = rows[0]["models"]["teacher"].get(metric)
     return [*told, f"The teacher: {teacher:.5g}."] if isinstance(teacher, int | float) else told
 

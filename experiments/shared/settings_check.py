@@ -29,8 +29,6 @@ DECIDED = (  # arguments of lightning.Trainer that other settings, or the projec
     *("enable_progress_bar", "fast_dev_run", "limit_train_batches", "logger", "max_epochs", "max_steps", "min_epochs"),
     *("min_steps", "overfit_batches", "plugins", "use_distributed_sampler"),
 )
-
-
 GIVEN = {"task.data": ("split",), "teacher_training.data": ("split",)}  # arguments that the code adds to a `_target_`
 
 
@@ -159,12 +157,16 @@ def check_together(values: Mapping[str, Any]) -> None:
         for where, settings in (("distill", distill), ("distill.autoencoder", distill["autoencoder"])):
             check_optimizer(settings["optimizer"], f"{where}.optimizer")
     check_scheduler(values["evaluation"]["scheduler"])
-    method = made(values["method"], "method")
+    check_method(values["method"])
+
+
+def check_method(settings: Mapping[str, Any]) -> None:
+    """Makes the method, which checks what goes together itself; InputError as well for what is no method."""
     from common.pruning.method import Method
 
-    if not isinstance(method, Method):
+    if not isinstance(made(settings, "method"), Method):
         raise InputError(
-            f"method._target_={values['method']['_target_']} is not a subclass of common.Method (docs/adding_a_method.md)."
+            f"method._target_={settings['_target_']} is not a subclass of common.Method (docs/adding_a_method.md)."
         )
 
 
