@@ -7,7 +7,7 @@ Losses are kept as they come: a killed run goes on where it was.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
@@ -16,33 +16,33 @@ from common.errors import InputError
 from common.runtime.progress import under_way
 from experiments.reporting.additivity_page import correlations, draw, print_correlations
 from experiments.shared.command_line import one_line_composition_errors, one_line_errors
-from experiments.shared.job_id import chosen, job_identity, job_settings
+from experiments.shared.job_id import chosen, job_identity
+
+if TYPE_CHECKING:
+    from experiments.shared.job import Job
 
 
-def measure(cfg: DictConfig, settings: dict[str, Any]) -> dict[str, Any]:
+def measure(job: "Job") -> dict[str, Any]:
     """The sums and joint losses of every criterion over the same random sets of layers, and their correlations."""
-    from common.models.loading import load_teacher
     from common.pruning.layers import list_layers
-    from common.runtime.processes import pick_device, refuse_others
+    from common.runtime.processes import refuse_others
     from common.runtime.progress import progress_bar
     from common.scoring.score_file import ScoreFile
     from experiments.job.planning import calibrate
-    from experiments.shared.tensor_cache import cache_folder
     from laptop_diff.additivity import JOINT, joint_losses, random_subsets
     from laptop_diff.method import LaptopDiff
 
     refuse_others("experiments.additivity")
-    cache = cache_folder(cfg)
-    wanted = cfg.additivity
-    method = hydra.utils.instantiate(cfg.method, _convert_="all")
+    cache, wanted, method = job.cache, job.settings.additivity, job.method
     if not isinstance(method, LaptopDiff):
-        raise InputError(f"Additivity is a property of LAPTOP-Diff's losses: method=laptop_diff, not {cfg.method._target_}.")
+        raise InputError(
+            f"Additivity is a property of LAPTOP-Diff's losses: method=laptop_diff, not {job.settings.method['_target_']}."
+        )
     for criterion in wanted.criteria:
         replace(method, criterion=criterion)  # an unknown one is told now
     if wanted.per_size < 2 or not wanted.sizes:
         raise InputError("additivity.per_size of at least 2, and some additivity.sizes, are needed for a correlation.")
-    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config).to(pick_device(cfg.device))
-    calibration = calibrate(cfg, teacher, cache).to(teacher.device)
+    teacher, calibration = job.teacher, calibrate(job)
     layers = list_layers(teacher.denoiser, method.granularity, method.width_changing, method.exclude)
     subsets = random_subsets(len(layers), wanted.sizes, wanted.per_size, wanted.seed)
 
@@ -79,7 +79,7 @@ def measure(cfg: DictConfig, settings: dict[str, Any]) -> dict[str, Any]:
             "own": None if own is None else correlations(sums, own, sizes),
             "output": correlations(sums, output_losses, sizes),
         }
-    return {"settings": settings, "layers": len(layers), "sizes": sizes, "output_losses": output_losses, "criteria": found}
+    return {"settings": job.described, "layers": len(layers), "sizes": sizes, "output_losses": output_losses, "criteria": found}
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="additivity")
@@ -88,11 +88,12 @@ def measure(cfg: DictConfig, settings: dict[str, Any]) -> dict[str, Any]:
 def main(cfg: DictConfig) -> None:
     from common.runtime.content import content_name
     from common.runtime.files import write_json
+    from experiments.shared.job import Job
 
-    settings = job_settings(cfg)
-    name = content_name(job_identity(cfg, chosen(cfg, "method")))[:8]
+    job = Job(cfg)
+    name = content_name(job_identity(job.described, cfg.outputs, chosen(cfg, "method")))[:8]
     folder = Path(cfg.outputs) / cfg.task.name / "additivity" / name
-    document = measure(cfg, settings)
+    document = measure(job)
     write_json(folder / "additivity.json", document)
     draw(document, folder / "additivity.png")
     print_correlations(document)

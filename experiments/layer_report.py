@@ -20,12 +20,10 @@ register_job_folder()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 @one_line_errors
 def main(cfg: DictConfig) -> None:
-    from common.models.loading import load_teacher
-    from common.runtime.processes import pick_device
+    from experiments.shared.job import Job
 
-    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config).to(pick_device(cfg.device))
-    losses = layers_of(teacher, hydra.utils.instantiate(cfg.task.data, split="train"))
-    print(report(teacher.denoiser, losses))
+    job = Job(cfg)
+    print(report(job.teacher.denoiser, layers_of(job.teacher, job.data("train"))))
 
 
 if __name__ == "__main__":

@@ -19,19 +19,16 @@ register_job_folder()
 @one_line_errors
 @under_way("training rows")
 def main(cfg: DictConfig) -> None:
-    from common.models.loading import load_teacher
-    from common.runtime.processes import pick_device
+    from experiments.shared.job import Job
     from experiments.shared.teacher_sound import check_sound
-    from experiments.shared.tensor_cache import cache_folder
     from experiments.training.cached_latents import training_rows
 
-    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config).to(pick_device(cfg.device))
-    check_sound(cfg.teacher.path, cfg.task.sound, teacher.sound)
-    folder = cache_folder(cfg)
-    rows = training_rows(cfg, teacher, folder)
+    job = Job(cfg)
+    check_sound(job.settings.teacher.path, job.settings.task.sound, job.teacher.sound)
+    rows = training_rows(job, job.teacher, job.cache)
     for name, column in rows.columns.items():
         print(f"{name}: {' x '.join(map(str, column.shape))}")
-    print(f"rows below {folder}: a job with the same settings finds them")
+    print(f"rows below {job.cache}: a job with the same settings finds them")
 
 
 if __name__ == "__main__":

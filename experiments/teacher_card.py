@@ -6,7 +6,8 @@ python -m experiments.teacher_card task=uag evaluation.images=512
 """
 
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
@@ -18,6 +19,10 @@ from experiments.shared.command_line import one_line_composition_errors, one_lin
 from experiments.shared.job_id import register_job_folder
 
 register_job_folder()
+
+if TYPE_CHECKING:
+    from experiments.shared.job import Job
+    from experiments.shared.settings import Settings
 
 EVERYDAY = """
 a cat face | a dog face | a red apple | a pizza | a red heart | a sun | a snowman | a four leaf clover | a rocket | an
@@ -44,27 +49,23 @@ def subsets(data: Any) -> dict[str, dict[str, Any]]:
     return {"all": {}, **({"without flags": {"without": ["Flags"]}} if "Flags" in getattr(data, "categories", ()) else {})}
 
 
-def measure(cfg: DictConfig, teacher: Any, split: str, subset: dict[str, Any]) -> dict[str, float]:
+def measure(job: "Job", split: str) -> dict[str, float]:
     """Distances, and retrieval where there are captions, of samples, of reconstructions and of other real images."""
     import torch
-    from omegaconf import OmegaConf
 
     from common.metrics.distances import caption_retrieval, frechet_distance, kernel_distance
     from common.metrics.efficientnet import extract_features
     from common.runtime.content import content_name
-    from experiments.evaluation.prompts import evaluation_prompts
     from experiments.evaluation.real_features import Reference
     from experiments.evaluation.samples import sampled_batches
-    from experiments.shared.tensor_cache import cache_folder
 
-    cfg = OmegaConf.merge(cfg, {"evaluation": {"split": split}, "task": {"data": subset}})
-    captions, names = evaluation_prompts(cfg)
-    cache = cache_folder(cfg)
-    reference = Reference(cfg, cfg.evaluation.split, cache, teacher.device)
-    data = hydra.utils.instantiate(cfg.task.data, split=split)
-    settings = OmegaConf.to_container(cfg.evaluation) | {"split": None}  # the captions say which; without them, one set
+    job = job.with_evaluation(split=split)
+    teacher, captions, names = job.teacher, job.prompts.captions, job.prompts.names
+    reference = Reference(job, split)
+    data = job.evaluation_data
+    settings = asdict(job.settings.evaluation) | {"split": None}  # the captions say which; without them, one set
     name = content_name("card", teacher.fingerprint(), settings, captions)
-    batches = sampled_batches(cfg, teacher, captions, reference.extractor, split, cache / name)
+    batches = sampled_batches(job, teacher, captions, reference.extractor, split, job.cache / name)
     sampled = torch.cat([samples["features"] for _, samples in batches])
     again = teacher.decode_latents(teacher.encode_images(data.images[reference.held_back]))
     sets = {"samples": sampled}
@@ -74,14 +75,14 @@ def measure(cfg: DictConfig, teacher: Any, split: str, subset: dict[str, Any]) -
         figures[f"{reference.frechet} {who}"] = frechet_distance(reference.features, features)
         figures[f"{reference.kernel} x1000 {who}"] = 1000 * kernel_distance(reference.features, features)[0]
     if names is not None:
-        pool = min(64, len(set(reference.all_names)))
+        pool = min(64, len(set(reference.names)))
         figures[f"caption retrieval among {pool}"] = caption_retrieval(
-            sets["samples"], names, reference.all_features, reference.all_names, pool
+            sets["samples"], names, reference.all_features, reference.names, pool
         )
     return figures
 
 
-def by_ear(cfg: DictConfig, teacher: Any, clips: Any, sound: Any) -> dict[str, dict[str, float]]:
+def by_ear(job: "Job") -> dict[str, dict[str, float]]:
     """What the ear tells at once, as Fréchet distances: of samples, and of each instrument, to instruments, noise and silence.
 
     Rows and columns are sets of equally many clips; an instrument's distance to itself is between two halves of it.
@@ -93,9 +94,10 @@ def by_ear(cfg: DictConfig, teacher: Any, clips: Any, sound: Any) -> dict[str, d
     from common.metrics.efficientnet import extract_features
     from common.runtime.seeding import generator_for
 
+    teacher, clips, sound, evaluation = job.teacher, job.data("train"), job.sound, job.settings.evaluation
     instruments = list(dict.fromkeys(clips.instruments))
-    count = min(cfg.evaluation.images // 2, *(clips.instruments.count(name) // 2 for name in instruments))
-    generator = generator_for(cfg.evaluation.seed, 5)
+    count = min(evaluation.images // 2, *(clips.instruments.count(name) // 2 for name in instruments))
+    generator = generator_for(evaluation.seed, 5)
     latents = sample_latents(
         teacher.denoiser,
         teacher.scheduler,
@@ -103,8 +105,8 @@ def by_ear(cfg: DictConfig, teacher: Any, clips: Any, sound: Any) -> dict[str, d
         list(range(count)),
         {},
         {},
-        cfg.evaluation.steps,
-        cfg.evaluation.guidance_scale,
+        evaluation.steps,
+        evaluation.guidance_scale,
         64,
     )
     mixed = torch.randperm(len(clips), generator=generator)[: 2 * count]
@@ -114,7 +116,7 @@ def by_ear(cfg: DictConfig, teacher: Any, clips: Any, sound: Any) -> dict[str, d
         sets[name] = clips.images[own[torch.randperm(len(own), generator=generator)[: 2 * count]]]
     sets["noise"] = sound.images(torch.randn(2 * count, sound.samples, generator=generator))
     sets["silence"] = torch.zeros_like(sets["noise"])
-    extractor = hydra.utils.instantiate(cfg.task.features)
+    extractor = job.extractor()
     halves = {name: extract_features(extractor, images).split(count) for name, images in sets.items()}
     samples = extract_features(extractor, teacher.decode_latents(latents))
     rows = {"samples": samples, **{name: second for name, (_, second) in halves.items() if name not in ("noise", "silence")}}
@@ -133,20 +135,18 @@ def main(cfg: DictConfig) -> None:
     from common.diffusion.images import save_grid, upright
     from common.diffusion.sampling import sample_latents
     from common.metrics.reconstruction import peak_signal_to_noise
-    from common.models.loading import load_teacher
     from common.runtime.files import write_json, write_text
-    from common.runtime.processes import pick_device
     from common.runtime.strict_json import read_json
     from experiments.evaluation.layer_effects import layers_of
+    from experiments.shared.job import Job
 
     torch.set_grad_enabled(False)
-    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config).to(pick_device(cfg.device))
-    test = hydra.utils.instantiate(cfg.task.data, split="test")
-    train = hydra.utils.instantiate(cfg.task.data, split="train")
+    job = Job(cfg)
+    teacher, evaluation, test, train = job.teacher, job.settings.evaluation, job.data("test"), job.data("train")
     figures: dict[str, Any] = {"psnr held out (dB)": peak_signal_to_noise(teacher.autoencoder, test.images)}
     for split in ("train", "test"):
         for label, subset in subsets(train).items():
-            figures[f"{split}, {label}"] = measure(cfg, teacher, split, subset)
+            figures[f"{split}, {label}"] = measure(job.with_data(**subset) if subset else job, split)
     figures["layers"] = layers_of(teacher, train)
     captions = [""] * 48
     if hasattr(train, "captions"):
@@ -159,25 +159,24 @@ def main(cfg: DictConfig) -> None:
         list(range(len(captions))),
         teacher.encode_captions(captions),
         teacher.empty_condition(),
-        cfg.evaluation.steps,
-        cfg.evaluation.guidance_scale,
+        evaluation.steps,
+        evaluation.guidance_scale,
         64,
     )
     drawn = teacher.decode_latents(latents)
-    if cfg.task.sound is not None:
-        sound = hydra.utils.instantiate(cfg.task.sound)
-        write_sounds(teacher.folder / "sounds", {"sample": drawn, "real": test.images[:: max(1, len(test) // 3)]}, sound, 3)
-        figures["by ear"] = by_ear(cfg, teacher, train, sound)
-    save_grid(upright(drawn, cfg.task.sound), teacher.folder / "samples.png", columns=8)
+    if job.sound is not None:
+        write_sounds(teacher.folder / "sounds", {"sample": drawn, "real": test.images[:: max(1, len(test) // 3)]}, job.sound, 3)
+        figures["by ear"] = by_ear(job)
+    save_grid(upright(drawn, job.sound), teacher.folder / "samples.png", columns=8)
     write_json(teacher.folder / "card.json", figures)
     history = read_json(teacher.folder / "training.json", "train the teacher again", None)
-    text = card_text(teacher, cfg, figures, history, captions, subsets(train))
+    text = card_text(teacher, job.settings, figures, history, captions, subsets(train))
     write_text(teacher.folder / "README.md", text)
     print(text)
 
 
 def card_text(
-    teacher: Any, cfg: DictConfig, figures: dict[str, Any], history: list[dict], captions: list[str], labels: Iterable[str]
+    teacher: Any, settings: "Settings", figures: dict[str, Any], history: list[dict], captions: list[str], labels: Iterable[str]
 ) -> str:
     """The card in Markdown."""
     from common.cost.macs import count_parameters
@@ -189,13 +188,13 @@ def card_text(
         "text encoder": teacher.text_encoder,
         "second text encoder": teacher.text_encoder_2,
     }
-    captioned = teacher.text_encoder is not None
+    captioned, evaluation, task = teacher.text_encoder is not None, settings.evaluation, settings.task
     shown = (
         f"Captions, row by row: {markdown_text('; '.join(captions))}."
         if captioned
         else f"{len(captions)} samples, none chosen."
     )
-    guidance = f"guidance {cfg.evaluation.guidance_scale}, " if captioned else ""
+    guidance = f"guidance {evaluation.guidance_scale}, " if captioned else ""
     pictures = ["![samples](samples.png)", "", shown, ""]
     if (teacher.folder / "reconstructions.png").is_file():
         pictures += ["![reconstructions](reconstructions.png)", "", "Held-out images, and below each its reconstruction.", ""]
@@ -203,7 +202,7 @@ def card_text(
         f"# {markdown_text(teacher.name)}",
         "",
         f"{'A text-to-image' if captioned else 'An unconditional'} latent diffusion model, trained from scratch on",
-        f"{code_span(cfg.task.data.folder)} (whose it is: LICENSES.md there).",
+        f"{code_span(task.data['folder'])} (whose it is: LICENSES.md there).",
         "",
         *pictures,
         "| part | class | parameters |",
@@ -220,11 +219,11 @@ def card_text(
         "",
         *("1. " + markdown_text("; ".join(f"{name} {value}" for name, value in run.items())) for run in history),
         "",
-        f"## Measured (`python -m experiments.teacher_card task={cfg.task.name} evaluation.images={cfg.evaluation.images}`)",
+        f"## Measured (`python -m experiments.teacher_card task={task.name} evaluation.images={evaluation.images}`)",
         "",
-        f"Autoencoder, held-out images: {figures['psnr held out (dB)']:.2f} dB PSNR. Samples: {cfg.evaluation.steps} steps, "
-        f"{guidance}one seed per sample. Distances against up to {cfg.evaluation.reference_images} real images, over "
-        f"{hydra.utils.get_class(cfg.task.features._target_).description}; 'real' is as many other real images: the floor.",
+        f"Autoencoder, held-out images: {figures['psnr held out (dB)']:.2f} dB PSNR. Samples: {evaluation.steps} steps, "
+        f"{guidance}one seed per sample. Distances against up to {evaluation.reference_images} real images, over "
+        f"{hydra.utils.get_class(task.features['_target_']).description}; 'real' is as many other real images: the floor.",
         "",
     ]
     what = ("names seen in training", "names held out of training") if captioned else ("training images", "held-out images")
@@ -234,7 +233,7 @@ def card_text(
             lines += [f"**{kind}, {label}**", "", "| figure | value |", "|---|---|"]
             lines += [f"| {name} | {value:.3g} |" for name, value in row.items()] + [""]
     lines += [
-        f"## What each layer does (`python -m experiments.layer_report task={cfg.task.name}`)",
+        f"## What each layer does (`python -m experiments.layer_report task={task.name}`)",
         "",
         "E||eps(without the layer) - eps||^2 / E||eps||^2 on training images with noise on them. A layer below 1e-4 is dead:",
         "removing it changes the output by less than a hundredth of its deviation.",

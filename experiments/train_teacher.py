@@ -11,6 +11,7 @@ the weights of an uninterrupted one.
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +21,9 @@ from experiments.shared.command_line import one_line_composition_errors, one_lin
 from experiments.shared.job_id import register_job_folder
 
 register_job_folder()
+
+if TYPE_CHECKING:
+    from experiments.shared.settings import TrainTeacher
 
 
 def check_work(cfg: DictConfig, work: Path) -> None:
@@ -41,11 +45,11 @@ def check_work(cfg: DictConfig, work: Path) -> None:
         raise InputError(f"{work} was begun with other settings ({path}); delete it, or give work=<another folder>.")
 
 
-def first_weights(cfg: DictConfig) -> dict[str, str]:
+def first_weights(training: "TrainTeacher") -> dict[str, str]:
     """What the denoiser started from, as the card tells it; nothing for training that goes on from a teacher."""
-    if cfg.start is not None:
+    if training.start is not None:
         return {}
-    settings = cfg.teacher_training.denoiser.initial_weights
+    settings = training.teacher_training.denoiser.initial_weights
     return {"first weights": f"PyTorch's x {settings.gain:.4g}, columns of skip connections x {settings.skips:g}"}
 
 
@@ -62,6 +66,7 @@ def main(cfg: DictConfig) -> None:
     from common.runtime.files import check_writable, write_json
     from common.runtime.processes import refuse_others
     from common.runtime.strict_json import read_json
+    from experiments.shared.settings import typed_settings
     from experiments.shared.tensor_cache import cached_tensors
     from experiments.teacher_training.autoencoder_training import train_autoencoder
     from experiments.teacher_training.denoiser_training import train_denoiser
@@ -70,33 +75,38 @@ def main(cfg: DictConfig) -> None:
     work, out = Path(cfg.work), Path(cfg.out)
     check_writable(out.absolute().parent, "out")
     check_work(cfg, work)
-    settings = cfg.teacher_training
+    training = typed_settings(cfg)
+    settings = training.teacher_training
     with under_way("reading the data"):
-        training = hydra.utils.instantiate(settings.data, split="train")
+        data = hydra.utils.instantiate(settings.data, split="train")
         held_out = hydra.utils.instantiate(settings.data, split="test").images
-    autoencoder = train_autoencoder(cfg, training.images, work)
+    autoencoder = train_autoencoder(training, data.images, work)
     with under_way("reconstructing held-out images"):
         decibels = peak_signal_to_noise(autoencoder, held_out)
     print(f"autoencoder: held-out reconstructions {decibels:.2f} dB PSNR", flush=True)
     shown = held_out[:: max(1, len(held_out) // 32)][:32].split(8)
     pairs = [sheet for chunk in shown for sheet in (chunk.float() / 127.5 - 1, reconstruct_images(autoencoder, chunk))]
-    save_grid(upright(torch.cat(pairs), cfg.task.sound), work / "reconstructions.png", columns=8)
+    save_grid(upright(torch.cat(pairs), training.task.sound), work / "reconstructions.png", columns=8)
     with under_way("encoding images"):
-        rows = cached_tensors(work / "latents.safetensors", lambda: {"tensor": encode_images(autoencoder, training.images)})
-    parts, last_loss = train_denoiser(cfg, rows["tensor"], training, autoencoder, work)
+        rows = cached_tensors(work / "latents.safetensors", lambda: {"tensor": encode_images(autoencoder, data.images)})
+    parts, last_loss = train_denoiser(training, rows["tensor"], data, autoencoder, work)
     pipeline = hydra.utils.instantiate(settings.pipeline)(**{settings.autoencoder.part: autoencoder}, **parts)
-    earlier = [] if cfg.start is None else read_json(Path(cfg.start) / "training.json", "give another start=<teacher>", None)
+    earlier = (
+        []
+        if training.start is None
+        else read_json(Path(training.start) / "training.json", "give another start=<teacher>", None)
+    )
     save_whole(pipeline.to(dtype=torch.float16), out)
     for picture in ("samples.png", "reconstructions.png"):
         shutil.copyfile(work / picture, out / picture)
     history = {
-        "images": len(training),
+        "images": len(data),
         "autoencoder steps": settings.autoencoder.steps,
         "autoencoder batch": settings.autoencoder.batch_size,
         "held-out PSNR": round(decibels, 2),
         "denoiser steps": settings.denoiser.steps,
         "denoiser batch": settings.denoiser.batch_size,
-        **first_weights(cfg),
+        **first_weights(training),
         **({} if last_loss is None else {"last denoiser loss": round(last_loss, 4)}),
     }
     write_json(out / "training.json", [*earlier, history])

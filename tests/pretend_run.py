@@ -7,6 +7,7 @@ A job with k=13 fails in a way nobody foresaw, one with k=999 is bad input, and 
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -19,6 +20,7 @@ from common.runtime.locks import locked
 from experiments.job.pipeline import found_or_made
 from experiments.shared.command_line import one_line_composition_errors, one_line_errors
 from experiments.shared.job_id import job_settings, register_job_folder
+from experiments.shared.settings import typed_settings
 from experiments.sweeps.objectives import check_objectives, objectives
 from experiments.sweeps.sweep import sweep_job
 
@@ -32,7 +34,7 @@ def figures(k: int) -> dict:
 
 def pretend_job(cfg: DictConfig) -> dict:
     folder = Path(HydraConfig.get().runtime.output_dir)
-    return found_or_made(folder, find_row, lambda: None, lambda folder, _: new_row(cfg, folder))
+    return found_or_made(folder, partial(find_row, folder), lambda: None, partial(new_row, cfg, folder))
 
 
 def find_row(folder: Path) -> dict | None:
@@ -74,8 +76,9 @@ def new_row(cfg: DictConfig, folder: Path) -> dict:
 @one_line_errors
 @sweep_job
 def main(cfg: DictConfig) -> float | tuple[float, ...]:
-    check_objectives(cfg)
-    return objectives(cfg, pretend_job(cfg))
+    settings = typed_settings(cfg)
+    check_objectives(settings)
+    return objectives(settings.objectives, pretend_job(cfg))
 
 
 if __name__ == "__main__":

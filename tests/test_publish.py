@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from common.runtime.files import write_json
-from experiments.evaluation import prompts
 from experiments.publish import publish
 from experiments.reporting import job_report, result_pages
 from experiments.reporting.rows import flat, read_rows
+from experiments.shared import job as jobs
+from experiments.shared.prompts import Prompts
 from experiments.sweeps.objectives import FIGURES
 from tests.commands import run
 from tests.experiments.test_collect import job
@@ -132,7 +133,7 @@ def test_jobs_of_the_same_name_have_each_a_line_of_samples(outputs, monkeypatch,
     drawn = {}
     monkeypatch.setattr(result_pages, "labels", lambda rows: ["same"] * len(rows))
     monkeypatch.setattr(result_pages, "first_samples", lambda row: images)
-    monkeypatch.setattr(prompts, "evaluation_prompts", lambda cfg: ([""] * 8, None))
+    monkeypatch.setattr(jobs, "evaluation_prompts", lambda *_: Prompts([""] * 8))
     monkeypatch.setattr(job_report, "draw_samples", lambda path, lines, captions: drawn.update(lines))
     result_pages.draw_sheet(rows, tmp_path / "samples.webp")
     assert list(drawn) == ["teacher", "same", "same b"]

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
 
 from common.diffusion.sampling import predict
-from common.models.loading import load_teacher
 from common.models.saving import load_student, save_student
 from common.runtime.seeding import seeded_normal
 from experiments.job.planning import make_plans, prune
+from experiments.shared.job import Job
 from tests.commands import ROOT, run
 from tests.conftest import publish_variant
 from tests.small_jobs import job
@@ -32,11 +31,11 @@ def published(tiny_sdxl_folder, tmp_path):
 def test_every_method_plans_prunes_and_saves(tiny_sdxl_folder, published, tmp_path, method):
     own = [f"method.path={published}"] if method == "published" else OWN.get(method, [])
     settings = job("t2i", tiny_sdxl_folder, tmp_path / "outputs", *own, method=method)[1:]
-    cfg = compose_config("config", *settings, f"task.data.folder={ROOT / 'data' / 'emoji'}")
-    teacher = load_teacher(str(tiny_sdxl_folder))
+    made = Job(compose_config("config", *settings, f"task.data.folder={ROOT / 'data' / 'emoji'}"), tmp_path / "job")
+    teacher = made.teacher
     with torch.no_grad():
-        plans = make_plans(cfg, teacher, instantiate(cfg.method, _convert_="all"), tmp_path / "job", tmp_path / "cache")
-        student = prune(cfg, teacher, plans)
+        plans = make_plans(made)
+        student = prune(made, plans)
         save_student(teacher, student, tmp_path / "student")
         loaded = load_student(teacher, tmp_path / "student")
         noise, conditions = seeded_normal([0, 1], teacher.latent_shape), teacher.encode_captions(["a red apple", "x"])

@@ -84,7 +84,7 @@ def on_this_machine() -> tuple[int, int]:
 
 
 def pick_device(name: str) -> str:
-    """The device of cfg.device, made the current one: "auto" takes CUDA where there is one, each process one of its own.
+    """The device that is asked for, made the current one: "auto" takes CUDA where there is one, each process one of its own.
 
     On CUDA products of float32 matrices are taken in TF32 from here on.
     """

@@ -21,25 +21,32 @@ class Ended(BaseException):
         self.exit_code = 128 + number  # as a shell says it
 
 
-def end(number: int, frame: Any) -> None:
-    raise Ended(number)
-
-
 @contextmanager
 def raised_signals() -> Iterator[None]:
     """Raises Ended inside, in the main thread, for the signals of TOLD.
 
-    One that is ignored stays ignored (nohup), and one that somebody handles stays with them (submitit's requeueing).
+    One that is ignored stays ignored (nohup), and one that somebody handles stays with them (submitit's requeueing). Where a
+    module in C that was being imported has made another error of it, that is told as Ended too.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    arrived: list[int] = []
+
+    def end(number: int, frame: Any) -> None:
+        arrived.append(number)
+        raise Ended(number)
+
     before = {number: signal.getsignal(number) for number in TOLD}
     taken = {number: handler for number, handler in before.items() if handler in USUAL}
     for number in taken:
         signal.signal(number, end)
     try:
         yield
+    except Exception as error:
+        if arrived:
+            raise Ended(arrived[0]) from error
+        raise
     finally:
         for number, handler in taken.items():
             signal.signal(number, handler)

@@ -2,13 +2,12 @@
 
 import textwrap
 
-from omegaconf import DictConfig
-
 from common.cost.macs import count_parameters
 from experiments.dry_run.job_cost import JobCost
 from experiments.dry_run.job_stages import Stage, job_stages
 from experiments.shared.gpus import GPUS, Gpu
 from experiments.shared.out_of_memory import smaller
+from experiments.shared.settings import Settings, Utilisation
 from experiments.training.distill_student import TRAINING_PRECISIONS
 
 GIB = 2**30
@@ -16,26 +15,26 @@ WIDTH = 80
 RESERVE = 1.0  # GiB that CUDA, its libraries and gaps between tensors take
 
 
-def gpu_hours(stage: Stage, gpu: Gpu, utilisation: DictConfig) -> float:
+def gpu_hours(stage: Stage, gpu: Gpu, utilisation: Utilisation) -> float:
     """Hours on one GPU that computes at `utilisation` (half, single) of its peaks."""
     rate = gpu.half * utilisation.half if stage.half else gpu.single * utilisation.single
     return stage.operations / (1e12 * rate) / 3600
 
 
-def dry_run(cfg: DictConfig) -> float:
-    """Prints sizes, memory and GPU hours of the job of `cfg`, and returns the hours.
+def dry_run(settings: Settings) -> float:
+    """Prints sizes, memory and GPU hours of a job, and returns the hours.
 
     InputError for whatever the method or the teacher's description finds wrong.
     """
-    gpu = GPUS[cfg.gpu]
-    job = JobCost(cfg)
+    gpu, distill = GPUS[settings.gpu], settings.distill
+    job = JobCost(settings)
     print_networks(job)
     stages = job_stages(job)
-    hours = print_stages(stages, gpu, cfg)
-    if cfg.distill.steps:
+    hours = print_stages(stages, gpu, settings)
+    if distill.steps:
         print_distillation(job, gpu)
-    if cfg.distill.steps and cfg.distill.trainer.precision.startswith("bf16") and not gpu.bfloat16:
-        print(f"\n{cfg.gpu} does not compute in bfloat16: distill.trainer.precision=16-mixed")
+    if distill.steps and distill.trainer["precision"].startswith("bf16") and not gpu.bfloat16:
+        print(f"\n{settings.gpu} does not compute in bfloat16: distill.trainer.precision=16-mixed")
     print_assumptions(job, gpu)
     return hours
 
@@ -48,7 +47,7 @@ def print_line(name: str, *cells: str, widths: tuple[int, ...] = (14, 14, 14)) -
 def print_networks(job: JobCost) -> None:
     """Parameters and MACs of one forward pass of one sample."""
     told = "exactly" if job.forecast.exact else "about"
-    print(f"\n{job.teacher.name}, {job.cfg.method._target_.rpartition('.')[2]}\n")
+    print(f"\n{job.teacher.name}, {job.settings.method['_target_'].rpartition('.')[2]}\n")
     print_line("", "parameters", "MACs", "w/o QK, AV")
     sizes = {"teacher": count_parameters(job.teacher.denoiser), "student": count_parameters(job.student)}
     for who, name in (("teacher", "denoiser"), ("student", f"student, {told}")):
@@ -75,13 +74,13 @@ def giga(macs: int) -> str:
     return f"{macs / 1e9:,.1f}G" if macs >= 1e9 else f"{macs / 1e6:,.1f}M"
 
 
-def print_stages(stages: list[Stage], gpu: Gpu, cfg: DictConfig) -> float:
+def print_stages(stages: list[Stage], gpu: Gpu, settings: Settings) -> float:
     """GPU hours and peak memory of each stage; returns the sum of the hours."""
     print()
-    print(f"{'on ' + cfg.gpu:<61}{'GPU h':>8}{'GiB':>8}")
+    print(f"{'on ' + settings.gpu:<61}{'GPU h':>8}{'GiB':>8}")
     total = 0.0
     for stage in stages:
-        hours = gpu_hours(stage, gpu, cfg.utilisation)
+        hours = gpu_hours(stage, gpu, settings.utilisation)
         total += hours
         memory = f"{stage.memory / GIB + RESERVE:.1f}" if stage.memory else ""
         mark = " !" if stage.memory / GIB + RESERVE > gpu.memory else ""
@@ -89,29 +88,29 @@ def print_stages(stages: list[Stage], gpu: Gpu, cfg: DictConfig) -> float:
     print(f"{'sum':<61}{total:>8.1f}")
     over = [stage.name for stage in stages if stage.memory / GIB + RESERVE > gpu.memory]
     if over:
-        told = f"! more than the {gpu.memory:.0f} GiB of {cfg.gpu}: "
-        advice = [f"{name} ({', '.join(batches(name, cfg))})" if batches(name, cfg) else name for name in over]
+        told = f"! more than the {gpu.memory:.0f} GiB of {settings.gpu}: "
+        advice = [f"{name} ({', '.join(batches(name, settings))})" if batches(name, settings) else name for name in over]
         print(textwrap.fill(told + ", ".join(advice), WIDTH, break_on_hyphens=False))
     return total
 
 
-def batches(stage: str, cfg: DictConfig) -> list[str]:
+def batches(stage: str, settings: Settings) -> list[str]:
     """The settings that make a stage need less memory, with the values they have now."""
     if stage == "scoring":
-        return [setting for setting in smaller(cfg, "scoring") if setting.startswith("method.")]
+        return [setting for setting in smaller(settings, "scoring") if setting.startswith("method.")]
     if stage in ("sampling", "decoding"):
-        return smaller(cfg, "measuring")
-    return smaller(cfg, stage) if stage == "encoding" else []  # what distillation takes has a table of its own
+        return smaller(settings, "measuring")
+    return smaller(settings, stage) if stage == "encoding" else []  # what distillation takes has a table of its own
 
 
 def print_distillation(job: JobCost, gpu: Gpu) -> None:
     """What a distillation step holds in memory, and what would make it fit."""
-    settings = job.cfg.distill
-    fixed = job.distillation()
-    mixed = TRAINING_PRECISIONS[settings.trainer.precision]
+    settings = job.settings.distill
+    fixed, precision = job.distillation(), settings.trainer["precision"]
+    mixed = TRAINING_PRECISIONS[precision]
     held = {again: job.activations(settings.batch_size, mixed, again) for again in (True, False)}
     told = "with" if settings.gradient_checkpointing else "without"
-    print(f"\n{f'a distillation step of {settings.batch_size}, {settings.trainer.precision}':<61}{'GiB':>16}")
+    print(f"\n{f'a distillation step of {settings.batch_size}, {precision}':<61}{'GiB':>16}")
     for name, size in fixed.items():
         print(f"{name:<61}{size / GIB:>16.2f}")
     for again, size in held.items():
@@ -121,16 +120,16 @@ def print_distillation(job: JobCost, gpu: Gpu) -> None:
     total = (sum(fixed.values()) + held[settings.gradient_checkpointing]) / GIB + RESERVE
     print(f"{f'sum, with {RESERVE:.0f} GiB for CUDA itself':<61}{total:>16.2f}")
     if total <= gpu.memory:
-        print(f"fits into {job.cfg.gpu} ({gpu.memory:.0f} GiB), {told} gradient checkpointing")
+        print(f"fits into {job.settings.gpu} ({gpu.memory:.0f} GiB), {told} gradient checkpointing")
     else:
-        print(f"does not fit into {job.cfg.gpu} ({gpu.memory:.0f} GiB)")
+        print(f"does not fit into {job.settings.gpu} ({gpu.memory:.0f} GiB)")
         print(textwrap.fill(suggestion(job, gpu, sum(fixed.values())), WIDTH, break_on_hyphens=False))
 
 
 def suggestion(job: JobCost, gpu: Gpu, fixed: int) -> str:
     """The settings nearest to those of the job whose step fits, or what is the matter when none does."""
-    settings = job.cfg.distill
-    mixed = TRAINING_PRECISIONS[settings.trainer.precision]
+    settings = job.settings.distill
+    mixed = TRAINING_PRECISIONS[settings.trainer["precision"]]
     free = (gpu.memory - RESERVE) * GIB - fixed
     half = "bf16-mixed" if gpu.bfloat16 else "16-mixed"
     first = job.activations(1, True, True)
@@ -151,7 +150,7 @@ def suggestion(job: JobCost, gpu: Gpu, fixed: int) -> str:
 
 def print_assumptions(job: JobCost, gpu: Gpu) -> None:
     """What the hours are made of."""
-    shares = job.cfg.utilisation
+    shares = job.settings.utilisation
     rates = f"{shares.half:.0%} of {gpu.half:g} TFLOPS in half and {shares.single:.0%} of {gpu.single:g} in single precision"
     left_out = "Not counted: features and distances, reading data, writing files."
     others = "inference_precision=bf16 is for scoring and sampling"

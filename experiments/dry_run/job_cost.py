@@ -7,7 +7,6 @@ from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,7 +19,8 @@ from common.pruning.forecast import CalibrationSize
 from common.pruning.plan import apply_plan
 from common.training.distillation import FeatureTaps
 from experiments.evaluation.samples import evaluation_scheduler
-from experiments.shared.precision import pick_precision
+from experiments.shared.settings import Calibration as CalibrationSettings
+from experiments.shared.settings import Settings
 from experiments.training.distill_student import feature_pairs
 
 SINGLE_BYTES = 4
@@ -45,33 +45,33 @@ def optimizer_bytes(make: Callable[..., torch.optim.Optimizer]) -> float:
     return sum(value.nbytes for value in states) / parameter.numel()
 
 
-def calibration_size(cfg: DictConfig, teacher: Any) -> CalibrationSize:
+def calibration_size(settings: CalibrationSettings, teacher: Teacher) -> CalibrationSize:
     """How much the calibration set of a job on `teacher` holds."""
     captioned = bool(teacher.text_encoders)
     return CalibrationSize(
-        conditions=cfg.calibration.num_conditions if captioned else 1,
-        samples=cfg.calibration.samples,
-        steps=cfg.calibration.steps,
-        guidance_scale=cfg.calibration.guidance_scale,
-        rows=cfg.calibration.data_rows,
+        conditions=settings.num_conditions if captioned else 1,
+        samples=settings.samples,
+        steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        rows=settings.data_rows,
         timesteps=teacher.scheduler.config.num_train_timesteps,
         captioned=captioned and guidance_size(teacher.denoiser) is None,
     )
 
 
 class JobCost:
-    """The job of `cfg`: `teacher` and `student` on the meta device, `forecast` of its method, and what they take."""
+    """A job by its settings: `teacher` and `student` on the meta device, `forecast` of its method, and what they take."""
 
-    def __init__(self, cfg: DictConfig):
+    def __init__(self, settings: Settings):
         from common.models.architectures import meta_teacher
 
-        self.cfg = cfg
+        self.settings = settings
         self.peaks: dict[tuple[int, bool, bool], int] = {}  # of distillation steps, as each takes seconds
-        self.teacher: Teacher = meta_teacher(cfg.teacher.config or cfg.teacher.path)
-        if cfg.distill.steps:
+        self.teacher: Teacher = meta_teacher(settings.teacher.config or settings.teacher.path)
+        if settings.distill.steps:
             check_learns_from_noise(self.teacher.scheduler, guidance_size(self.teacher.denoiser) is not None)
-        self.method = hydra.utils.instantiate(cfg.method, _convert_="all")
-        self.forecast = self.method.forecast(self.teacher.denoiser, calibration_size(cfg, self.teacher))
+        self.method = hydra.utils.instantiate(settings.method, _convert_="all")
+        self.forecast = self.method.forecast(self.teacher.denoiser, calibration_size(settings.calibration, self.teacher))
         plan = self.forecast.plan
         self.student = copy.deepcopy(self.teacher.denoiser) if plan is None else apply_plan(self.teacher.denoiser, plan)
 
@@ -91,12 +91,12 @@ class JobCost:
     @property
     def half(self) -> bool:
         """Whether denoisers are scored and sampled in half precision."""
-        return pick_precision(self.cfg) != "32"
+        return self.settings.inference_precision == "bf16"
 
     @property
     def guided(self) -> int:
         """Rows of a forward pass for each sample that is drawn."""
-        return 2 if self.cfg.evaluation.guidance_scale > 1 and self.guidable else 1
+        return 2 if self.settings.evaluation.guidance_scale > 1 and self.guidable else 1
 
     @property
     def guidable(self) -> bool:
@@ -105,11 +105,11 @@ class JobCost:
 
     @property
     def samples_at_once(self) -> int:
-        return self.cfg.evaluation.micro_batch_size or self.cfg.evaluation.batch_size
+        return self.settings.evaluation.micro_batch_size or self.settings.evaluation.batch_size
 
     def passes(self, steps: int) -> int:
         """Forward passes of the sampler in `steps` steps: one more than those for some."""
-        scheduler = evaluation_scheduler(self.cfg, self.teacher.scheduler)
+        scheduler = evaluation_scheduler(self.settings.evaluation.scheduler, self.teacher.scheduler)
         scheduler = type(scheduler).from_config(scheduler.config)
         scheduler.set_timesteps(steps)
         return len(scheduler.timesteps)
@@ -160,7 +160,7 @@ class JobCost:
 
     def distillation(self) -> dict[str, int]:
         """Bytes of everything that a distillation step holds, by what it is; activations apart."""
-        settings, count = self.cfg.distill, count_parameters(self.student)
+        settings, count = self.settings.distill, count_parameters(self.student)
         state = optimizer_bytes(hydra.utils.instantiate(settings.optimizer))
         own = {
             "student: weights": SINGLE_BYTES * count,
@@ -180,7 +180,7 @@ class JobCost:
 
     def peak_of_step(self, batch: int, mixed: bool, checkpointing: bool) -> int:
         """One step on the meta device: the student forward and back, the teacher forward, the recipe's losses."""
-        settings = self.cfg.distill
+        settings = self.settings.distill
         inputs, conditions = self.inputs(batch)
         target = torch.empty_like(inputs[0])
         pairs, losses = [], hydra.utils.instantiate(settings.feature_loss)
@@ -210,5 +210,5 @@ class JobCost:
 
     def measured(self) -> int:
         """Bytes of the networks while models are compared: the distilled one comes to those that were there."""
-        trained = SINGLE_BYTES * count_parameters(self.student) if self.cfg.distill.steps else 0
+        trained = SINGLE_BYTES * count_parameters(self.student) if self.settings.distill.steps else 0
         return sum(self.resident().values()) + trained

@@ -52,37 +52,37 @@ def scoring(job: JobCost) -> Stage | None:
 
 def encoding(job: JobCost) -> Stage | None:
     """Latents and embeddings of the training images, once."""
-    if not job.cfg.distill.steps:
+    if not job.settings.distill.steps:
         return None
-    rows = job.cfg.task.data.get("expected") or job.cfg.budget.training_images[job.cfg.task.name]
-    batch, autoencoder = at_once(job.cfg.training_rows.batch_size, *job.teacher.image_size), job.teacher.autoencoder
+    rows = job.settings.task.data.get("expected") or job.settings.budget["training_images"][job.settings.task.name]
+    batch, autoencoder = at_once(job.settings.training_rows.batch_size, *job.teacher.image_size), job.teacher.autoencoder
     held = sum(job.resident().values()) + forward_bytes(autoencoder, lambda: autoencoder.encode(job.images(batch)))
-    views = 2 if job.cfg.training_rows.flip else 1
+    views = 2 if job.settings.training_rows.flip else 1
     operations = rows * (views * job.image_operations["encode"] + job.image_operations["read"])
     return Stage("encoding", f"{rows:,} images, {batch} at once", operations, memory=held)
 
 
 def autoencoder_training(job: JobCost) -> Stage | None:
     """Where the method prunes the autoencoder; its memory is not estimated."""
-    settings = job.cfg.distill.autoencoder
+    settings = job.settings.distill.autoencoder
     if "autoencoder" not in job.method.pruned_parts or not settings.steps:
         return None
     once = job.image_operations["encode"] + job.image_operations["decode"]
-    half = TRAINING_PRECISIONS[job.cfg.distill.trainer.precision]
+    half = TRAINING_PRECISIONS[job.settings.distill.trainer["precision"]]
     what = f"{settings.steps:,} steps of {settings.batch_size}"
     return Stage("autoencoder", what, 3 * once * settings.steps * settings.batch_size, half)
 
 
 def distilling(job: JobCost) -> Stage | None:
     """Optimiser steps of batch_size x accumulate samples: the teacher forward, the student forward and back."""
-    settings = job.cfg.distill
+    settings = job.settings.distill
     if not settings.steps:
         return None
     with_teacher = bool(settings.output_weight or settings.feature_weight)
     passes = 4 if settings.gradient_checkpointing else 3
     macs = with_teacher * job.macs["teacher"].total + passes * job.macs["student"].total
     samples = settings.steps * settings.batch_size * settings.accumulate
-    half = TRAINING_PRECISIONS[settings.trainer.precision]
+    half = TRAINING_PRECISIONS[settings.trainer["precision"]]
     held = sum(job.distillation().values())
     held += job.activations(settings.batch_size, half, settings.gradient_checkpointing)
     what = f"{settings.steps:,} steps of {settings.batch_size} x {settings.accumulate}"
@@ -91,7 +91,7 @@ def distilling(job: JobCost) -> Stage | None:
 
 def sampled(job: JobCost) -> tuple[int, int]:
     """Samples through the teacher's denoiser and through the student's, for all that is measured."""
-    settings, trained = job.cfg.evaluation, bool(job.cfg.distill.steps)
+    settings, trained = job.settings.evaluation, bool(job.settings.distill.steps)
     passes = [job.passes(steps) for steps in (settings.steps, *settings.more_steps)]
     each = settings.images * job.guided * sum(passes)
     return each, (1 + trained) * each + on_the_way(job) * settings.images * job.guided * passes[0]
@@ -99,13 +99,13 @@ def sampled(job: JobCost) -> tuple[int, int]:
 
 def on_the_way(job: JobCost) -> int:
     """How often the student is measured while it is distilled."""
-    every = job.cfg.evaluation.every
-    return max(0, job.cfg.distill.steps - 1) // every if every else 0
+    every = job.settings.evaluation.every
+    return max(0, job.settings.distill.steps - 1) // every if every else 0
 
 
 def sampling(job: JobCost) -> Stage:
     """Images of the teacher, of the pruned and of the distilled student, from noise to latents."""
-    settings, denoiser = job.cfg.evaluation, job.teacher.denoiser
+    settings, denoiser = job.settings.evaluation, job.teacher.denoiser
     theirs, ours = sampled(job)
     inputs, conditions = job.inputs(job.samples_at_once * job.guided)
     held = job.measured() + forward_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions), job.half)
@@ -116,11 +116,11 @@ def sampling(job: JobCost) -> Stage:
 
 def decoding(job: JobCost) -> Stage:
     """Those latents to images; what features of them cost is left out."""
-    settings, autoencoder = job.cfg.evaluation, job.teacher.autoencoder
+    settings, autoencoder = job.settings.evaluation, job.teacher.autoencoder
     batch = at_once(job.samples_at_once, *job.teacher.image_size)
     latents = torch.empty(batch, *job.teacher.latent_shape, device="meta")
     held = job.measured() + forward_bytes(autoencoder, lambda: autoencoder.decode(latents))
     rounds = 1 + len(settings.more_steps)
-    images = settings.images * ((2 + bool(job.cfg.distill.steps)) * rounds + on_the_way(job))
+    images = settings.images * ((2 + bool(job.settings.distill.steps)) * rounds + on_the_way(job))
     what = f"{images:,} images, {batch} at once"
     return Stage("decoding", what, images * job.image_operations["decode"], memory=held)

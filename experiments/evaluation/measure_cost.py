@@ -6,16 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import hydra
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
 from common.diffusion.sampling import Conditions, predict, with_guidance
 from common.errors import InputError, first_line
-from common.models.latent_diffusion import Teacher
 from common.pruning.plan import Plan
-from experiments.shared.precision import pick_precision
+from experiments.evaluation.models import Models
+from experiments.shared.job import Job
 
 HELD_OUT = 512  # images on which an autoencoder's reconstructions are measured
 
@@ -87,7 +85,7 @@ def semi_structured_latency(
     return {"semi_structured": {"converted": len(converted), **asdict(latency)}}
 
 
-def measure_cost(cfg: DictConfig, models: Mapping[str, Teacher], plans: Mapping[str, Plan]) -> dict[str, dict[str, Any]]:
+def measure_cost(job: Job, models: Models, plans: Mapping[str, Plan]) -> dict[str, dict[str, Any]]:
     """Parameters, all and not zero, sparsity, MACs of one forward pass of one sample, file size, latency against the teacher's.
 
     All of the denoiser, and of the autoencoder where `plans` prune it; what is the same in every model is left out.
@@ -95,23 +93,25 @@ def measure_cost(cfg: DictConfig, models: Mapping[str, Teacher], plans: Mapping[
     from common.cost.latency import compare_latency
     from common.cost.macs import checkpoint_bytes, count_macs, count_nonzero, count_parameters
 
-    teacher, rounds = models["teacher"], cfg.evaluation.latency_rounds
+    teacher, evaluation = models.teacher, job.settings.evaluation
+    rounds = evaluation.latency_rounds
 
     def arguments(batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], Conditions]:
         latents = torch.zeros(batch, *teacher.latent_shape, device=teacher.device)
         timesteps = torch.full((batch,), 500, device=teacher.device)
-        empty = with_guidance(teacher.denoiser, teacher.empty_condition(), cfg.evaluation.guidance_scale)
+        empty = with_guidance(teacher.denoiser, teacher.empty_condition(), evaluation.guidance_scale)
         conditions = {name: value.expand(batch, *value.shape[1:]) for name, value in empty.items()}
         return (latents, timesteps), conditions
 
-    timed, networks = arguments(cfg.evaluation.latency_batch), {who: model.denoiser for who, model in models.items()}
-    if pick_precision(cfg) == "bf16":  # autocast would cast all weights in each pass
+    networks = {who: model.denoiser for who, model in models.by_name().items()}
+    timed = arguments(evaluation.latency_batch)
+    if job.settings.inference_precision == "bf16":  # autocast would cast all weights in each pass
         timed = in_dtype(torch.bfloat16, *timed)
         networks = {who: copy.deepcopy(network).to(torch.bfloat16) for who, network in networks.items()}
     latencies = compare_latency({who: forward_call(each, *timed) for who, each in networks.items()}, "teacher", rounds=rounds)
     del networks
     rows, counted = {}, {}
-    for who, model in models.items():
+    for who, model in models.by_name().items():
         denoiser = model.denoiser
         settings = {name: value for name, value in denoiser.config.items() if not name.startswith("_")}
         architecture = (type(denoiser), json.dumps(settings, sort_keys=True, default=str))
@@ -127,10 +127,9 @@ def measure_cost(cfg: DictConfig, models: Mapping[str, Teacher], plans: Mapping[
             "sparsity": sparsity_figures(denoiser, plans["denoiser"]),
             "latency": asdict(latencies[who]),
         }
-    last = list(models)[-1]
-    rows[last] |= semi_structured_latency(models[last].denoiser, plans["denoiser"], *timed, rounds)
+    rows[list(rows)[-1]] |= semi_structured_latency(models.student.denoiser, plans["denoiser"], *timed, rounds)
     if "autoencoder" in plans:
-        images = hydra.utils.instantiate(cfg.task.data, split="test").images[:HELD_OUT]
-        for who, model in models.items():
+        images = job.data("test").images[:HELD_OUT]
+        for who, model in models.by_name().items():
             rows[who]["autoencoder"] = measure_autoencoder(model.autoencoder, images, plans["autoencoder"])
     return rows

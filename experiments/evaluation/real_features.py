@@ -1,59 +1,76 @@
 """The real images that samples are compared with, by features of their own extractor."""
 
-from pathlib import Path
+from functools import cached_property
 
-import hydra
 import torch
-from omegaconf import DictConfig
 
 from common.runtime.content import content_name
 from common.runtime.progress import progress_bar
 from common.runtime.seeding import generator_for
-from experiments.shared.identity import as_dict, data_identity, identified
+from experiments.shared.job import Job
 from experiments.shared.tensor_cache import cached_batches
 
 FEATURES_AT_ONCE = 512  # of real images, in one file
 
 
 class Reference:
-    """Features of real images: `features` to compare with, and `floor_features` of as many others as are sampled.
+    """Features of a split's real images, computed when they are first asked for and kept for all jobs.
 
-    all_names and all_features: of every image of the data set, where it names them; else None.
+    extractor: what they are of; frechet, kernel: the names of its distances. names: of every image of the data set, or None.
+    held_back: numbers of the images that nothing is compared with, as many as are sampled (half of a small set).
     """
 
-    def __init__(self, cfg: DictConfig, split: str, cache: Path, device: torch.device):
+    def __init__(self, job: Job, split: str):
+        self.job, self.split, self.data = job, split, job.data(split)
+        self.extractor = job.extractor()
+        self.frechet, self.kernel = (f"{kind}_{self.extractor.name}" for kind in (self.extractor.distance, "kd"))
+        self.names = getattr(self.data, "names", None)
+        evaluation = job.settings.evaluation
+        self.order = torch.randperm(len(self.data), generator=generator_for(evaluation.seed, 2))
+        self.held_back = self.order[: min(evaluation.images, len(self.data) // 2)]
+
+    @cached_property
+    def _computed(self) -> torch.Tensor:
+        """Of the images in `order`: of all where they have names, else of as many as are needed."""
         from common.metrics.efficientnet import extract_features
 
-        self.extractor = hydra.utils.instantiate(cfg.task.features).to(device)
-        self.frechet, self.kernel = (f"{kind}_{self.extractor.name}" for kind in (self.extractor.distance, "kd"))
-        data = hydra.utils.instantiate(cfg.task.data, split=split)
-
-        self.all_names = getattr(data, "names", None)
-        order = torch.randperm(len(data), generator=generator_for(cfg.evaluation.seed, 2))
-        held_back = min(cfg.evaluation.images, len(data) // 2)
-        wanted = held_back + cfg.evaluation.reference_images
-        needed = order if self.all_names is not None else order[:wanted]
+        wanted = len(self.held_back) + self.job.settings.evaluation.reference_images
+        needed = self.order if self.names is not None else self.order[:wanted]
 
         def compute(rows: range) -> dict[str, torch.Tensor]:
-            return {"features": extract_features(self.extractor, data.images[needed[rows.start : rows.stop]])}
+            return {"features": extract_features(self.extractor, self.data.images[needed[rows.start : rows.stop]])}
 
-        name = content_name("real", identified(as_dict(cfg.task.features)), data_identity(cfg), split, needed.tolist())
+        name = content_name("real", self.job.features_identity, self.job.data_identity, self.split, needed.tolist())
         parts = []
         with progress_bar("features of real images", len(needed)) as bar:
-            for _, part in cached_batches(cache / name, len(needed), FEATURES_AT_ONCE, compute):
+            for _, part in cached_batches(self.job.cache / name, len(needed), FEATURES_AT_ONCE, compute):
                 parts.append(part["features"])
                 bar.advance(len(parts[-1]))
-        features = torch.cat(parts)
-        self.held_back = order[:held_back]
-        self.floor_features, self.features = features[:held_back], features[held_back:wanted]
-        self.all_features = None if self.all_names is None else features[order.argsort()]
-        self.seed = cfg.evaluation.seed
+        return torch.cat(parts)
+
+    @property
+    def features(self) -> torch.Tensor:
+        """(evaluation.reference_images, width): what samples are compared with."""
+        first = len(self.held_back)
+        return self._computed[first : first + self.job.settings.evaluation.reference_images]
+
+    @property
+    def floor_features(self) -> torch.Tensor:
+        """Of the images held back, whose distance is the floor of what samples can reach."""
+        return self._computed[: len(self.held_back)]
+
+    @property
+    def all_features(self) -> torch.Tensor:
+        """Of every image, in the order of the data set; for data with names."""
+        return self._computed[self.order.argsort()]
 
     def distances(self, features: torch.Tensor) -> dict[str, float]:
         """Fréchet and kernel distance (x1000) of `features` (count, width) to the real ones, named for the extractor."""
         from common.metrics.distances import frechet_distance, kernel_distance
 
-        kernel, spread = kernel_distance(self.features, features, subset_size=min(100, len(features)), seed=self.seed)
+        kernel, spread = kernel_distance(
+            self.features, features, subset_size=min(100, len(features)), seed=self.job.settings.evaluation.seed
+        )
         return {
             self.frechet: frechet_distance(self.features, features),
             self.kernel: 1000 * kernel,

@@ -3,11 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from common.diffusion.images import with_channels
@@ -18,8 +18,9 @@ from common.models.latent_diffusion import Teacher
 from common.runtime.content import content_name
 from common.runtime.progress import progress_bar
 from common.runtime.seeding import SharedNoise, mix_seed, seeded_normal
-from experiments.shared.identity import as_dict, data_identity, identified
-from experiments.shared.precision import inference_autocast, precision_suffix
+from experiments.shared.identity import identified
+from experiments.shared.job import Job
+from experiments.shared.precision import precision_suffix
 from experiments.shared.tensor_cache import cached_batches
 
 # what the samples of a model depend on
@@ -32,7 +33,7 @@ SEEDS = {
 
 
 def sampled_batches(
-    cfg: DictConfig, model: Teacher, captions: list[str], extractor: nn.Module, who: str, folder: Path, read: bool = True
+    job: Job, model: Teacher, captions: list[str], extractor: nn.Module, who: str, folder: Path, read: bool = True
 ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """File name and `latents`, `images` (uint8) and `features` of each batch, sample i from the seed of (evaluation.seed, i).
 
@@ -41,15 +42,15 @@ def sampled_batches(
     """
     from common.metrics.efficientnet import extract_features
 
-    settings = cfg.evaluation
-    at_once = settings.get("micro_batch_size") or settings.batch_size
-    scheduler = evaluation_scheduler(cfg, model.scheduler)
+    settings = job.settings.evaluation
+    at_once = settings.micro_batch_size or settings.batch_size
+    scheduler = evaluation_scheduler(settings.scheduler, model.scheduler)
     shared = settings.seeds == "shared"
     draw = SharedNoise(settings.seed) if shared else seeded_normal
 
     def compute(rows: range) -> dict[str, torch.Tensor]:
         conditions, empty = model.encode_captions(captions[rows.start : rows.stop]), model.empty_condition()
-        with inference_autocast(cfg, model.device):
+        with job.autocast():
             latents = sample_latents(
                 model.denoiser,
                 scheduler,
@@ -62,7 +63,7 @@ def sampled_batches(
                 at_once,
                 draw=draw,
             ).float()
-        images = draw_images(cfg, model, latents, at_once)
+        images = draw_images(job, model, latents, at_once)
         return {"latents": latents, "images": images, "features": extract_features(extractor, images)}
 
     with progress_bar(f"sampling: {who}", len(captions)) as bar:
@@ -71,34 +72,34 @@ def sampled_batches(
             bar.advance(min(settings.batch_size, len(captions) - place * settings.batch_size))
 
 
-def draw_images(cfg: DictConfig, model: Teacher, latents: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+def draw_images(job: Job, model: Teacher, latents: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
     """uint8 images of final latents with the channels that the task's data has: 1 of spectrograms, else 3."""
-    return with_channels(model.decode_latents(latents, batch_size), 3 if cfg.task.sound is None else 1)
+    return with_channels(model.decode_latents(latents, batch_size), 3 if job.settings.task.sound is None else 1)
 
 
-def evaluation_scheduler(cfg: DictConfig, own: Any) -> Any:
-    """The scheduler of evaluation.scheduler, with what it does not set from the teacher's `own`; without one, the teacher's.
+def evaluation_scheduler(given: dict[str, Any] | None, own: Any) -> Any:
+    """The scheduler that evaluation.scheduler names, with what it does not set from the teacher's `own`; or else that one.
 
     Which ones there may be, and with which settings, experiments.shared.settings_check has checked.
     """
-    if cfg.evaluation.scheduler is None:
+    if given is None:
         return own
     import diffusers
 
-    settings = OmegaConf.to_container(cfg.evaluation.scheduler, resolve=True)
-    return same_noise(getattr(diffusers, f"{settings.pop('name')}Scheduler"), own, **settings)
+    settings = {name: value for name, value in given.items() if name != "name"}
+    return same_noise(getattr(diffusers, f"{given['name']}Scheduler"), own, **settings)
 
 
-def sample_folders(cfg: DictConfig, who: Iterable[str], fingerprint: str, folder: Path, cache: Path) -> dict[str, Path]:
+def sample_folders(job: Job, who: Iterable[str], fingerprint: str, folder: Path) -> dict[str, Path]:
     """Where the samples of each model are kept; fingerprint is the teacher's."""
-    return {name: shared_samples(cfg, fingerprint, cache) if name == "teacher" else folder / name for name in who}
+    return {name: shared_samples(job, fingerprint) if name == "teacher" else folder / name for name in who}
 
 
-def shared_samples(cfg: DictConfig, fingerprint: str, cache: Path) -> Path:
+def shared_samples(job: Job, fingerprint: str) -> Path:
     """The folder of the samples of the teacher with this fingerprint, for all jobs of the same data and protocol."""
-    protocol = identified({name: value for name, value in as_dict(cfg.evaluation).items() if name in SAMPLING})
-    name = content_name("samples", fingerprint, identified(as_dict(cfg.task.features)), data_identity(cfg), protocol)
-    return cache / f"samples-{name}{precision_suffix(cfg)}"
+    protocol = identified({name: value for name, value in asdict(job.settings.evaluation).items() if name in SAMPLING})
+    name = content_name("samples", fingerprint, job.features_identity, job.data_identity, protocol)
+    return job.cache / f"samples-{name}{precision_suffix(job.settings.inference_precision)}"
 
 
 def captions_of(samples: Path, captions: list[str]) -> bytes:

@@ -3,42 +3,35 @@
 import copy
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from common.errors import InputError, first_line
-from experiments.job.preparation import Prepared, empty_folder_goes, prepare
+from experiments.job.preparation import empty_folder_goes, prepare
 from experiments.reporting.rows import CHOICES, read_row
-from experiments.shared.job_id import job_settings
-from experiments.shared.stages import stage
+from experiments.shared.job import Job
 
 
-def run_job(cfg: DictConfig) -> dict[str, Any]:
-    """Runs or finds the job of `cfg` and returns its result row, as written to result.json."""
-    from hydra.core.hydra_config import HydraConfig
-
+def run_job(job: Job) -> dict[str, Any]:
+    """Runs or finds the job and returns its result row, as written to result.json."""
     from common.runtime.collectives import join
-    from common.runtime.processes import pick_device
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    with empty_folder_goes(folder):
-        join(pick_device(cfg.device))
-    ready = partial(prepare, cfg, folder)
-    return found_or_made(folder, partial(find_row, cfg), ready, partial(new_row, cfg))
+    with empty_folder_goes(job.folder):
+        join(job.device)
+    return found_or_made(job.folder, partial(find_row, job), partial(prepare, job), partial(new_row, job))
 
 
 def found_or_made(
     folder: Path,
-    find: Callable[[Path], dict[str, Any] | None],
-    ready: Callable[[], Any],
-    make: Callable[[Path, Any], dict[str, Any]],
+    find: Callable[[], dict[str, Any] | None],
+    ready: Callable[[], None],
+    make: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
     """The row that `find` finds in `folder`, or else that of `make`, which no other job's process runs there meanwhile.
 
-    `make` gets what `ready` returns, which is called first: what it refuses is told before any wait for another process.
+    `ready` is called before: what it refuses is told before any wait for another process.
     InputError when another one does already; a job of a sweep waits for its row instead. The processes of one job find it, or
     make it, together.
     """
@@ -47,35 +40,35 @@ def found_or_made(
     from common.runtime.locks import claimed
     from experiments.sweeps.sweep import sweep_folder
 
-    row = on_first(lambda: find(folder))
+    row = on_first(lambda: find())
     if row is None:
         on_first(lambda: check_writable(folder, "outputs"))
-        prepared = ready()
+        ready()
         with first_enters(lambda: claimed(folder, wait=sweep_folder() is not None)):
-            row = on_first(lambda: find(folder)) or make(folder, prepared)
+            row = on_first(lambda: find()) or make()
     return row
 
 
-def find_row(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
+def find_row(job: Job) -> dict[str, Any] | None:
     """The row of a finished job, which is shown; None where there is none yet.
 
-    What it lacks of cfg.metrics is measured over the samples that the job has kept, and the row written anew.
+    What it lacks of the settings' metrics is measured over the samples that the job has kept, and the row written anew.
     """
     from common.runtime.files import write_json
     from experiments.reporting.job_report import print_table
 
-    path = folder / "result.json"
+    path = job.folder / "result.json"
     if not path.is_file():
         return None
     row = read_row(path, "delete it and the job ends anew")
     print(f"This job is done: {path} (delete the folder to run it again).")
-    if add_to_row(cfg, row, folder):
+    if add_to_row(job, row):
         write_json(path, row)
     print_table(row)
     return row
 
 
-def new_row(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
+def new_row(job: Job) -> dict[str, Any]:
     """Runs the job and writes its row; the first of several processes does, with what all have computed."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -87,9 +80,9 @@ def new_row(cfg: DictConfig, folder: Path, prepared: Prepared) -> dict[str, Any]
         "command": shlex.join(["python", "run.py", *hydra_config.overrides.task]),
         "choices": {name: hydra_config.runtime.choices.get(name) for name in CHOICES},
     }
-    with tracking(cfg, folder) as tracker:
-        finish = compute(cfg, folder, prepared, tracker)
-        return on_first(lambda: write_row(folder, {"settings": job_settings(cfg), **made_by, **finish()}))
+    with tracking(job) as tracker:
+        finish = compute(job, tracker)
+        return on_first(lambda: write_row(job.folder, {"settings": job.described, **made_by, **finish()}))
 
 
 def write_row(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
@@ -105,22 +98,17 @@ def write_row(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def add_to_row(cfg: DictConfig, row: dict[str, Any], folder: Path) -> bool:
-    """Measures what a finished job's row lacks of cfg.metrics; whether the row has changed."""
-    from common.models.loading import load_teacher
-    from common.runtime.processes import pick_device
+def add_to_row(job: Job, row: dict[str, Any]) -> bool:
+    """Measures what a finished job's row lacks of the settings' metrics; whether the row has changed."""
     from experiments.evaluation.paper_metrics import lacking, measure_into
-    from experiments.evaluation.prompts import evaluation_prompts
     from experiments.shared.out_of_memory import memory_advice
 
-    if not cfg.metrics or not lacking(cfg, row):
+    if not job.settings.metrics or not lacking(job.settings, row):
         return False
     before = copy.deepcopy(row)
-    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config)
     models = [who for who in row["models"] if who != "real"]
-    prompts = evaluation_prompts(cfg)[0]
-    with memory_advice("metrics", cfg):
-        measure_into(cfg, row, models, teacher.fingerprint(), prompts, folder, pick_device(cfg.device))
+    with memory_advice("metrics", job.settings):
+        measure_into(job, row, models, job.teacher.fingerprint())
     return before != row
 
 
@@ -135,8 +123,8 @@ def kept_student(teacher: Any, folder: Path) -> Any:
         raise InputError(f"{folder} is damaged ({told}); delete it and the student is trained anew.") from error
 
 
-def compute(cfg: DictConfig, folder: Path, prepared: Prepared, tracker: Any) -> Callable[[], dict[str, Any]]:
-    """The stages of a job that its processes share; each finds what an interrupted run has left in `folder` and goes on there.
+def compute(job: Job, tracker: Any) -> Callable[[], dict[str, Any]]:
+    """The stages of a job that its processes share; each finds what an interrupted run has left and goes on there.
 
     tracker: the job's W&B run, or None. Returns what is left for one process to do: measure speeds, draw, put the row together.
     """
@@ -144,35 +132,31 @@ def compute(cfg: DictConfig, folder: Path, prepared: Prepared, tracker: Any) -> 
     from common.runtime.collectives import barrier, on_first
     from common.training.fit import drop_checkpoints
     from experiments.evaluation.evaluate import evaluate
+    from experiments.evaluation.models import Models
+    from experiments.evaluation.real_features import Reference
     from experiments.job.planning import make_plans, prune
     from experiments.job.result_row import result_row
-    from experiments.shared.tensor_cache import cache_folder
     from experiments.sweeps.wandb_run import loggers
     from experiments.training.train_student import train_student
 
-    teacher, method, prompts = prepared.teacher, prepared.method, prepared.prompts
-    seconds = dict(prepared.seconds)
-    cache = cache_folder(cfg)
-    with stage("scoring", seconds, cfg):
-        plans = make_plans(cfg, teacher, method, folder, cache)
-    models = {"teacher": teacher, "pruned": prune(cfg, teacher, plans)}
-    trains = bool(cfg.distill.steps or ("autoencoder" in plans and cfg.distill.autoencoder.steps))
-    with stage("distilling", seconds, cfg):
+    teacher, distill, folder = job.teacher, job.settings.distill, job.folder
+    with job.stage("scoring"):
+        plans = make_plans(job)
+    models = Models(teacher, prune(job, plans))
+    reference = Reference(job, job.settings.evaluation.split)
+    trains = bool(distill.steps or ("autoencoder" in plans and distill.autoencoder.steps))
+    with job.stage("distilling"):
         if not on_first(lambda: (folder / "student" / "model_index.json").is_file()):
-            student = models["pruned"]
-            if trains:
-                work = folder / "distill"
-                student = train_student(cfg, teacher, student, plans, method, prompts[0], work, cache, loggers(tracker))
+            student = train_student(job, models.pruned, plans, reference, loggers(tracker)) if trains else models.pruned
             on_first(lambda: save_student(teacher, student, folder / "student"))
         on_first(lambda: drop_checkpoints(folder / "distill"))  # of a run that was killed before it came to this, too
         if trains:
-            models["distilled"] = kept_student(teacher, folder / "student").to(teacher.device)
-    with stage("measuring", seconds, cfg):
-        metrics, images = evaluate(cfg, models, prompts, folder / "samples", cache)
+            models = replace(models, distilled=kept_student(teacher, folder / "student").to(job.device))
+    with job.stage("measuring"):
+        metrics, images = evaluate(job, models, reference, folder / "samples")
         by_steps = {}
-        for steps in cfg.evaluation.more_steps:
-            changed = OmegaConf.merge(cfg, {"evaluation": {"steps": steps}})
-            by_steps[str(steps)], _ = evaluate(changed, models, prompts, folder / "samples" / f"steps={steps}", cache)
+        for steps in job.settings.evaluation.more_steps:
+            changed, place = job.with_evaluation(steps=steps), folder / "samples" / f"steps={steps}"
+            by_steps[str(steps)], _ = evaluate(changed, models, reference, place)
     barrier()  # no other process computes while speeds are measured
-    found = {"models": metrics, "by_steps": by_steps, "seconds": seconds}
-    return lambda: result_row(cfg, folder, tracker, models, plans, prompts, images, found)
+    return lambda: result_row(job, tracker, models, plans, images, {"models": metrics, "by_steps": by_steps})

@@ -5,59 +5,60 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from common.errors import InputError
+from common.models.latent_diffusion import Teacher
+from common.pruning.plan import Plan
+from common.scoring.calibration import Calibration
+from experiments.shared.job import Job
 
 
-def training_order(cfg: DictConfig, data: Any) -> list[int]:
+def training_order(job: Job) -> list[int]:
     """A seeded order of the training images, from whose start calibration takes its rows."""
     import torch
 
     from common.runtime.seeding import generator_for
 
-    return torch.randperm(len(data), generator=generator_for(cfg.calibration.seed, 4)).tolist()
+    return torch.randperm(len(job.data("train")), generator=generator_for(job.settings.calibration.seed, 4)).tolist()
 
 
-def calibrate(cfg: DictConfig, teacher: Any, cache: Path) -> Any:
+def calibrate(job: Job) -> Calibration:
     """The calibration set: a seeded draw of training captions (no captions for unconditional models), and training rows."""
-    import hydra
-
     from common.diffusion.sampling import with_guidance
     from common.scoring.calibration import build_calibration
     from experiments.evaluation.alignment import CaptionAlignment
     from experiments.training.cached_latents import check_captions
 
-    settings = OmegaConf.to_container(cfg.calibration, resolve=True)
-    data_rows = settings.pop("data_rows")
-    data = hydra.utils.instantiate(cfg.task.data, split="train")
-    order = training_order(cfg, data)
+    settings, teacher, data, order = job.settings.calibration, job.teacher, job.data("train"), training_order(job)
     captioned = teacher.text_encoder is not None
-    check_captions(cfg, teacher, data)
+    check_captions(job.settings.task.name, teacher, data)
 
     def training_rows() -> tuple[Any, dict[str, Any]]:
-        chosen = order[:data_rows]
-        latents = teacher.encode_images(data.images[chosen], cfg.evaluation.batch_size).to(teacher.device)
+        chosen = order[: settings.data_rows]
+        latents = teacher.encode_images(data.images[chosen], job.settings.evaluation.batch_size).to(teacher.device)
         return latents, teacher.encode_captions([data.captions[i] for i in chosen]) if captioned else {}
 
-    chosen = order[: settings["num_conditions"]] if captioned else []
+    chosen = order[: settings.num_conditions] if captioned else []
     named = captioned and data.names is not None
-    settings["num_conditions"] = len(chosen) or 1  # without captions one implicit condition (LD-Pruner, section 2.4)
+    conditioned = len(chosen) or 1  # without captions one implicit condition (LD-Pruner, section 2.4)
     conditions = teacher.encode_captions([data.captions[i] for i in chosen]) if captioned else {}
     return build_calibration(
-        with_guidance(teacher.denoiser, conditions, settings["guidance_scale"]),
+        with_guidance(teacher.denoiser, conditions, settings.guidance_scale),
         teacher.empty_condition(),
         teacher.latent_shape,
         teacher.scheduler,
-        **settings,
+        num_conditions=conditioned,
+        samples=settings.samples,
+        steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        seed=settings.seed,
         data=functools.cache(training_rows),
-        alignment=CaptionAlignment(cfg, teacher, [data.names[i] for i in chosen], cache) if named else None,
-    )
+        alignment=CaptionAlignment(job, teacher, [data.names[i] for i in chosen]) if named else None,
+    ).to(teacher.device)
 
 
-def kept_plan(folder: Path, teacher: Any, make: Callable[[], Any]) -> Any:
+def kept_plan(folder: Path, teacher: Teacher, make: Callable[[], Plan]) -> Plan:
     """The plan in `folder`, made when it is not there; InputError when it is of another teacher."""
-    from common.pruning.plan import PLAN_FILE, Plan
+    from common.pruning.plan import PLAN_FILE
     from common.runtime.collectives import on_first
 
     if not on_first(lambda: (folder / PLAN_FILE).is_file()):
@@ -69,45 +70,43 @@ def kept_plan(folder: Path, teacher: Any, make: Callable[[], Any]) -> Any:
     return plan
 
 
-def make_plans(cfg: DictConfig, teacher: Any, method: Any, folder: Path, cache: Path) -> dict[str, Any]:
+def make_plans(job: Job) -> dict[str, Plan]:
     """The plan of each part that is pruned: the denoiser's, and the autoencoder's where the method prunes it."""
-    import hydra
-
     from common.runtime.collectives import first_enters
     from common.runtime.content import content_name
     from common.runtime.locks import locked
-    from experiments.shared.precision import inference_autocast, precision_suffix
+    from experiments.shared.precision import precision_suffix
 
-    calibration = calibrate(cfg, teacher, cache).to(teacher.device)
+    teacher, method, folder, calibration = job.teacher, job.method, job.folder, calibrate(job)
     known = teacher.fingerprint()
-    scores = cache / f"scores{precision_suffix(cfg)}"
+    scores = job.cache / f"scores{precision_suffix(job.settings.inference_precision)}"
 
-    def denoiser_plan() -> Any:
+    def denoiser_plan() -> Plan:
         shared = scores / f".{content_name(type(method).__name__, known)}.lock"  # by the jobs whose scores may be the same
         lock = functools.partial(locked, shared, f"scores are being computed in {scores}")
-        with first_enters(lock), inference_autocast(cfg, teacher.device):
+        with first_enters(lock), job.autocast():
             return method.plan(teacher.denoiser, calibration, known, scores)
 
     plans = {"denoiser": kept_plan(folder / "plan", teacher, denoiser_plan)}
     if "autoencoder" in method.pruned_parts:
-        data = hydra.utils.instantiate(cfg.task.data, split="train")
-        images = data.images[training_order(cfg, data)[: cfg.calibration.data_rows]]
+        images = job.data("train").images[training_order(job)[: job.settings.calibration.data_rows]]
         plans["autoencoder"] = kept_plan(
             folder / "autoencoder_plan", teacher, lambda: method.autoencoder_plan(teacher.autoencoder, images, known)
         )
     return plans
 
 
-def prune(cfg: DictConfig, teacher: Any, plans: dict[str, Any]) -> Any:
+def prune(job: Job, plans: dict[str, Plan]) -> Teacher:
     """The pipeline with its pruned parts; init=scratch gives the denoiser random weights."""
     import torch
 
     from common.pruning.masks import apply_masks, plan_masks
     from common.pruning.plan import apply_plan, has_masks
 
+    teacher = job.teacher
     parts = {part: apply_plan(getattr(teacher, part), plan) for part, plan in plans.items()}
-    if cfg.init == "scratch":
-        torch.manual_seed(cfg.seed)
+    if job.settings.init == "scratch":
+        torch.manual_seed(job.settings.seed)
         denoiser, plan = parts["denoiser"], plans["denoiser"]
         parts["denoiser"] = type(denoiser).from_config(denoiser.config).to(teacher.device).eval()
         if has_masks(plan.edits):

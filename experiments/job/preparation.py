@@ -2,28 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
 
 from common.errors import InputError, first_line
+from common.models.latent_diffusion import Teacher
+from common.pruning.method import Method
+from experiments.shared.job import Job
 from experiments.shared.job_id import check_unchanged
-from experiments.shared.stages import stage
-
-
-@dataclass
-class Prepared:
-    """teacher: on the job's device. method: made from cfg.method. prompts: captions and names of evaluation_prompts.
-
-    seconds: what each stage of the job took so far.
-    """
-
-    teacher: Any
-    method: Any
-    prompts: tuple[list[str], list[str] | None]
-    seconds: dict[str, float]
+from experiments.shared.settings import Settings
 
 
 @contextmanager
@@ -38,71 +26,64 @@ def empty_folder_goes(folder: Path) -> Iterator[None]:
         raise
 
 
-def prepare(cfg: DictConfig, folder: Path) -> Prepared:
-    """Loads the teacher and makes the method of a job; InputError for whatever would be found wrong after long work.
+def prepare(job: Job) -> None:
+    """Loads the job's teacher and makes its method; InputError for whatever would be found wrong after long work.
 
     Nothing is written.
     """
-    seconds: dict[str, float] = {}
-    with empty_folder_goes(folder), stage("loading", seconds, cfg):
-        parts = checked_parts(cfg)
-        check_unchanged(cfg, folder)
-        return Prepared(*parts, seconds)
+    with empty_folder_goes(job.folder), job.stage("loading"):
+        check_parts(job)
+        check_unchanged(job.described, job.settings.outputs, HydraConfig.get().runtime.choices["method"], job.folder)
 
 
-def checked_parts(cfg: DictConfig) -> tuple[Any, Any, tuple[list[str], list[str] | None]]:
-    """Teacher, method and prompts."""
+def check_parts(job: Job) -> None:
+    """InputError for settings, data and teacher that do not fit each other."""
     import hydra
-    import torch
 
     from common.diffusion.noise_schedule import check_learns_from_noise
     from common.diffusion.sampling import guidance_size
-    from common.models.loading import load_teacher
-    from common.runtime.processes import check_shares, pick_device
+    from common.runtime.processes import check_shares
     from experiments.evaluation.evaluate import check_image_size
-    from experiments.evaluation.prompts import evaluation_prompts
     from experiments.shared.teacher_sound import check_sound
     from experiments.training.cached_latents import check_captions
     from experiments.training.distill_student import feature_pairs, trainer_settings
 
-    device = pick_device(cfg.device)
-    if cfg.distill.steps:
-        check_shares(cfg.distill.batch_size, "distill.batch_size")
-        trainer_settings(cfg, torch.device(device))
-    if cfg.distill.autoencoder.steps:
-        check_shares(cfg.distill.autoencoder.batch_size, "distill.autoencoder.batch_size")
-    method = hydra.utils.instantiate(cfg.method, _convert_="all")
-    for settings in cfg.metrics.values():
-        hydra.utils.instantiate(settings)
-    prompts = evaluation_prompts(cfg)
-    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config)
-    check_sound(cfg.teacher.path, cfg.task.sound, teacher.sound)
-    check_image_size(cfg, teacher)
-    if cfg.distill.steps:
+    settings, distill = job.settings, job.settings.distill
+    if distill.steps:
+        check_shares(distill.batch_size, "distill.batch_size")
+        trainer_settings(distill, job.device)
+    if distill.autoencoder.steps:
+        check_shares(distill.autoencoder.batch_size, "distill.autoencoder.batch_size")
+    for metric in settings.metrics.values():
+        hydra.utils.instantiate(metric)
+    method, _, teacher = job.method, job.prompts, job.teacher
+    check_sound(settings.teacher.path, settings.task.sound, teacher.sound)
+    check_image_size(job.evaluation_data.images, teacher)
+    if distill.steps:
         check_learns_from_noise(teacher.scheduler, guidance_size(teacher.denoiser) is not None)
-    check_captions(cfg, teacher, hydra.utils.instantiate(cfg.task.data, split="train"))
-    check_sampling(cfg, teacher)
-    check_steps(cfg, method)
-    check_method(cfg, teacher, method)
-    if cfg.distill.steps and cfg.distill.feature_weight:
-        feature_pairs(list(cfg.distill.features), teacher.denoiser, teacher.denoiser)
-    return teacher.to(device), method, prompts
+    check_captions(settings.task.name, teacher, job.data("train"))
+    check_sampling(settings, teacher)
+    check_steps(settings, method)
+    check_method(settings, teacher, method)
+    if distill.steps and distill.feature_weight:
+        feature_pairs(list(distill.features), teacher.denoiser, teacher.denoiser)
 
 
-def check_sampling(cfg: DictConfig, teacher: Any) -> None:
-    """InputError where a scheduler cannot be made of cfg.evaluation.scheduler, or has fewer steps than are asked for."""
+def check_sampling(settings: Settings, teacher: Teacher) -> None:
+    """InputError where a scheduler cannot be made of evaluation.scheduler, or has fewer steps than are asked for."""
     from common.diffusion.noise_schedule import check_noise
     from experiments.evaluation.samples import evaluation_scheduler
 
+    evaluation = settings.evaluation
     wanted = {
-        "calibration.steps": (teacher.scheduler, [cfg.calibration.steps]),
-        "evaluation.steps": (None, [cfg.evaluation.steps]),
-        "evaluation.more_steps": (None, cfg.evaluation.more_steps),
+        "calibration.steps": (teacher.scheduler, [settings.calibration.steps]),
+        "evaluation.steps": (None, [evaluation.steps]),
+        "evaluation.more_steps": (None, evaluation.more_steps),
     }
     for name, (scheduler, numbers) in wanted.items():
         for steps in numbers:
             try:
-                own = scheduler or evaluation_scheduler(cfg, teacher.scheduler)
+                own = scheduler or evaluation_scheduler(evaluation.scheduler, teacher.scheduler)
                 if scheduler is None:
                     check_noise("evaluation.scheduler", own)
                 trained = own.config.num_train_timesteps
@@ -115,19 +96,19 @@ def check_sampling(cfg: DictConfig, teacher: Any) -> None:
                 raise InputError(f"{name}={steps}: {type(own).__name__} cannot take it: {first_line(error)}.") from error
 
 
-def check_steps(cfg: DictConfig, method: Any) -> None:
+def check_steps(settings: Settings, method: Method) -> None:
     """InputError where a part would stay unpruned, because its method prunes during training and it has no steps."""
     if not method.prunes_in_training:
         return
-    given = {"denoiser": ("distill.steps", cfg.distill.steps)}
-    given["autoencoder"] = ("distill.autoencoder.steps", cfg.distill.autoencoder.steps)
+    given = {"denoiser": ("distill.steps", settings.distill.steps)}
+    given["autoencoder"] = ("distill.autoencoder.steps", settings.distill.autoencoder.steps)
     for part in method.pruned_parts:
         name, steps = given[part]
         if not steps:
             raise InputError(f"{name}=0: method.schedule=gradual prunes during training; give steps, or oneshot.")
 
 
-def check_method(cfg: DictConfig, teacher: Any, method: Any) -> None:
+def check_method(settings: Settings, teacher: Teacher, method: Method) -> None:
     """InputError for what the method's forecast finds wrong with this teacher: a k or a ratio out of reach, say."""
     import torch
 
@@ -135,4 +116,4 @@ def check_method(cfg: DictConfig, teacher: Any, method: Any) -> None:
 
     with torch.device("meta"):
         twin = type(teacher.denoiser).from_config(teacher.denoiser.config)
-    method.forecast(twin, calibration_size(cfg, teacher))
+    method.forecast(twin, calibration_size(settings.calibration, teacher))

@@ -1,25 +1,24 @@
 """The row of a finished job: costs measured, pictures drawn, everything put together."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import torch
+from torch import nn
 
+from common.pruning.plan import Plan
 from common.runtime.strict_json import read_json
-from experiments.shared.stages import stage
+from experiments.evaluation.models import Models
+from experiments.shared.job import Job
 
 
 def result_row(
-    cfg: DictConfig,
-    folder: Path,
-    tracker: Any,
-    models: dict[str, Any],
-    plans: dict[str, Any],
-    prompts: tuple[list[str], list[str] | None],
-    images: dict[str, Any],
-    found: dict[str, Any],
+    job: Job, tracker: Any, models: Models, plans: dict[str, Plan], images: dict[str, Any], found: dict[str, Any]
 ) -> dict[str, Any]:
-    """The row of a job, with costs measured and pictures drawn. found: metrics by model, by_steps, and seconds by stage."""
+    """The row of a job, with costs measured and pictures drawn. images: the first samples by model. found: `models`, metrics
+    by model, and `by_steps`.
+    """
     from experiments.evaluation.measure_cost import measure_cost
     from experiments.evaluation.paper_metrics import measure_into
     from experiments.job.sparse_student import export_sparse, masked_parts
@@ -27,61 +26,52 @@ def result_row(
     from experiments.sweeps.wandb_run import log_result, log_student
     from experiments.training.distance_curve import read_curve
 
-    teacher, last, seconds, plan = models["teacher"], list(models)[-1], found["seconds"], plans["denoiser"]
-    with stage("measuring", seconds, cfg):
-        costs = measure_cost(cfg, models, plans)
-        masked = masked_parts(models[last], plans)
+    folder, captions, plan, names = job.folder, job.prompts.captions, plans["denoiser"], list(models.by_name())
+    with job.stage("measuring"):
+        costs = measure_cost(job, models, plans)
+        masked = masked_parts(models.student, plans)
         sparse_files = export_sparse(masked, folder / "sparse")
-    with stage("drawing", seconds, cfg):
-        drawn = draw_job(cfg, folder, teacher, plans, masked, images, prompts[0])
+    with job.stage("drawing"):
+        drawn = draw_job(job, plans, masked, images)
     row = {
-        "models": {who: {**found["models"].get(who, {}), **costs.get(who, {})} for who in ("real", *models)},
+        "models": {who: {**found["models"].get(who, {}), **costs.get(who, {})} for who in ("real", *names)},
         "plan": [edit.to_dict() for edit in plan.edits],
         "reached": {name: value for name, value in plan.settings.items() if name.endswith("_reached")},
         "by_steps": found["by_steps"],
         "curve": read_curve(folder / "distill" / "curve"),
-        "protocol": protocol_of(cfg, any(prompts[0])),
-        "seconds": seconds,
-        "environment": environment(teacher.device),
+        "protocol": protocol_of(job),
+        "seconds": job.seconds,
+        "environment": environment(job.device),
     }
-    if cfg.metrics:
-        with stage("metrics", seconds, cfg):
-            measure_into(cfg, row, list(models), teacher.fingerprint(), prompts[0], folder, teacher.device)
+    if job.settings.metrics:
+        with job.stage("metrics"):
+            measure_into(job, row, names, models.teacher.fingerprint())
     if sparse_files:
-        row["models"][last]["sparse_file"] = sparse_files
+        row["models"][names[-1]]["sparse_file"] = sparse_files
     add_training(row, folder / "distill")
     if tracker is not None:
-        tracker.attempt(lambda run: log_result(run, row, plan, drawn, prompts[0]))
-        if cfg.wandb.log_student:
+        tracker.attempt(lambda run: log_result(run, row, plan, drawn, captions))
+        if job.settings.wandb.log_student:
             tracker.attempt(lambda run: log_student(run, folder / "student"))
     return row
 
 
-def draw_job(
-    cfg: DictConfig,
-    folder: Path,
-    teacher: Any,
-    plans: dict[str, Any],
-    masked: dict[str, Any],
-    images: dict[str, Any],
-    captions: list[str],
-) -> dict[str, Any]:
-    """Writes samples, plan, and scores or sparsity as pictures to `folder`, and sounds; returns the samples, upright.
+def draw_job(job: Job, plans: dict[str, Plan], masked: dict[str, nn.Module], images: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Writes samples, plan, and scores or sparsity as pictures to the job's folder, and sounds; returns the samples, upright.
 
     masked: the networks with masked weights; images: the first samples by model.
     """
-    import hydra
-
     from common.audio.wav import write_sounds
     from common.diffusion.images import upright
     from experiments.job.sparse_student import draw_sparsity
     from experiments.reporting.job_report import draw_samples, draw_scores
     from experiments.reporting.plan_picture import draw_plan
 
-    if cfg.task.sound is not None:
-        write_sounds(folder / "sounds", images, hydra.utils.instantiate(cfg.task.sound))
-    drawn = {who: upright(samples, cfg.task.sound) for who, samples in images.items()}
-    draw_samples(folder / "samples.png", drawn, captions)
+    folder, teacher = job.folder, job.teacher
+    if job.sound is not None:
+        write_sounds(folder / "sounds", images, job.sound)
+    drawn = {who: upright(samples, job.sound) for who, samples in images.items()}
+    draw_samples(folder / "samples.png", drawn, job.prompts.captions)
     draw_plan(teacher.denoiser, plans["denoiser"], folder / "plan.png")
     if masked:
         draw_sparsity(masked, plans, folder / "sparsity.png")
@@ -90,17 +80,17 @@ def draw_job(
     return drawn
 
 
-def protocol_of(cfg: DictConfig, captioned: bool) -> dict[str, Any]:
+def protocol_of(job: Job) -> dict[str, Any]:
     """How the figures of a row were measured."""
     import hydra
 
     from experiments.evaluation.samples import SEEDS
 
     return {
-        "extractor": hydra.utils.get_class(cfg.task.features._target_).description,
-        **OmegaConf.to_container(cfg.evaluation, resolve=True),
-        **({} if captioned else {"guidance_scale": None}),  # nothing to guide by without captions
-        "seeds": SEEDS[cfg.evaluation.seeds],
+        "extractor": hydra.utils.get_class(job.settings.task.features["_target_"]).description,
+        **asdict(job.settings.evaluation),
+        **({} if job.prompts.captioned else {"guidance_scale": None}),  # nothing to guide by without captions
+        "seeds": SEEDS[job.settings.evaluation.seeds],
     }
 
 

@@ -52,23 +52,24 @@ def first_samples(row: Row) -> dict[str, Any]:
     from common.diffusion.images import upright
     from common.pruning.plan import PLAN_FILE, Plan
     from experiments.evaluation.samples import shared_samples
+    from experiments.shared.job import Job
     from experiments.shared.job_id import configuration_of
     from experiments.shared.tensor_cache import load_tensors
 
-    job = Path(row["path"]).parent
-    cfg = configuration_of(row["settings"], job.parents[2])
-    folders = {who: job / "samples" / who for who in row["models"]}
-    if (job / "plan" / PLAN_FILE).is_file():
-        folders["teacher"] = shared_samples(cfg, Plan.load(job / "plan").teacher, job.parents[2] / "cache")
+    folder = Path(row["path"]).parent
+    job = Job(configuration_of(row["settings"], folder.parents[2]), folder)
+    folders = {who: folder / "samples" / who for who in row["models"]}
+    if (folder / "plan" / PLAN_FILE).is_file():
+        folders["teacher"] = shared_samples(job, Plan.load(folder / "plan").teacher)
     paths = {who: folder / "000000.safetensors" for who, folder in folders.items()}
     found = {who: load_tensors(path)["images"][:FIRST] for who, path in paths.items() if path.is_file()}
-    return {who: upright(images, cfg.task.sound) for who, images in found.items()}
+    return {who: upright(images, job.sound) for who, images in found.items()}
 
 
 def draw_sheet(rows: Sequence[Row], path: Path) -> None:
     """One line of samples a student, under the teacher's; no file where no samples are left."""
-    from experiments.evaluation.prompts import evaluation_prompts
     from experiments.reporting.job_report import draw_samples
+    from experiments.shared.job import Job
     from experiments.shared.job_id import configuration_of
 
     found = [first_samples(row) for row in rows]
@@ -78,7 +79,7 @@ def draw_sheet(rows: Sequence[Row], path: Path) -> None:
             name = f"{label} {Path(row['path']).parent.name}" if label in lines else label
             lines[name] = images[student(row)]
     if lines:
-        captions = evaluation_prompts(configuration_of(rows[0]["settings"], Path(rows[0]["path"]).parents[3]))[0]
+        captions = Job(configuration_of(rows[0]["settings"], Path(rows[0]["path"]).parents[3])).prompts.captions
         draw_samples(path, lines, captions[:FIRST])
 
 

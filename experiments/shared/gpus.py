@@ -1,6 +1,6 @@
 """What GPUs can do, by their maker's data sheets.
 
-How much of it a diffusion U-Net gets is cfg.utilisation, with these reasons for its defaults:
+How much of it a diffusion U-Net gets is the setting `utilisation`, with these reasons for its defaults:
 
     half    0.15: BK-SDM-Base took about 300 h on one A100-80GB, 50,000 steps of 256 (its model card), which with images and
             captions encoded on the way, counted as in experiments/dry_run/job_stages.py, is 15 % of 312 TFLOPS; the 60 h of

@@ -12,8 +12,6 @@ have one fingerprint (the same weights in another format), and never the other w
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from common.models.hub import commit_of, is_repository
 from common.runtime.content import NOTES, PATHS, located, path_content
 from common.runtime.files import SHIPPED
@@ -44,11 +42,6 @@ def by_value(settings: Any) -> Any:
 def unordered(value: Any) -> Any:
     """A list without order and repetition; anything else as it is."""
     return sorted({str(each): each for each in value}.values(), key=str) if isinstance(value, list) else value
-
-
-def as_dict(cfg: DictConfig) -> dict[str, Any]:
-    """A group of the configuration, resolved."""
-    return OmegaConf.to_container(cfg, resolve=True)
 
 
 def identified(settings: Any, without: Path | None = None) -> Any:
@@ -86,10 +79,9 @@ def pipeline_identity(path: str, revision: str | None) -> Any:
     return {"path": path, "revision": revision} if commit is None else {"path": path, "commit": commit}
 
 
-def data_identity(cfg: DictConfig) -> dict[str, Any]:
-    """What tells the job's data from others: its settings, and the content of all its files, of both splits."""
-    settings = as_dict(cfg.task.data)
-    found = identified(settings, Path(cfg.outputs))
+def data_identity(settings: dict[str, Any], outputs: str) -> dict[str, Any]:
+    """What tells the job's data from others: task.data, and the content of all its files, of both splits."""
+    found = identified(settings, Path(outputs))
     path = settings.get("path")
     if isinstance(path, str) and located(path) is None and is_repository(path):
         commit = commit_of(path, settings.get("revision"), "dataset")

@@ -67,14 +67,15 @@ def chosen(cfg: DictConfig, group: str) -> str:
     return runtime.choices[group]
 
 
-def job_identity(cfg: DictConfig, method: str) -> dict[str, Any]:
+def job_identity(settings: dict[str, Any], outputs: str, method: str) -> dict[str, Any]:
     """What a job's name is made of (experiments/shared/identity.py): no two jobs that can differ have the same.
 
-    method: the option that was chosen of this group.
+    settings: those of job_settings. method: the option that was chosen of this group.
     """
-    settings = job_settings(cfg)
     made_of = identified({name: value for name, value in settings.items() if name not in ("teacher", "task")})
-    made_of["task"] = identified({**settings["task"], "data": None}) | {"data": data_identity(cfg)}
+    made_of["task"] = identified({**settings["task"], "data": None}) | {
+        "data": data_identity(settings["task"]["data"], outputs)
+    }
     for part in ("teacher", "method"):
         if "path" in settings[part]:
             others = {name: value for name, value in settings[part].items() if name not in ("path", "revision")}
@@ -84,17 +85,22 @@ def job_identity(cfg: DictConfig, method: str) -> dict[str, Any]:
 
 
 def job_folder(cfg: DictConfig, method: str | None = None) -> str:
-    """<task>/<method>/<eight characters of the hash of job_identity>
+    """The folder of a job below its outputs.
 
     method: the option that was chosen of this group, where Hydra cannot tell it of `cfg`.
     """
-    method = method or chosen(cfg, "method")
-    return f"{cfg.task.name}/{method.rpartition('/')[2]}/{content_name(job_identity(cfg, method))[:8]}"
+    return job_name(job_settings(cfg), cfg.outputs, method or chosen(cfg, "method"))
 
 
-def check_unchanged(cfg: DictConfig, folder: Path) -> None:
+def job_name(settings: dict[str, Any], outputs: str, method: str) -> str:
+    """<task>/<method>/<eight characters of the hash of job_identity>"""
+    identity = content_name(job_identity(settings, outputs, method))
+    return f"{settings['task']['name']}/{method.rpartition('/')[2]}/{identity[:8]}"
+
+
+def check_unchanged(settings: dict[str, Any], outputs: str, method: str, folder: Path) -> None:
     """InputError when the weights or data that the job in `folder` reads are others now than when it was named for them."""
-    now = Path(cfg.outputs, job_folder(cfg))
+    now = Path(outputs, job_name(settings, outputs, method))
     if folder.parent.resolve() == now.parent.resolve() and folder.name != now.name:
         raise InputError(f"The weights or data of {folder} have changed since this command began; run it again.")
 

@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from omegaconf import DictConfig
-
 from common.errors import InputError
+from experiments.shared.settings import Distillation, Settings
 
 PER_PASS = ("rows", "batch_size", "copies", "weight_rows")  # settings of methods: what one forward pass holds
 
@@ -19,25 +18,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and exhausted)
 
 
-def smaller(cfg: DictConfig, stage: str) -> list[str]:
+def smaller(settings: Settings, stage: str) -> list[str]:
     """The settings that make a stage need less memory, with the values they have now."""
-    at_once = cfg.evaluation.micro_batch_size or cfg.evaluation.batch_size
+    at_once = settings.evaluation.micro_batch_size or settings.evaluation.batch_size
     if stage == "scoring":
-        per_pass = [f"method.{name}={cfg.method[name]}" for name in PER_PASS if cfg.method.get(name)]
-        return [*per_pass, f"evaluation.batch_size={cfg.evaluation.batch_size}"]
+        per_pass = [f"method.{name}={settings.method[name]}" for name in PER_PASS if settings.method.get(name)]
+        return [*per_pass, f"evaluation.batch_size={settings.evaluation.batch_size}"]
     if stage == "encoding":
-        return [f"training_rows.batch_size={cfg.training_rows.batch_size}"]
-    if stage == "distilling" and "optimizer" in cfg.distill:
-        recipe = cfg.distill
+        return [f"training_rows.batch_size={settings.training_rows.batch_size}"]
+    recipe = settings.distill
+    if stage == "distilling" and isinstance(recipe, Distillation):
         return [
             f"distill.batch_size={recipe.batch_size} (with distill.accumulate={recipe.accumulate} as much larger)",
             f"distill.gradient_checkpointing={str(recipe.gradient_checkpointing).lower()}",
-            f"distill.trainer.precision={recipe.trainer.precision}",
+            f"distill.trainer.precision={recipe.trainer['precision']}",
         ]
     if stage == "measuring":
         return [f"evaluation.micro_batch_size={at_once}"]
     if stage == "metrics":
-        return [f"metrics.{name}.batch_size={each.batch_size}" for name, each in cfg.metrics.items() if "batch_size" in each]
+        return [
+            f"metrics.{name}.batch_size={each['batch_size']}" for name, each in settings.metrics.items() if "batch_size" in each
+        ]
     return []
 
 
@@ -55,14 +56,14 @@ ADVICE = {
 
 
 @contextmanager
-def memory_advice(stage: str, cfg: DictConfig) -> Iterator[None]:
+def memory_advice(stage: str, settings: Settings) -> Iterator[None]:
     """InputError naming the stage and the settings that help where memory runs out inside."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        settings = smaller(cfg, stage)
+        found = smaller(settings, stage)
         without = f"free some, or take a device with more; {GOES_ON}"
-        advice = ADVICE[stage].format(", ".join(settings)) if settings else without
+        advice = ADVICE[stage].format(", ".join(found)) if found else without
         raise InputError(f"out of memory while {DOING.get(stage, stage)}: {advice}.") from error

@@ -4,10 +4,15 @@ Groups that Hydra instantiates (`_target_`: methods, data, features, metrics, lo
 they name as their schema (common/settings.py); the others are the dataclasses here. Defaults stand in conf/ alone.
 """
 
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
+from omegaconf import DictConfig, OmegaConf
 
 from common.settings import (
     AtLeastOne,
@@ -185,7 +190,7 @@ class Settings:
     task: Task
     method: Target
     teacher: TeacherSettings
-    distill: Any
+    distill: Distillation
     budget: Any
     wandb: WeightsAndBiases | None
     metrics: dict[str, Target]
@@ -204,6 +209,13 @@ class Settings:
     evaluation: Evaluation
     saved_images: SavedImages | None
     additivity: Additivity | None = None
+
+
+@dataclass
+class SettingsWithoutTraining(Settings):
+    """With distill=none."""
+
+    distill: NoDistillation  # type: ignore[assignment]
 
 
 @dataclass
@@ -273,3 +285,33 @@ class TrainTeacher:
     autoencoder: str | None
     out: str
     work: str
+
+
+def kind_of(values: Mapping[str, Any]) -> Any:
+    """The schema of a configuration."""
+    if "teacher_training" in values:
+        return TrainTeacher
+    distill = values.get("distill")
+    return SettingsWithoutTraining if isinstance(distill, Mapping) and "optimizer" not in distill else Settings
+
+
+def typed_settings(cfg: DictConfig) -> Any:
+    """A configuration as an instance of its schema; Hydra's own part is left out.
+
+    experiments.shared.settings_check has checked it; nothing is checked here. What is missing is None: a result row holds only
+    what makes up its job.
+    """
+    own = OmegaConf.masked_copy(cfg, [name for name in cfg if name != "hydra"])
+    values = OmegaConf.to_container(own, resolve=True)
+    return typed(values, kind_of(values))
+
+
+def typed(value: Any, kind: Any) -> Any:
+    """`value` as an annotation says: groups of settings as dataclasses, lists as tuples; anything else as it is."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        kind = next((each for each in typing.get_args(kind) if dataclasses.is_dataclass(each)), None)
+    if isinstance(value, list):
+        return tuple(value)
+    if not dataclasses.is_dataclass(kind) or not isinstance(value, Mapping):
+        return value
+    return kind(**{name: typed(value.get(name), annotation) for name, annotation in typing.get_type_hints(kind).items()})

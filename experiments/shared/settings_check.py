@@ -22,7 +22,7 @@ from common.settings import (
     normalize,
 )
 from experiments.shared.command_line import ending
-from experiments.shared.settings import Distillation, NoDistillation, Settings, Trainer, TrainTeacher
+from experiments.shared.settings import Trainer, kind_of
 
 DECIDED = (  # arguments of lightning.Trainer that other settings, or the project, decide
     *("accumulate_grad_batches", "callbacks", "default_root_dir", "enable_checkpointing", "enable_model_summary"),
@@ -54,10 +54,7 @@ def checked_values(values: dict[str, Any]) -> dict[str, Any]:
 def checked_fields(values: dict[str, Any]) -> dict[str, Any]:
     """Each setting by itself: those of a sweep may only go together as its jobs have them."""
     values = normalize(values)
-    values = checked_call(values, TrainTeacher if "teacher_training" in values else Settings, "")
-    if "distill" in values:
-        trains = "optimizer" in values["distill"]
-        values["distill"] = checked_call(values["distill"], Distillation if trains else NoDistillation, "distill")
+    values = checked_call(values, kind_of(values), "")
     return {name: value if name == "budget" else with_checked_targets(value, name) for name, value in values.items()}
 
 

@@ -4,19 +4,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from omegaconf import DictConfig
+from common.runtime.progress import under_way
+from experiments.shared.out_of_memory import memory_advice
+from experiments.shared.settings import Settings
 
 
 @contextmanager
-def stage(name: str, seconds: dict[str, float], cfg: DictConfig) -> Iterator[None]:
+def stage(name: str, seconds: dict[str, float], settings: Settings) -> Iterator[None]:
     """Adds the time spent inside to seconds[name], and tells of the stage in a log.
 
     InputError with advice where memory does not suffice.
     """
-    from common.runtime.progress import under_way
-    from experiments.shared.out_of_memory import memory_advice
-
     started = time.perf_counter()
-    with memory_advice(name, cfg), under_way(f"stage: {name}"):
+    with memory_advice(name, settings), under_way(f"stage: {name}"):
         yield
     seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 1)

@@ -5,16 +5,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 
 from common.errors import InputError
 from common.runtime.files import write_atomically
 from common.runtime.locks import attempted, locked
-
-
-def cache_folder(cfg: DictConfig) -> Path:
-    """Where what the jobs of cfg.outputs share is kept."""
-    return Path(cfg.outputs) / "cache"
 
 
 def cached_tensors(path: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

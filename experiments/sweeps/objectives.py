@@ -1,13 +1,13 @@
 """What a sweeper that optimises is told of a job."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
-
-from omegaconf import DictConfig
 
 from common.errors import InputError
 from experiments.reporting.metric_table import METRICS
 from experiments.reporting.rows import distance_name, flat, student
+from experiments.shared.settings import Settings
 
 SPARSITY = "sparsity_(nominal|actual|zeros|weights)"
 SIZES = f"parameters|nonzero_parameters|checkpoint_bytes_fp16|{SPARSITY}"
@@ -19,28 +19,31 @@ FIGURES = re.compile(  # of a student, in any row; those of features are called 
 )
 
 
-def check_objectives(cfg: DictConfig) -> None:
-    """InputError when cfg.objectives is empty or names what no row can have: told before the job rather than after it."""
-    unknown = [name for name in cfg.objectives if not FIGURES.fullmatch(name)]
-    if unknown or not cfg.objectives:
+def check_objectives(settings: Settings) -> None:
+    """InputError when objectives is empty or names what no row can have: told before the job rather than after it."""
+    asked = list(settings.objectives)
+    unknown = [name for name in asked if not FIGURES.fullmatch(name)]
+    if unknown or not asked:
         told = f"{', '.join(unknown)} is no figure of a student" if unknown else "one at least is needed"
-        raise InputError(f"objectives={list(cfg.objectives)}: {told}; there are distance, latency_ratio, parameters, macs, …")
-    measured = {each.get(column) for each in cfg.metrics.values() for column in ("name", "fid", "kid")}
-    for name in (each.removesuffix("_spread") for each in cfg.objectives):
+        raise InputError(
+            f"objectives={list(settings.objectives)}: {told}; there are distance, latency_ratio, parameters, macs, …"
+        )
+    measured = {each.get(column) for each in settings.metrics.values() for column in ("name", "fid", "kid")}
+    for name in (each.removesuffix("_spread") for each in asked):
         if name in METRICS and METRICS[name].published and name not in measured:
-            raise InputError(f"objectives={list(cfg.objectives)}: {name} is measured where metrics=[...] asks for it.")
+            raise InputError(f"objectives={asked}: {name} is measured where metrics=[...] asks for it.")
 
 
-def objectives(cfg: DictConfig, row: dict[str, Any]) -> float | tuple[float, ...]:
-    """The student's figures named in cfg.objectives ("distance" is its Fréchet distance); a single one as a number.
+def objectives(names: Sequence[str], row: dict[str, Any]) -> float | tuple[float, ...]:
+    """The student's figures of these names ("distance" is its Fréchet distance); a single one as a number.
 
     InputError naming the figures there are.
     """
     figures = flat(row["models"][student(row)])
     figures["distance"] = figures[distance_name(row)]
     numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
-    unknown = [name for name in cfg.objectives if name not in numbers]
+    unknown = [name for name in names if name not in numbers]
     if unknown:
-        raise InputError(f"objectives={list(cfg.objectives)}: name some of {', '.join(numbers)}.")
-    values = tuple(float(numbers[name]) for name in cfg.objectives)
+        raise InputError(f"objectives={list(names)}: name some of {', '.join(numbers)}.")
+    values = tuple(float(numbers[name]) for name in names)
     return values if len(values) > 1 else values[0]

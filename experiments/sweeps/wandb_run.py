@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
 from common.errors import InputError
 from common.pruning.plan import Plan
 from common.runtime.processes import is_first
 from experiments.reporting.rows import Row, flat, metric_names, student
-from experiments.shared.job_id import job_settings
+from experiments.shared.job import Job
+from experiments.shared.settings import WeightsAndBiases
 from experiments.sweeps.sweep import sweep_folder
 
 STEP = "trainer/global_step"
@@ -52,12 +52,12 @@ def in_short(error: BaseException) -> str:
 
 
 @contextmanager
-def tracking(cfg: DictConfig, folder: Path) -> Iterator[Tracker | None]:
-    """The run of the job in `folder`, in the group of its sweep, ended as the job ends.
+def tracking(job: Job) -> Iterator[Tracker | None]:
+    """The run of the job, in the group of its sweep, ended as the job ends.
 
     None with logging=none or a mode of "disabled", where no run can begin, and in all but the first of the processes of a job.
     """
-    run = None if cfg.wandb is None or not is_first() else start_run(cfg, folder)
+    run = None if job.settings.wandb is None or not is_first() else start_run(job, job.settings.wandb)
     if run is None:
         yield None
         return
@@ -72,7 +72,7 @@ def tracking(cfg: DictConfig, folder: Path) -> Iterator[Tracker | None]:
 
 
 def pick_mode(mode: str, timeout: float) -> str:
-    """cfg.wandb.mode with "auto" resolved: see conf/logging/wandb.yaml."""
+    """wandb.mode with "auto" resolved: see conf/logging/wandb.yaml."""
     if mode not in ("auto", *MODES):
         raise InputError(f"wandb.mode={mode!r} is none of auto, {', '.join(MODES)}.")
     if mode != "auto":
@@ -96,15 +96,15 @@ def pick_mode(mode: str, timeout: float) -> str:
         return "offline"
 
 
-def start_run(cfg: DictConfig, folder: Path) -> Any:
+def start_run(job: Job, settings: WeightsAndBiases) -> Any:
     """A run named after the job's folder, or None; offline where the server does not answer."""
     os.environ.setdefault("WANDB_SILENT", "true")
-    mode = pick_mode(cfg.wandb.mode, cfg.wandb.timeout)
+    mode = pick_mode(settings.mode, settings.timeout)
     if mode == "disabled":
         return None
-    place = Path(cfg.wandb.dir or folder)
+    place = Path(settings.dir or job.folder)
     try:
-        return begun_run(cfg, folder, place, mode)
+        return begun_run(job, settings, place, mode)
     except Exception as error:
         if mode == "offline":
             tell(f"W&B cannot begin a run ({in_short(error)}); the job goes on without")
@@ -112,29 +112,29 @@ def start_run(cfg: DictConfig, folder: Path) -> Any:
         os.environ["WANDB_MODE"] = "offline"
         tell(f"W&B does not answer ({in_short(error)}); going on offline, to send later: wandb sync {place}/wandb/*")
     try:
-        return begun_run(cfg, folder, place, "offline", again=True)
+        return begun_run(job, settings, place, "offline", again=True)
     except Exception as error:
         tell(f"W&B cannot begin a run offline either ({in_short(error)}); the job goes on without")
         return None
 
 
-def begun_run(cfg: DictConfig, folder: Path, place: Path, mode: str, again: bool = False) -> Any:
+def begun_run(job: Job, settings: WeightsAndBiases, place: Path, mode: str, again: bool = False) -> Any:
     """A run in the folder `place`. again: another could not begin, by which the id stays taken."""
     import wandb
 
-    sweep, method = sweep_folder(), folder.parent.name
+    sweep, method, name = sweep_folder(), job.folder.parent.name, job.folder.name
     about = {
-        "project": cfg.wandb.project,
-        "entity": cfg.wandb.entity,
+        "project": settings.project,
+        "entity": settings.entity,
         "dir": place,
-        "config": job_settings(cfg),
-        **({} if again else {"id": f"{cfg.task.name}-{method}-{folder.name}", "resume": "allow"}),
+        "config": job.described,
+        **({} if again else {"id": f"{job.settings.task.name}-{method}-{name}", "resume": "allow"}),
     }
-    own = {"name": f"{method} {folder.name}", "group": None if sweep is None else sweep.name, "job_type": method}
+    own = {"name": f"{method} {name}", "group": None if sweep is None else sweep.name, "job_type": method}
     about |= {name: value for name, value in own.items() if not os.environ.get(VARIABLES[name])}
     place.mkdir(parents=True, exist_ok=True)
-    settings = {"silent": True, "console": "off", "init_timeout": cfg.wandb.timeout, "finish_timeout": cfg.wandb.timeout}
-    known = {name: value for name, value in settings.items() if name in wandb.Settings.model_fields}
+    quiet = {"silent": True, "console": "off", "init_timeout": settings.timeout, "finish_timeout": settings.timeout}
+    known = {name: value for name, value in quiet.items() if name in wandb.Settings.model_fields}
     run = wandb.init(**about, mode=mode, settings=wandb.Settings(**known))
     run.define_metric(STEP)
     run.define_metric("sampling/steps")

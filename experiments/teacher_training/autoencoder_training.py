@@ -1,10 +1,10 @@
 """Trains a teacher's autoencoder: pixels to latents and back."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from common.cost.macs import count_parameters
@@ -14,42 +14,43 @@ from common.models.saving import save_whole
 from common.training.batches import TensorRows
 from common.training.fit import fit
 from common.training.schedules import scheduler as learning_rate
+from experiments.shared.settings import TrainTeacher
 
 
-def train_autoencoder(cfg: DictConfig, images: torch.Tensor, work: Path) -> nn.Module:
-    """The trained autoencoder with normalised latents, from `work` if it is there; as it is in the folder cfg.autoencoder."""
-    settings = cfg.teacher_training.autoencoder
-    kind = hydra.utils.get_class(settings.network._target_)
+def train_autoencoder(training: TrainTeacher, images: torch.Tensor, work: Path) -> nn.Module:
+    """The trained autoencoder with normalised latents, from `work` if it is there; as it is in training.autoencoder."""
+    settings = training.teacher_training.autoencoder
+    kind = hydra.utils.get_class(settings.network["_target_"])
     finished = work / settings.part
-    if cfg.autoencoder is not None:
-        finished = Path(cfg.autoencoder) / settings.part
+    if training.autoencoder is not None:
+        finished = Path(training.autoencoder) / settings.part
         if not (finished / "config.json").is_file():
-            raise InputError(f"autoencoder={cfg.autoencoder}: {finished} holds no autoencoder.")
+            raise InputError(f"autoencoder={training.autoencoder}: {finished} holds no autoencoder.")
     elif not (finished / "config.json").is_file():
-        torch.manual_seed(cfg.seed)
-        if cfg.start is None:
+        torch.manual_seed(training.seed)
+        if training.start is None:
             autoencoder = hydra.utils.instantiate(settings.network, _convert_="all")
             if settings.initial is not None:
                 taken = take_equal_weights(autoencoder, Path(settings.initial))
                 print(f"autoencoder: {taken:.0%} of its parameters start as those of {settings.initial}", flush=True)
         else:
-            autoencoder = kind.from_pretrained(Path(cfg.start) / settings.part, torch_dtype=torch.float32)
+            autoencoder = kind.from_pretrained(Path(training.start) / settings.part, torch_dtype=torch.float32)
         module = hydra.utils.instantiate(settings.objective)(
             autoencoder.train(),
             hydra.utils.instantiate(settings.optimizer),
-            learning_rate(**settings.schedule, steps=settings.steps),
-            seed=cfg.seed,
+            learning_rate(**asdict(settings.schedule), steps=settings.steps),
+            seed=training.seed,
         )
         fit(
             module,
             TensorRows(images=images),
             steps=settings.steps,
             batch_size=settings.batch_size,
-            seed=cfg.seed,
+            seed=training.seed,
             folder=work / "autoencoder",
             description="autoencoder",
-            checkpoint_every=cfg.teacher_training.checkpoint_every,
-            trainer=OmegaConf.to_container(cfg.teacher_training.trainer),
+            checkpoint_every=training.teacher_training.checkpoint_every,
+            trainer=training.teacher_training.trainer,
         )
         autoencoder = autoencoder.cpu().eval()
         module.normalize_latents(encode_images(autoencoder, images))

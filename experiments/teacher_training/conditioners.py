@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
 from common.diffusion.sampling import Conditions
+from experiments.shared.settings import TrainedTextEncoder
 from experiments.teacher_training.text_encoder import build_text_encoder, train_tokenizer
 
 
@@ -43,7 +43,7 @@ class Unconditional:
 class Captions(Unconditional):
     """A small CLIP text model and the tokenizer learnt from the captions."""
 
-    def __init__(self, settings: DictConfig, captions: list[str], start: Path | None, work: Path):
+    def __init__(self, settings: TrainedTextEncoder, captions: list[str], start: Path | None, work: Path):
         from transformers import CLIPTextModel, CLIPTokenizer
 
         self.captions = captions
@@ -85,6 +85,6 @@ class Captions(Unconditional):
         return {"encoder_hidden_states": states[:-1]}, {"encoder_hidden_states": states[-1:]}
 
 
-def conditioner(settings: DictConfig | None, data: Any, start: Path | None, work: Path) -> Unconditional:
+def conditioner(settings: TrainedTextEncoder | None, data: Any, start: Path | None, work: Path) -> Unconditional:
     """Captions where the configuration has a text encoder, else nothing."""
     return Unconditional() if settings is None else Captions(settings, data.captions, start, work)

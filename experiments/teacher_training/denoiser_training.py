@@ -2,13 +2,13 @@
 
 import json
 from collections import deque
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import hydra
 import lightning as L
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from common.diffusion.images import save_grid, upright
@@ -18,6 +18,7 @@ from common.training.distillation import DenoiserTraining
 from common.training.fit import ExponentialAverage, fit
 from common.training.schedules import scheduler as learning_rate
 from experiments.evaluation.layer_effects import summary, what_layers_do
+from experiments.shared.settings import TrainTeacher
 from experiments.teacher_training.conditioners import Unconditional, conditioner
 from experiments.teacher_training.initial_weights import rescale_initial_weights
 
@@ -42,29 +43,31 @@ class SampleSheets(L.Callback):
 
 
 def train_denoiser(
-    cfg: DictConfig, latents: torch.Tensor, data: Any, autoencoder: nn.Module, work: Path
+    training: TrainTeacher, latents: torch.Tensor, data: Any, autoencoder: nn.Module, work: Path
 ) -> tuple[dict[str, Any], float | None]:
     """The pipeline's parts beside the autoencoder (averaged weights), and the mean loss of the last 200 steps.
 
     `data`: the training set behind the rows of `latents`, for its captions where the teacher has a text encoder.
     """
-    settings = cfg.teacher_training.denoiser
-    start = None if cfg.start is None else Path(cfg.start)
-    torch.manual_seed(cfg.seed)
-    condition = conditioner(cfg.teacher_training.text_encoder, data, start, work)
+    settings = training.teacher_training.denoiser
+    start = None if training.start is None else Path(training.start)
+    torch.manual_seed(training.seed)
+    condition = conditioner(training.teacher_training.text_encoder, data, start, work)
     if start is None:
         denoiser = hydra.utils.instantiate(settings.network, _convert_="all")
-        rescale_initial_weights(denoiser, **settings.initial_weights)
+        rescale_initial_weights(denoiser, **asdict(settings.initial_weights))
     else:
-        denoiser = hydra.utils.get_class(settings.network._target_).from_pretrained(start / "unet", torch_dtype=torch.float32)
+        denoiser = hydra.utils.get_class(settings.network["_target_"]).from_pretrained(
+            start / "unet", torch_dtype=torch.float32
+        )
     networks = nn.ModuleList([denoiser, *condition.networks()]).train()
     scheduler = hydra.utils.instantiate(settings.scheduler)
     module = DenoiserTraining(
         denoiser,
         scheduler,
         hydra.utils.instantiate(settings.optimizer),
-        learning_rate(**settings.schedule, steps=settings.steps),
-        cfg.seed,
+        learning_rate(**asdict(settings.schedule), steps=settings.steps),
+        training.seed,
         condition_dropout=settings.condition_dropout,
         **condition.options(),
     )
@@ -72,7 +75,7 @@ def train_denoiser(
     chosen = torch.arange(min(ROWS, len(latents))) * len(latents) // min(ROWS, len(latents))
 
     def look(step: int) -> None:
-        write_sample_sheet(cfg, denoiser, condition, scheduler, autoencoder, work / f"samples_{step:06d}.png")
+        write_sample_sheet(training, denoiser, condition, scheduler, autoencoder, work / f"samples_{step:06d}.png")
         networks.eval()
         losses = what_layers_do(denoiser, scheduler, latents[chosen], condition.rows(chosen))
         networks.train()
@@ -81,29 +84,29 @@ def train_denoiser(
             handle.write(json.dumps(told) + "\n")
         print(f"step {step}: loss {told['loss']:.4f}; {summary(denoiser, losses)}", flush=True)
 
-    sheets = SampleSheets(average, cfg.teacher_training.sample_every, look)
+    sheets = SampleSheets(average, training.teacher_training.sample_every, look)
     fit(
         module,
         TensorRows(latents=latents, **condition.columns()),
         steps=settings.steps,
         batch_size=settings.batch_size,
-        seed=cfg.seed,
+        seed=training.seed,
         folder=work / "denoiser",
         description="denoiser",
-        checkpoint_every=cfg.teacher_training.checkpoint_every,
-        trainer=OmegaConf.to_container(cfg.teacher_training.trainer),
+        checkpoint_every=training.teacher_training.checkpoint_every,
+        trainer=training.teacher_training.trainer,
         callbacks=[average, sheets],
     )
     average.copy_to_network()
     networks.eval()
-    write_sample_sheet(cfg, denoiser, condition, scheduler, autoencoder, work / "samples.png")
+    write_sample_sheet(training, denoiser, condition, scheduler, autoencoder, work / "samples.png")
     last_loss = sum(sheets.losses) / len(sheets.losses) if sheets.losses else None
     return {"unet": denoiser, "scheduler": scheduler, **condition.parts()}, last_loss
 
 
 @torch.no_grad()
 def write_sample_sheet(
-    cfg: DictConfig,
+    training: TrainTeacher,
     denoiser: nn.Module,
     condition: Unconditional,
     scheduler: Any,
@@ -111,13 +114,13 @@ def write_sample_sheet(
     path: Path,
 ) -> None:
     """Samples for the condition's examples, eight a row, sample i from seed i."""
-    settings = cfg.teacher_training
+    settings = training.teacher_training
     conditions, empty = condition.examples(SHEET)
     count = min((len(value) for value in conditions.values()), default=SHEET)
     latents = sample_latents(
         denoiser,
         scheduler,
-        (settings.denoiser.network.in_channels, *[settings.denoiser.network.sample_size] * 2),
+        (settings.denoiser.network["in_channels"], *[settings.denoiser.network["sample_size"]] * 2),
         list(range(count)),
         conditions,
         empty,
@@ -125,4 +128,4 @@ def write_sample_sheet(
         settings.guidance_scale,
         batch_size=SHEET,
     )
-    save_grid(upright(autoencoder.decode(latents).sample, cfg.task.sound), path, columns=8)
+    save_grid(upright(autoencoder.decode(latents).sample, training.task.sound), path, columns=8)

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
-from omegaconf import DictConfig
 
 from common.data.lazy_images import subset
 from common.data.shards import Shard, fill_shards, list_shards, open_columns, unsound
@@ -14,29 +12,29 @@ from common.models.latent_diffusion import Teacher
 from common.runtime.collectives import on_first
 from common.runtime.content import content_name
 from common.training.batches import MirroredRows, TensorRows
-from experiments.shared.identity import data_identity
+from experiments.shared.job import Job
 from experiments.shared.out_of_memory import memory_advice
+from experiments.shared.settings import TrainingRows
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def check_captions(cfg: DictConfig, teacher: Teacher, data: Any) -> None:
-    """InputError when the teacher takes captions and the data has none."""
+def check_captions(task: str, teacher: Teacher, data: Any) -> None:
+    """InputError when the teacher takes captions and the data of the task has none."""
     if teacher.text_encoder is not None and not hasattr(data, "captions"):
-        raise InputError(f"The teacher {teacher.name} takes captions, and the data of task={cfg.task.name} has none.")
+        raise InputError(f"The teacher {teacher.name} takes captions, and the data of task={task} has none.")
 
 
-def row_shards(cfg: DictConfig, teacher: Teacher, data: Any, cache: Path) -> list[Shard]:
+def row_shards(job: Job, teacher: Teacher, folder: Path) -> list[Shard]:
     """The files of the training rows: their folder is named for the teacher, the data and what they hold."""
-    settings = cfg.training_rows
-    held = {name: settings[name] for name in ("dtype", "flip", "rows_per_shard")}
-    name = content_name("training rows", teacher.fingerprint(), data_identity(cfg), len(data), held)
-    return list_shards(cache / f"rows-{name}", len(data), settings.rows_per_shard)
+    settings, count = job.settings.training_rows, len(job.data("train"))
+    held = {name: getattr(settings, name) for name in ("dtype", "flip", "rows_per_shard")}
+    name = content_name("training rows", teacher.fingerprint(), job.data_identity, count, held)
+    return list_shards(folder / f"rows-{name}", count, settings.rows_per_shard)
 
 
-def encode_rows(cfg: DictConfig, teacher: Teacher, data: Any, rows: range, advance: Any) -> dict[str, torch.Tensor]:
+def encode_rows(settings: TrainingRows, teacher: Teacher, data: Any, rows: range, advance: Any) -> dict[str, torch.Tensor]:
     """Columns of some training rows: `latents`, the conditions of their captions, and with flip `mirrored` latents."""
-    settings = cfg.training_rows
     latents, mirrored = [], []
     for images in subset(data.images, slice(rows.start, rows.stop), settings.workers).split(settings.batch_size):
         latents.append(teacher.encode_images(images, settings.batch_size))
@@ -69,24 +67,24 @@ def check_latents(latents: torch.Tensor, teacher: Teacher) -> None:
         raise InputError(f"The data set's images become {made} latents, the teacher's are {wanted}: give images of {size}.")
 
 
-def training_rows(cfg: DictConfig, teacher: Teacher, cache: Path) -> TensorRows:
-    """Latents and conditions of the training images, by cfg.training_rows in shards below `cache` (common/data/shards.py).
+def training_rows(job: Job, teacher: Teacher, folder: Path) -> TensorRows:
+    """Latents and conditions of the training images, by training_rows in shards below `folder` (common/data/shards.py).
 
     What an earlier or another running process has computed is kept. With flip, a batch holds the latents of the mirrored image
     in half of the cases (BK-SDM's random horizontal flip), and the captions' conditions are stored once.
     """
     from common.runtime.progress import progress_bar
 
-    data = hydra.utils.instantiate(cfg.task.data, split="train")
-    check_captions(cfg, teacher, data)
-    shards = row_shards(cfg, teacher, data, cache)
-    waiting = on_first(lambda: unsound(shards, cfg.training_rows.verify))
+    data, settings = job.data("train"), job.settings.training_rows
+    check_captions(job.settings.task.name, teacher, data)
+    shards = row_shards(job, teacher, folder)
+    waiting = on_first(lambda: unsound(shards, settings.verify))
     if waiting:
         left = sum(len(shard.rows) for shard in waiting)
         bar_of_all = progress_bar("encoding images", len(data), done=len(data) - left)
-        with memory_advice("encoding", cfg), bar_of_all as bar:
-            fill_shards(waiting, lambda rows: encode_rows(cfg, teacher, data, rows, bar.advance), bar.advance)
+        with memory_advice("encoding", job.settings), bar_of_all as bar:
+            fill_shards(waiting, lambda rows: encode_rows(settings, teacher, data, rows, bar.advance), bar.advance)
     columns = open_columns(shards)
-    if cfg.training_rows.flip:
-        return MirroredRows(columns.pop("mirrored"), cfg.seed, **columns)
+    if settings.flip:
+        return MirroredRows(columns.pop("mirrored"), job.settings.seed, **columns)
     return TensorRows(**columns)

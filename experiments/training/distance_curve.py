@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from omegaconf import DictConfig
 
 from common.models.latent_diffusion import Teacher
 from common.pruning.pruning_callback import PruningCallback
@@ -18,10 +17,11 @@ from common.training.fit import ExponentialAverage
 from experiments.evaluation.paper_metrics import measure
 from experiments.evaluation.real_features import Reference
 from experiments.evaluation.samples import sampled_batches
+from experiments.shared.job import Job
 
 
 class DistanceCurve(L.Callback):
-    """Every cfg.evaluation.every optimiser steps: samples of the job's protocol from the student, distances and cfg.metrics.
+    """Every evaluation.every optimiser steps: samples of the job's protocol from the student, distances and metrics.
 
     Written to <folder>/step=<steps>.json. What is measured is what training would end with: the average where weights are
     averaged, and `callbacks` (the method's own) have the last word. Training goes on as if nothing had been: sampling draws
@@ -30,21 +30,20 @@ class DistanceCurve(L.Callback):
 
     def __init__(
         self,
-        cfg: DictConfig,
+        job: Job,
         student: Teacher,
-        captions: list[str],
+        reference: Reference,
         folder: Path,
-        cache: Path,
         callbacks: Sequence[PruningCallback],
         average: ExponentialAverage | None,
     ):
-        self.cfg, self.student, self.captions, self.folder, self.cache = cfg, student, captions, folder, cache
+        self.job, self.student, self.reference, self.folder = job, student, reference, folder
         self.callbacks, self.average = callbacks, average
         self.measured = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         step = trainer.global_step
-        due = step > 0 and step % self.cfg.evaluation.every == 0 and step != self.measured
+        due = step > 0 and step % self.job.settings.evaluation.every == 0 and step != self.measured
         if due and step < trainer.max_steps:  # the last one is the finished student, which the job measures
             self.measured = step
             distances = self.measure()
@@ -66,9 +65,9 @@ class DistanceCurve(L.Callback):
         for callback in self.callbacks:
             callback.finish(network)
         try:
-            reference = Reference(self.cfg, self.cfg.evaluation.split, self.cache, self.student.device)
-            batches = sampled_batches(self.cfg, self.student, self.captions, reference.extractor, "on the way", scratch)
-            distances = reference.distances(torch.cat([samples["features"] for _, samples in batches]))
+            captions, extractor = self.job.prompts.captions, self.reference.extractor
+            batches = sampled_batches(self.job, self.student, captions, extractor, "on the way", scratch)
+            distances = self.reference.distances(torch.cat([samples["features"] for _, samples in batches]))
             figures = on_first(lambda: self.paper_metrics(scratch))
             return {**distances, **figures}
         finally:
@@ -79,9 +78,8 @@ class DistanceCurve(L.Callback):
             on_first(lambda: shutil.rmtree(scratch, ignore_errors=True))
 
     def paper_metrics(self, samples: Path) -> dict[str, float]:
-        """What can be had of cfg.metrics over `samples`."""
-        names, where = list(self.cfg.metrics), {"student": samples}
-        figures, _ = measure(self.cfg, names, where, self.captions, self.cache, self.student.device)
+        """What can be had of the settings' metrics over `samples`."""
+        figures, _ = measure(self.job, list(self.job.settings.metrics), {"student": samples})
         return figures["student"]
 
 

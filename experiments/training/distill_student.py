@@ -2,13 +2,13 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from common.cost.macs import probe_inputs
@@ -19,6 +19,7 @@ from common.pruning.pruned_unet import REPLACEMENTS
 from common.pruning.pruning_callback import PruningCallback
 from common.training.batches import TensorRows
 from common.training.fit import ExponentialAverage
+from experiments.shared.settings import Distillation, Settings
 
 TRAINING_PRECISIONS = {"32-true": False, "16-mixed": True, "bf16-mixed": True}  # whether matrix products are in half precision
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record them
@@ -71,8 +72,8 @@ def unread_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
     return [denoiser.get_parameter(name) for name, weight in twin.named_parameters() if weight not in read]
 
 
-def trainer_settings(cfg: DictConfig, device: torch.device, whole: bool = False) -> dict[str, Any]:
-    """Lightning's arguments: cfg.distill.trainer on the device that the teacher is on, and with the processes of this job.
+def trainer_settings(distill: Distillation, device: torch.device, whole: bool = False) -> dict[str, Any]:
+    """Lightning's arguments: distill.trainer on the device that the teacher is on, and with the processes of this job.
 
     whole: each process holds the whole network, whatever the strategy. InputError for devices and nodes, which are as many as
     processes were started, and for a precision that is unknown or that the strategy does not have.
@@ -80,18 +81,18 @@ def trainer_settings(cfg: DictConfig, device: torch.device, whole: bool = False)
     from common.runtime.processes import process_count
     from common.training.fit import parallel_settings
 
-    settings = OmegaConf.to_container(cfg.distill.trainer, resolve=True)
+    settings = dict(distill.trainer)
     for name in ("devices", "num_nodes"):
         if settings.get(name, 1) not in (1, "1", [0]):
             raise InputError(
                 f"distill.trainer.{name}={settings[name]}: a job trains with the processes that were started for it: "
                 "torchrun --nproc_per_node=<devices> --nnodes=<nodes> run.py ..."
             )
-    mode = (cfg.distill.get("compile") or {}).get("mode")
-    if mode in CUDA_GRAPHS and cfg.distill.accumulate > 1:
+    mode = (distill.compile or {}).get("mode")
+    if mode in CUDA_GRAPHS and distill.accumulate > 1:
         raise InputError(
             f"distill.compile.mode={mode} replays CUDA graphs, which overwrite the gradients that "
-            f"distill.accumulate={cfg.distill.accumulate} adds up: give max-autotune-no-cudagraphs."
+            f"distill.accumulate={distill.accumulate} adds up: give max-autotune-no-cudagraphs."
         )
     devices = [device.index or 0] if device.type == "cuda" else 1
     settings |= {"accelerator": device.type, "devices": devices}
@@ -105,7 +106,7 @@ def trainer_settings(cfg: DictConfig, device: torch.device, whole: bool = False)
 
 
 def distill(
-    cfg: DictConfig,
+    given: Settings,
     teacher: Teacher,
     student: nn.Module,
     rows: TensorRows,
@@ -114,7 +115,7 @@ def distill(
     watch: Callable[[ExponentialAverage | None], Any] | None = None,
     loggers: Sequence[Any] = (),
 ) -> nn.Module:
-    """The student after cfg.distill.steps optimiser steps on `rows`; goes on from the last checkpoint in `folder`.
+    """The student after distill.steps optimiser steps on `rows`; goes on from the last checkpoint in `folder`.
 
     callbacks: the method's own. watch: makes a callback that looks at the
     student on the way, from the average of its weights or None. loggers: Lightning's, besides the CSV file in `folder`.
@@ -125,13 +126,13 @@ def distill(
     from common.training.fsdp import gather_into
     from common.training.schedules import scheduler
 
-    settings = cfg.distill
+    settings = given.distill
     student.train().requires_grad_(True)
     for parameter in unread_parameters(student):  # no gradient reaches them, for which DDP would wait
         parameter.requires_grad_(False)
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
-    sharded = settings.trainer.strategy == "fsdp" and process_count() > 1
+    sharded = settings.trainer.get("strategy") == "fsdp" and process_count() > 1
     if sharded and (callbacks or watch):
         raise InputError(
             "distill.trainer.strategy=fsdp gives each process a part of every weight; evaluation.every, and methods that act "
@@ -142,8 +143,8 @@ def distill(
         student,
         teacher.scheduler,
         hydra.utils.instantiate(settings.optimizer),
-        scheduler(**settings.schedule, steps=settings.steps),
-        cfg.seed,
+        scheduler(**asdict(settings.schedule), steps=settings.steps),
+        given.seed,
         condition_dropout=settings.condition_dropout,
         empty_condition={name: value.cpu() for name, value in teacher.empty_condition().items()},
         task_weight=settings.task_weight,
@@ -152,7 +153,7 @@ def distill(
         feature_pairs=feature_pairs(list(settings.features), student, teacher.denoiser) if settings.feature_weight else (),
         feature_losses=hydra.utils.instantiate(settings.feature_loss),
         teacher=teacher.denoiser,
-        compile_options=OmegaConf.to_container(settings.compile) if settings.compile is not None else None,
+        compile_options=settings.compile,
     )
     average = ExponentialAverage(student, settings.ema_decay) if settings.ema_decay else None
     further = [*([average] if average else []), *([watch(average)] if watch else [])]
@@ -162,11 +163,11 @@ def distill(
         steps=settings.steps,
         batch_size=settings.batch_size,
         accumulate=settings.accumulate,
-        seed=cfg.seed,
+        seed=given.seed,
         folder=folder,
         description="distilling",
         checkpoint_every=settings.checkpoint_every,
-        trainer=trainer_settings(cfg, teacher.device),
+        trainer=trainer_settings(settings, teacher.device),
         callbacks=[*callbacks, *further],
         loggers=loggers,
     )

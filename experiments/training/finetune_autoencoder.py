@@ -1,22 +1,23 @@
 """Trains a pruned autoencoder on: reconstruction, and what its kind adds for its latents."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
 from common.training.batches import TensorRows
+from experiments.shared.settings import Settings
 from experiments.training.distill_student import trainer_settings
 
 
 def finetune_autoencoder(
-    cfg: DictConfig, autoencoder: nn.Module, images: torch.Tensor, folder: Path, callbacks: Sequence[Any]
+    given: Settings, autoencoder: nn.Module, images: torch.Tensor, folder: Path, callbacks: Sequence[Any]
 ) -> nn.Module:
-    """`autoencoder` (VQModel or AutoencoderKL) after cfg.distill.autoencoder.steps optimiser steps on uint8 images.
+    """`autoencoder` (VQModel or AutoencoderKL) after distill.autoencoder.steps optimiser steps on uint8 images.
 
     Encoder, decoder and codebook are trained. No entry of the codebook is moved for being unused, and the latents are not
     normalised anew: they stay where the denoiser knows them. Goes on from the last checkpoint in `folder`.
@@ -27,28 +28,28 @@ def finetune_autoencoder(
     from common.training.schedules import scheduler
     from common.training.vq_autoencoder import VQTraining
 
-    settings = cfg.distill.autoencoder
+    settings = given.distill.autoencoder
     autoencoder.train().requires_grad_(True)
     common = (
         autoencoder,
         hydra.utils.instantiate(settings.optimizer),
-        scheduler(**cfg.distill.schedule, steps=settings.steps),
+        scheduler(**asdict(given.distill.schedule), steps=settings.steps),
     )
     if hasattr(autoencoder, "quantize"):
         weights = {"codebook_weight": settings.codebook_weight, "spread_weight": settings.spread_weight}
-        module = VQTraining(*common, seed=cfg.seed, **weights, revive_every=None)
+        module = VQTraining(*common, seed=given.seed, **weights, revive_every=None)
     else:
-        module = KLTraining(*common, seed=cfg.seed, kl_weight=settings.kl_weight)
+        module = KLTraining(*common, seed=given.seed, kl_weight=settings.kl_weight)
     fit(
         module,
         TensorRows(images=images),
         steps=settings.steps,
         batch_size=settings.batch_size,
-        seed=cfg.seed,
+        seed=given.seed,
         folder=folder,
         description="training autoencoder",
-        checkpoint_every=cfg.distill.checkpoint_every,
-        trainer=trainer_settings(cfg, autoencoder.device, whole=True),
+        checkpoint_every=given.distill.checkpoint_every,
+        trainer=trainer_settings(given.distill, autoencoder.device, whole=True),
         callbacks=callbacks,
     )
     for callback in callbacks:

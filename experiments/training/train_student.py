@@ -3,17 +3,15 @@
 import copy
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-import hydra
-from omegaconf import DictConfig
 
 from common.models.latent_diffusion import Teacher
 from common.pruning.plan import Plan
 from common.pruning.pruning_callback import PruningCallback
 from common.runtime.collectives import on_first
 from common.runtime.files import write_json
+from experiments.evaluation.real_features import Reference
+from experiments.shared.job import Job
 from experiments.training.cached_latents import training_rows
 from experiments.training.distance_curve import DistanceCurve
 from experiments.training.distill_student import distill
@@ -23,39 +21,35 @@ REPORT = "report.json"
 
 
 def train_student(
-    cfg: DictConfig,
-    teacher: Teacher,
+    job: Job,
     pruned: Teacher,
     plans: dict[str, Plan],
-    method: Any,
-    captions: list[str],
-    folder: Path,
-    cache: Path,
+    reference: Reference,
     loggers: Sequence[Any] = (),
 ) -> Teacher:
-    """A trained copy of `pruned`; goes on from what an interrupted run has left in `folder`.
+    """A trained copy of `pruned`; goes on from what an interrupted run has left in the job's folder.
 
-    A part of 0 steps stays as it is. What the callbacks of a part report is in <folder>/report.json.
-    plans: of the parts that are pruned ("denoiser", "autoencoder"). method: its training_callbacks act in the training of each
-    part. captions: of the samples measured on the way (evaluation.every).
-    loggers: Lightning's, for the training of the denoiser.
+    A part of 0 steps stays as it is. The method's callbacks act in the training of each part; what they report is in
+    distill/report.json. plans: of the parts that are pruned ("denoiser", "autoencoder"). reference: what samples are compared
+    with on the way (evaluation.every). loggers: Lightning's, for the training of the denoiser.
     """
+    settings, teacher, folder = job.settings, job.teacher, job.folder / "distill"
     student = pruned.with_parts(**{part: copy.deepcopy(getattr(pruned, part)) for part in plans})
-    encoder, rows_folder = teacher, cache
+    encoder, rows_folder = teacher, job.cache
     reports: dict[str, dict[str, Any]] = {}
     if "autoencoder" in plans:
         encoder, rows_folder = student, folder
-        if cfg.distill.autoencoder.steps:
-            images = hydra.utils.instantiate(cfg.task.data, split="train").images
-            callbacks = method.training_callbacks(student.autoencoder, plans["autoencoder"])
-            finetune_autoencoder(cfg, student.autoencoder, images, folder / "autoencoder", callbacks)
+        if settings.distill.autoencoder.steps:
+            images = job.data("train").images
+            callbacks = job.method.training_callbacks(student.autoencoder, plans["autoencoder"])
+            finetune_autoencoder(settings, student.autoencoder, images, folder / "autoencoder", callbacks)
             reports["autoencoder"] = reports_of(callbacks)
-    if cfg.distill.steps:
-        rows = training_rows(cfg, encoder, rows_folder)
-        callbacks = method.training_callbacks(student.denoiser, plans["denoiser"])
-        watch = partial(DistanceCurve, cfg, student, captions, folder / "curve", cache, callbacks)
-        watch = watch if cfg.evaluation.every else None
-        trained = distill(cfg, teacher, student.denoiser, rows, folder, callbacks, watch, loggers)
+    if settings.distill.steps:
+        rows = training_rows(job, encoder, rows_folder)
+        callbacks = job.method.training_callbacks(student.denoiser, plans["denoiser"])
+        watch = partial(DistanceCurve, job, student, reference, folder / "curve", callbacks)
+        watch = watch if settings.evaluation.every else None
+        trained = distill(settings, teacher, student.denoiser, rows, folder, callbacks, watch, loggers)
         student = student.with_parts(denoiser=trained)
         reports["denoiser"] = reports_of(callbacks)
     on_first(lambda: write_json(folder / REPORT, reports))

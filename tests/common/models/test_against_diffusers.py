@@ -76,13 +76,14 @@ def test_a_latent_consistency_model_is_not_trained(lcm_folder):
     from common.scoring.calibration import build_calibration
     from common.scoring.noisy_batches import noisy_batches
     from experiments.dry_run.job_cost import JobCost
+    from experiments.shared.settings import typed_settings
     from tests.test_conf import compose_config
 
     teacher = load_teacher(str(lcm_folder))
     with pytest.raises(InputError, match=r"latent consistency model.*distill=none"):
         check_learns_from_noise(teacher.scheduler, False)
     with pytest.raises(InputError, match="latent consistency model"):
-        JobCost(compose_config("config", "task=t2i", f"teacher.path={lcm_folder}"))
+        JobCost(typed_settings(compose_config("config", "task=t2i", f"teacher.path={lcm_folder}")))
     rows = torch.zeros(2, 4, 8, 8), teacher.encode_captions(CAPTIONS[:2])
     conditions = with_guidance(teacher.denoiser, teacher.encode_captions(CAPTIONS[:2]), 3.0)
     sizes = {"num_conditions": 2, "samples": 1, "steps": 2, "guidance_scale": 3.0, "seed": 0}

@@ -14,6 +14,7 @@ from experiments.dry_run.dry_run import gpu_hours
 from experiments.dry_run.job_cost import JobCost, optimizer_bytes
 from experiments.dry_run.job_stages import distilling, encoding, job_stages
 from experiments.shared.gpus import GPUS
+from experiments.shared.settings import typed_settings
 from tests.commands import ROOT, run
 from tests.test_conf import compose_config
 
@@ -25,7 +26,7 @@ TEXT_ENCODER, DECODER = 123_060_480, 49_490_199  # BK-SDM, issue 53: of 1032.07M
 
 
 def job(*overrides):
-    return JobCost(compose_config("config", "scale=paper", *overrides))
+    return JobCost(typed_settings(compose_config("config", "scale=paper", *overrides)))
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +154,10 @@ def test_what_does_not_fit_is_told_with_what_would(capsys):
     from experiments.dry_run.dry_run import dry_run
 
     settings = ["scale=paper", "task=uig", "method=dense", "distill=bk_sdm", "gpu=RTX3090"]
-    dry_run(compose_config("config", *settings, "distill.batch_size=128", "distill.accumulate=1"))
+    dry_run(typed_settings(compose_config("config", *settings, "distill.batch_size=128", "distill.accumulate=1")))
     told = capsys.readouterr().out
     assert "does not fit into RTX3090 (24 GiB)\ntry distill.batch_size=64 distill.accumulate=2" in told
-    dry_run(compose_config("config", *settings, "distill.batch_size=64", "distill.accumulate=2"))
+    dry_run(typed_settings(compose_config("config", *settings, "distill.batch_size=64", "distill.accumulate=2")))
     assert "fits into RTX3090 (24 GiB), with gradient checkpointing" in capsys.readouterr().out
 
 

@@ -8,6 +8,7 @@ import torch
 
 from common.data.emoji import load_emoji
 from experiments.evaluation.alignment import CaptionAlignment
+from experiments.shared.job import Job
 
 CONF = str(Path(__file__).resolve().parents[3] / "conf")
 
@@ -25,9 +26,11 @@ class Autoencoderless:
 def test_images_of_the_right_names_align_best(tmp_path, split):
     data = load_emoji("data/emoji", "train", limit=12)
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
-        cfg = hydra.compose("config", ["task.data.limit=12", f"evaluation.split={split}", "evaluation.images=4"])
+        cfg = hydra.compose(
+            "config", ["task.data.limit=12", f"evaluation.split={split}", "evaluation.images=4", f"outputs={tmp_path}"]
+        )
     names = data.names[:12]
-    alignment = CaptionAlignment(cfg, Autoencoderless(), names, tmp_path)
+    alignment = CaptionAlignment(Job(cfg), Autoencoderless(), names)
     images = torch.stack([data.images[[index for index, other in enumerate(data.names) if other == name]] for name in names])
     everything = slice(0, 12)
     right, wrong = alignment(images.float(), everything), alignment(images.roll(1, 0).float(), everything)

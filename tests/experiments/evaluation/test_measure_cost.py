@@ -2,19 +2,20 @@
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from common.pruning.plan import Edit, Plan
 from experiments.evaluation.measure_cost import measure_cost, semi_structured_latency
+from experiments.evaluation.models import Models
+from experiments.shared.job import Job
+from tests.test_conf import compose_config
 
 
-@pytest.mark.parametrize("precision", ["32", "bf16"])
+@pytest.mark.parametrize("precision", [32, "bf16"])
 def test_figures_of_a_teacher_against_itself(tiny_teacher, precision):
-    models = {"teacher": tiny_teacher, "pruned": tiny_teacher}
-    cfg = OmegaConf.create(
-        {"evaluation": {"latency_batch": 2, "latency_rounds": 2, "guidance_scale": 3.0}, "inference_precision": precision}
-    )
-    rows = measure_cost(cfg, models, {"denoiser": Plan("dense", ())})
+    models = Models(tiny_teacher, tiny_teacher)
+    protocol = [f"evaluation.{name}=2" for name in ("latency_batch", "latency_rounds")]
+    job = Job(compose_config("config", *protocol, f"inference_precision={precision}"))
+    rows = measure_cost(job, models, {"denoiser": Plan("dense", ())})
     assert tiny_teacher.denoiser.dtype == torch.float32  # timed is a copy
     assert rows["teacher"]["parameters"] == rows["pruned"]["parameters"] > rows["teacher"]["nonzero_parameters"] > 0
     assert rows["teacher"]["latency"]["ratio"] == 1 and rows["pruned"]["latency"]["time_reduction"] < 1

@@ -11,8 +11,9 @@ from common.errors import InputError
 from common.metrics.clip_scores import ClipScore
 from common.runtime.seeding import SharedNoise
 from experiments.evaluation.paper_metrics import lacking, metric_settings, real_rows, sample_rows
-from experiments.evaluation.prompts import evaluation_prompts
 from experiments.evaluation.samples import CAPTIONS_OF_SAMPLES, captions_of, sampled_batches
+from experiments.shared.job import Job
+from experiments.shared.prompts import Prompts
 from experiments.shared.tensor_cache import load_tensors
 from tests.commands import run
 from tests.random_weights import write_clip, write_inception
@@ -54,7 +55,7 @@ def test_metrics_are_added_to_a_finished_job_and_what_is_missing_does_not_lose_t
     assert list(row["metrics_missing"]) == ["pickscore"] and "no pickscore: " in done.stdout
     assert set(row["protocol"]["metrics"]) == {"clip_score"} and "pickscore" not in row["models"]["teacher"]
     assert "CLIP" in done.stdout and "images as they were drawn" in " ".join(done.stdout.split())
-    captions = evaluation_prompts(compose_config("config", *untrained("somewhere", "out")[1:]))[0]
+    captions = Job(compose_config("config", *untrained("somewhere", "out")[1:])).prompts.captions
     metric = ClipScore("clip_score", str(clip), None, str(clip), False, 32)
     metric.load(torch.device("cpu"))
     for who in ("teacher", "pruned"):
@@ -103,7 +104,6 @@ def test_bk_sdm_s_protocol_as_a_job(tiny_teacher_folder, tmp_path):
 def test_one_shared_generator_is_a_loop_over_diffusers_pipeline(tiny_teacher_folder, tiny_teacher, tmp_path):
     """As BK-SDM's generate.py: one generator, the captions one after the other, PNDM; in batches, and resumed in the middle."""
     from diffusers import PNDMScheduler, StableDiffusionPipeline
-    from omegaconf import OmegaConf
 
     captions = [f"thing {number}" for number in range(5)]
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_teacher_folder, safety_checker=None)
@@ -113,19 +113,19 @@ def test_one_shared_generator_is_a_loop_over_diffusers_pipeline(tiny_teacher_fol
     options = {"num_inference_steps": 4, "generator": generator, "output_type": "latent"}  # guidance: the pipeline's default
     expected = torch.cat([pipeline(caption, **options).images for caption in captions])
     protocol = {"steps": 4, "guidance_scale": 7.5, "batch_size": 2, "seed": 1234, "seeds": "shared"}
-    settings = {**protocol, "scheduler": {"name": "PNDM", "skip_prk_steps": True}}
-    cfg = OmegaConf.create({"evaluation": settings, "inference_precision": "32", "task": {"sound": None}})
+    scheduler = "evaluation.scheduler={name: PNDM, skip_prk_steps: true}"
+    job_of_it = Job(compose_config("config", scheduler, *(f"evaluation.{name}={value}" for name, value in protocol.items())))
     extractor = torch.nn.Conv2d(3, 1, 1)
     extractor.forward = lambda images: images.float().mean((2, 3))
 
-    def drawn():
-        batches = sampled_batches(cfg, tiny_teacher, captions, extractor, "teacher", tmp_path)
+    def drawn(job):
+        batches = sampled_batches(job, tiny_teacher, captions, extractor, "teacher", tmp_path)
         return torch.cat([samples["latents"] for _, samples in batches])
 
-    assert torch.allclose(drawn(), expected, atol=1e-4)
+    assert torch.allclose(drawn(job_of_it), expected, atol=1e-4)
     (tmp_path / "000002.safetensors").unlink()
-    cfg.evaluation.micro_batch_size = 1  # and a part of it in less memory
-    assert torch.allclose(drawn(), expected, atol=1e-4)
+    in_less_memory = job_of_it.with_evaluation(micro_batch_size=1)
+    assert torch.allclose(drawn(in_less_memory), expected, atol=1e-4)
     assert not torch.allclose(expected[0], expected[1], atol=0.1)
 
 
@@ -155,9 +155,11 @@ def test_bad_settings(tiny_teacher_folder, tmp_path, override, expected):
     assert done.returncode == 2 and expected in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
 
 
-def test_real_rows_are_computed_once(tmp_path):
-    from omegaconf import OmegaConf
+def fid_job(*overrides):
+    return Job(compose_config("config", "metrics=[fid]", *overrides))
 
+
+def test_real_rows_are_computed_once(tmp_path):
     seen = []
 
     class Means:
@@ -165,13 +167,11 @@ def test_real_rows_are_computed_once(tmp_path):
             seen.append(len(images))
             return images.float().mean((2, 3))
 
-    cfg = compose_config(
-        "config", "metrics=[fid]", "evaluation.images=4", "evaluation.reference_images=6", "task.data.limit=20"
-    )
-    first, second = (real_rows(cfg, "fid", Means(), tmp_path) for _ in range(2))
+    protocol = ["evaluation.images=4", "evaluation.reference_images=6", "task.data.limit=20", f"outputs={tmp_path}"]
+    first, second = (real_rows(fid_job(*protocol), "fid", Means()) for _ in range(2))
     assert torch.equal(first, second) and first.shape == (6, 3) and seen == [6]
-    changed = OmegaConf.merge(cfg, {"saved_images": {"quality": 10, "size": 32, "filter": "bicubic"}})
-    assert not torch.equal(real_rows(changed, "fid", Means(), tmp_path), first) and seen == [6, 6]
+    changed = fid_job(*protocol, "saved_images={quality: 10, size: 32, filter: bicubic}")
+    assert not torch.equal(real_rows(changed, "fid", Means()), first) and seen == [6, 6]
 
 
 def test_real_rows_follow_the_files(tmp_path):
@@ -185,12 +185,12 @@ def test_real_rows_follow_the_files(tmp_path):
     for index in range(20):
         Image.new("RGB", (16, 16), (index, 0, 0)).save(tmp_path / "images" / f"{index:02d}.bmp")
     own = ["task=uig", "task/data=image_folder", f"task.data.folder={tmp_path / 'images'}", "task.data.size=16"]
-    cfg = compose_config("config", "metrics=[fid]", *own, "evaluation.images=4", "evaluation.reference_images=20")
-    first = real_rows(cfg, "fid", Means(), tmp_path)
+    own += ["evaluation.images=4", "evaluation.reference_images=20", f"outputs={tmp_path / 'outputs'}"]
+    first = real_rows(fid_job(*own), "fid", Means())
     for index in range(20):
         Image.new("RGB", (15, 15), (100 + index, 0, 0)).save(tmp_path / "images" / f"{index:02d}.bmp")
     assert sorted(first[:, 0].tolist()) == [index for index in range(20) if index % 10 != 9]  # all of the split, none held back
-    assert torch.allclose(real_rows(cfg, "fid", Means(), tmp_path), first + torch.tensor([100.0, 0, 0]))
+    assert torch.allclose(real_rows(fid_job(*own), "fid", Means()), first + torch.tensor([100.0, 0, 0]))
 
 
 class Counts:
@@ -204,27 +204,33 @@ class Counts:
         return images.float().mean((1, 2, 3))[:, None]
 
 
-def written_samples(folder):
-    """Three samples in batches of two, and the configuration that they are of."""
+def written_samples(folder, captions=("a cat", "a dog", "a cow")):
+    """Three samples in batches of two, and the job that they are of."""
     from safetensors.torch import save_file
 
     for start, count in ((0, 2), (2, 1)):
         images = torch.arange(start, start + count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
         save_file({"images": images.contiguous()}, folder / f"{start:06d}.safetensors")
-    return compose_config("config", "metrics=[clip_score]", "evaluation.images=3", "evaluation.batch_size=2")
+    return captioned_job(captions, "metrics=[clip_score]")
+
+
+def captioned_job(captions, *overrides):
+    job = Job(compose_config("config", "evaluation.batch_size=2", *overrides))
+    job.prompts = Prompts(list(captions))
+    return job
 
 
 def test_rows_of_samples_are_computed_once_and_an_interrupted_measurement_goes_on(tmp_path):
-    cfg, captions = written_samples(tmp_path), ["a cat", "a dog", "a cow"]
+    job, captions = written_samples(tmp_path), ["a cat", "a dog", "a cow"]
     metric = Counts()
-    rows = sample_rows(cfg, "clip_score", metric, "teacher", tmp_path, captions)
+    rows = sample_rows(job, "clip_score", metric, "teacher", tmp_path)
     assert rows.flatten().tolist() == [0, 1, 2] and metric.seen == [(2, captions[:2]), (1, captions[2:])]
     (last,) = tmp_path.glob("*/000002.safetensors")
     last.unlink()
-    assert torch.equal(sample_rows(cfg, "clip_score", metric, "teacher", tmp_path, captions), rows)
+    assert torch.equal(sample_rows(job, "clip_score", metric, "teacher", tmp_path), rows)
     assert metric.seen[2:] == [(1, captions[2:])]
-    changed = compose_config("config", "metrics=[clip_score]", "metrics.clip_score.model=other", "evaluation.batch_size=2")
-    assert torch.equal(sample_rows(changed, "clip_score", metric, "teacher", tmp_path, captions), rows)
+    changed = captioned_job(captions, "metrics=[clip_score]", "metrics.clip_score.model=other")
+    assert torch.equal(sample_rows(changed, "clip_score", metric, "teacher", tmp_path), rows)
     assert len(metric.seen) == 5  # another network: all anew
 
 
@@ -236,34 +242,37 @@ def test_a_metric_s_rows_follow_the_content_of_its_weights(tmp_path):
     weights.parent.mkdir()
 
     def measured(folder):
-        cfg = compose_config("config", "metrics=[fid]", f"metrics.fid.weights={folder}", "evaluation.batch_size=2")
+        job = captioned_job([""] * 3, "metrics=[fid]", f"metrics.fid.weights={folder}")
         metric = Counts()
-        sample_rows(cfg, "fid", metric, "teacher", tmp_path / "samples", [""] * 3)
-        row = {"protocol": {"metrics": metric_settings(cfg)}}
-        return bool(metric.seen), cfg, row
+        sample_rows(job, "fid", metric, "teacher", tmp_path / "samples")
+        row = {"protocol": {"metrics": metric_settings(job.settings)}}
+        return bool(metric.seen), job.settings, row
 
     weights.write_bytes(b"weights")
-    computed, cfg, row = measured(weights.parent)
-    assert computed and not lacking(cfg, row)
+    computed, settings, row = measured(weights.parent)
+    assert computed and not lacking(settings, row)
     assert not measured(weights.parent)[0]
     moved = Path(shutil.copytree(weights.parent, tmp_path / "moved"))
     computed, elsewhere, _ = measured(moved)
     assert not computed and not lacking(elsewhere, row)
     weights.write_bytes(b"WEIGHTS")
-    computed, cfg, _ = measured(weights.parent)
-    assert computed and lacking(cfg, row) == ["fid"]
+    computed, settings, _ = measured(weights.parent)
+    assert computed and lacking(settings, row) == ["fid"]
 
 
 def test_samples_that_are_gone(tmp_path):
-    cfg = written_samples(tmp_path)
+    job = written_samples(tmp_path, [""] * 3)
     (tmp_path / "000002.safetensors").unlink()
     with pytest.raises(InputError, match=r"000002.safetensors does not hold 1 samples; delete"):
-        sample_rows(cfg, "clip_score", Counts(), "teacher", tmp_path, [""] * 3)
+        sample_rows(job, "clip_score", Counts(), "teacher", tmp_path)
 
 
 def test_samples_of_other_captions_are_not_scored(tmp_path):
-    cfg, captions = written_samples(tmp_path), ["a cat", "a dog", "a cow"]
+    captions = ["a cat", "a dog", "a cow"]
+    job = written_samples(tmp_path)
     (tmp_path / CAPTIONS_OF_SAMPLES).write_bytes(captions_of(tmp_path, captions))
-    assert len(sample_rows(cfg, "clip_score", Counts(), "teacher", tmp_path, captions)) == 3
+    assert len(sample_rows(job, "clip_score", Counts(), "teacher", tmp_path)) == 3
     with pytest.raises(InputError, match="samples of other captions"):
-        sample_rows(cfg, "clip_score", Counts(), "teacher", tmp_path, ["a cat", "a dog", "a pig"])
+        sample_rows(
+            captioned_job(["a cat", "a dog", "a pig"], "metrics=[clip_score]"), "clip_score", Counts(), "teacher", tmp_path
+        )

@@ -14,6 +14,7 @@ from PIL import Image
 from common.data.emoji import load_emoji
 from common.errors import InputError
 from experiments.shared.identity import by_value
+from experiments.shared.job import Job
 from experiments.shared.job_id import check_unchanged, chosen, job_folder, job_settings
 from experiments.shared.settings_check import checked
 from experiments.training.cached_latents import row_shards
@@ -165,11 +166,9 @@ def test_every_kind_of_data_counts_by_its_content(data, tmp_path):
 
 
 def test_shared_latents_follow_images_replaced_in_place(tiny_teacher, images, tmp_path):
-    import hydra
-
     def folder():
         cfg = compose_config("config", *of_images(images))
-        return row_shards(cfg, tiny_teacher, hydra.utils.instantiate(cfg.task.data, split="train"), tmp_path)[0].path.parent
+        return row_shards(Job(cfg), tiny_teacher, tmp_path)[0].path.parent
 
     before = folder()
     assert before == folder()
@@ -181,11 +180,11 @@ def test_what_changes_while_a_job_begins_is_told(teacher, images, tmp_path):
     overrides = f"teacher.path={teacher}", *of_images(images), f"outputs={tmp_path / 'outputs'}"
     cfg = compose_config("config", *overrides)
     folder = tmp_path / "outputs" / job_folder(cfg)
-    check_unchanged(cfg, folder)
-    check_unchanged(cfg, tmp_path / "a folder of one's own")
+    check_unchanged(job_settings(cfg), cfg.outputs, "ld_pruner", folder)
+    check_unchanged(job_settings(cfg), cfg.outputs, "ld_pruner", tmp_path / "a folder of one's own")
     change(images / "03.bmp")
     with pytest.raises(InputError, match="have changed since this command began; run it again"):
-        check_unchanged(cfg, folder)
+        check_unchanged(job_settings(cfg), cfg.outputs, "ld_pruner", folder)
 
 
 LAPTOP = "method=laptop_diff"

@@ -8,6 +8,7 @@ from common.errors import InputError
 from common.runtime.files import ROOT
 from experiments.shared.job_id import job_folder, register_job_folder
 from experiments.shared.out_of_memory import ADVICE, DOING, GOES_ON, memory_advice, smaller
+from experiments.shared.settings import typed_settings
 from experiments.shared.stages import stage
 
 
@@ -41,7 +42,7 @@ def exhaust():
     ],
 )
 def test_each_stage_names_its_settings(name, overrides, expected):
-    with pytest.raises(InputError) as told, stage(name, {}, settings(*overrides)):
+    with pytest.raises(InputError) as told, stage(name, {}, typed_settings(settings(*overrides))):
         exhaust()
     assert str(told.value).startswith(f"out of memory while {DOING.get(name, name)}: ")
     assert expected in str(told.value)
@@ -50,16 +51,19 @@ def test_each_stage_names_its_settings(name, overrides, expected):
 @pytest.mark.parametrize("name", [name for name, advice in ADVICE.items() if advice.endswith(GOES_ON)])
 def test_a_job_that_goes_on_keeps_its_name(name):
     given = settings("metrics=[clip_score]")
-    for each in smaller(given, name):
+    for each in smaller(typed_settings(given), name):
         assert job_folder(given) == job_folder(settings("metrics=[clip_score]", f"{each.partition('=')[0]}=1"))
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
 def test_every_kind_of_exhaustion_is_told(error):
-    with pytest.raises(InputError, match="out of memory while measuring"), memory_advice("measuring", settings()):
+    with (
+        pytest.raises(InputError, match="out of memory while measuring"),
+        memory_advice("measuring", typed_settings(settings())),
+    ):
         raise error
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="shapes differ"), memory_advice("scoring", settings()):
+    with pytest.raises(RuntimeError, match="shapes differ"), memory_advice("scoring", typed_settings(settings())):
         raise RuntimeError("shapes differ")

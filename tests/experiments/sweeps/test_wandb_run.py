@@ -18,6 +18,7 @@ from common.errors import InputError
 from common.pruning.plan import Edit, Plan
 from common.runtime.files import ROOT
 from common.runtime.signals import Ended
+from experiments.shared.job import Job
 from experiments.shared.job_id import register_job_folder
 from experiments.sweeps.sweep import VARIABLE
 from experiments.sweeps.wandb_run import STEP, Tracker, log_result, log_student, loggers, pick_mode, tracking
@@ -103,7 +104,7 @@ def test_what_a_job_writes_offline_is_read_back(composed, tmp_path):
     folder = tmp_path / "t2i" / "ld_pruner" / "abcd"
     (folder / "student").mkdir(parents=True)
     (folder / "student" / "weights").write_text("x")
-    with tracking(cfg, folder) as tracker:
+    with tracking(Job(cfg, folder)) as tracker:
         (logger,) = loggers(tracker)
         logger.log_metrics({"loss": 3.0, "loss/task": 1.0}, 10)
         log_result(tracker.run, row, plan, images, ["a", "b"])
@@ -125,11 +126,11 @@ def test_what_a_job_writes_offline_is_read_back(composed, tmp_path):
 
 
 def test_a_run_ends_as_its_job_does(composed, tmp_path):
-    with pytest.raises(RuntimeError), tracking(composed(), tmp_path):
+    with pytest.raises(RuntimeError), tracking(Job(composed(), tmp_path)):
         raise RuntimeError("the job fails")
     assert read_back(tmp_path)["exit"] == 1
     for nothing in ("logging=none", "wandb.mode=disabled"):
-        with tracking(composed(nothing), tmp_path) as tracker:
+        with tracking(Job(composed(nothing), tmp_path)) as tracker:
             assert tracker is None and loggers(tracker) == []
 
 
@@ -137,14 +138,15 @@ SILENT_SERVER = """
 import sys
 from pathlib import Path
 from omegaconf import OmegaConf
+from experiments.shared.job import Job
 from experiments.sweeps import wandb_run as tracking
-tracking.sweep_folder, tracking.job_settings = lambda: None, lambda cfg: {}
+tracking.sweep_folder = lambda: None
 cfg = OmegaConf.load("conf/logging/wandb.yaml")
-cfg = OmegaConf.create({"task": {"name": "t2i"}, "wandb": {**cfg, "timeout": 3}})
+cfg = OmegaConf.create({"task": {"name": "t2i"}, "outputs": "x", "wandb": {**cfg, "timeout": 3}})
 for name in ("a", "b"):
     folder = Path(sys.argv[1]) / name
     folder.mkdir()
-    with tracking.tracking(cfg, folder) as tracker:
+    with tracking.tracking(Job(cfg, folder)) as tracker:
         if tracker is not None:
             tracker.attempt(lambda run: run.log({"loss": 1.0}))
 """
@@ -210,8 +212,8 @@ class Broken:
 def test_what_fails_on_the_way_is_told_once_and_costs_nothing(composed, monkeypatch, tmp_path, capsys):
     from experiments.sweeps import wandb_run as module
 
-    monkeypatch.setattr(module, "start_run", lambda cfg, folder: Broken())
-    with tracking(composed(), tmp_path) as tracker:
+    monkeypatch.setattr(module, "start_run", lambda job, settings: Broken())
+    with tracking(Job(composed(), tmp_path)) as tracker:
         (logger,) = loggers(tracker)
         logger.log_metrics({"loss": 3.0}, 10)
         tracker.attempt(lambda run: log_result(run, job(tmp_path / "row"), Plan("x", (), "teacher"), {}, []))

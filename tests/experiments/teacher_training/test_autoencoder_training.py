@@ -1,5 +1,6 @@
 """Both kinds of autoencoder: normalising the latents changes no reconstruction; a VQ codebook stays alive."""
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from common.training.batches import TensorRows
 from common.training.fit import fit
 from common.training.kl_autoencoder import KLTraining
 from common.training.vq_autoencoder import VQTraining, divergence_from_normal
+from experiments.shared.settings import typed_settings
 from experiments.teacher_training.autoencoder_training import take_equal_weights, train_autoencoder
 
 SIZES = {
@@ -182,9 +184,10 @@ def test_a_finished_autoencoder_is_taken_as_it_is(tmp_path):
     given = VQModel(**SIZES, num_vq_embeddings=64)
     given.half().save_pretrained(tmp_path / "given" / "vqvae")
     part = {"autoencoder": {"part": "vqvae", "network": {"_target_": "diffusers.VQModel"}}}
-    cfg = OmegaConf.create({"autoencoder": str(tmp_path / "given"), "teacher_training": part})
-    taken = train_autoencoder(cfg, torch.zeros(2, 3, 64, 64, dtype=torch.uint8), tmp_path / "work")
+    given_by = {"autoencoder": str(tmp_path / "given"), "teacher_training": part}
+    settings = typed_settings(OmegaConf.create(given_by))
+    taken = train_autoencoder(settings, torch.zeros(2, 3, 64, 64, dtype=torch.uint8), tmp_path / "work")
     for name, weight in taken.state_dict().items():
         assert weight.dtype == torch.float32 and torch.equal(weight, given.state_dict()[name].float()), name
     with pytest.raises(InputError, match="autoencoder=.*other.* holds no autoencoder"):
-        train_autoencoder(OmegaConf.merge(cfg, {"autoencoder": str(tmp_path / "other")}), torch.zeros(2, 3, 64, 64), tmp_path)
+        train_autoencoder(replace(settings, autoencoder=str(tmp_path / "other")), torch.zeros(2, 3, 64, 64), tmp_path)

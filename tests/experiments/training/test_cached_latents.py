@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from common.errors import InputError
+from experiments.shared.job import Job
 from experiments.training.cached_latents import stored, training_rows
 from tests.commands import run, start
 from tests.small_jobs import job, the_row
@@ -25,7 +26,7 @@ def compose(*overrides, name="config"):
         return hydra.compose(name, [*overrides])
 
 
-def read(cfg, rows, count):
+def read(rows, count):
     return rows.__getitems__([(index, index) for index in range(count)])
 
 
@@ -49,21 +50,22 @@ def captioned(folder, outputs, *more):
 
 def test_shipped_data_gives_what_encoding_at_once_gives(tiny_teacher, tmp_path):
     """Bit by bit, with several shards: a shard holds whole batches of images and of captions."""
-    cfg = compose("task.data.limit=40", "training_rows.rows_per_shard=128")
-    data = hydra.utils.instantiate(cfg.task.data, split="train")
-    rows = training_rows(cfg, tiny_teacher, tmp_path)
+    job = Job(compose("task.data.limit=40", "training_rows.rows_per_shard=128"))
+    data = job.data("train")
+    rows = training_rows(job, tiny_teacher, tmp_path)
     assert len(rows) == len(data) == 160 and len(list(tmp_path.glob("rows-*/*.safetensors"))) == 2
-    batch = read(cfg, rows, len(data))
+    batch = read(rows, len(data))
     assert torch.equal(batch["latents"], tiny_teacher.encode_images(data.images))
     assert torch.equal(batch["encoder_hidden_states"], tiny_teacher.encode_captions(data.captions)["encoder_hidden_states"])
 
 
 def test_a_captioned_folder_and_its_mirror_images(tiny_teacher, folder, tmp_path):
     cfg = captioned(folder, tmp_path, "training_rows.flip=true", "task.data.test_folder=" + str(folder))
-    data = hydra.utils.instantiate(cfg.task.data, split="train")
-    rows = training_rows(cfg, tiny_teacher, tmp_path)
+    job = Job(cfg)
+    data = job.data("train")
+    rows = training_rows(job, tiny_teacher, tmp_path)
     assert len(list(tmp_path.glob("rows-*/*.safetensors"))) == 3
-    batch = read(cfg, rows, 23)
+    batch = read(rows, 23)
     images = data.images[:]
     plain, mirrored = tiny_teacher.encode_images(images, 4), tiny_teacher.encode_images(images.flip(3), 4)
     assert not torch.allclose(plain, mirrored, atol=1e-3)
@@ -78,7 +80,7 @@ def test_a_captioned_folder_and_its_mirror_images(tiny_teacher, folder, tmp_path
 
 def test_half_precision_is_stored_and_float32_is_read(tiny_teacher, folder, tmp_path):
     whole, half = (captioned(folder, tmp_path, f"training_rows.dtype={name}") for name in ("float32", "float16"))
-    batches = [read(cfg, training_rows(cfg, tiny_teacher, tmp_path), 20) for cfg in (whole, half)]
+    batches = [read(training_rows(Job(cfg), tiny_teacher, tmp_path), 20) for cfg in (whole, half)]
     sizes = sorted(sum(path.stat().st_size for path in rows.iterdir()) for rows in tmp_path.glob("rows-*"))
     assert len(sizes) == 2 and sizes[0] < 0.6 * sizes[1]
     for name in ("latents", "encoder_hidden_states"):
@@ -90,23 +92,25 @@ def test_half_precision_is_stored_and_float32_is_read(tiny_teacher, folder, tmp_
 def test_rows_are_computed_once_and_follow_the_files(tiny_teacher, folder, tmp_path, capsys):
 
     cfg = captioned(folder, tmp_path)
-    training_rows(cfg, tiny_teacher, tmp_path)
+    training_rows(Job(cfg), tiny_teacher, tmp_path)
     assert "encoding images" in capsys.readouterr().err
-    training_rows(cfg, tiny_teacher, tmp_path)
+    training_rows(Job(cfg), tiny_teacher, tmp_path)
     assert "encoding images" not in capsys.readouterr().err
-    training_rows(
-        OmegaConf.merge(cfg, {"training_rows": {"verify": False, "workers": 2, "batch_size": 3}}), tiny_teacher, tmp_path
-    )
+    otherwise = {"training_rows": {"verify": False, "workers": 2, "batch_size": 3}}
+    training_rows(Job(OmegaConf.merge(cfg, otherwise)), tiny_teacher, tmp_path)
     assert len(list(tmp_path.glob("rows-*"))) == 1
     Image.fromarray(np.zeros((70, 90, 3), np.uint8)).save(folder / "00.png")
-    training_rows(cfg, tiny_teacher, tmp_path)
+    training_rows(Job(cfg), tiny_teacher, tmp_path)
     assert len(list(tmp_path.glob("rows-*"))) == 2
     table = folder / "metadata.csv"
     table.write_text(table.read_text().replace("thing 4", "an apple"))
-    rows, captions = training_rows(cfg, tiny_teacher, tmp_path), hydra.utils.instantiate(cfg.task.data, split="train").captions
+    rows, captions = (
+        training_rows(Job(cfg), tiny_teacher, tmp_path),
+        hydra.utils.instantiate(cfg.task.data, split="train").captions,
+    )
     assert "an apple" in captions and len(list(tmp_path.glob("rows-*"))) == 3
     states = tiny_teacher.encode_captions(captions)["encoder_hidden_states"]
-    assert torch.allclose(read(cfg, rows, len(captions))["encoder_hidden_states"], states, atol=1e-6)
+    assert torch.allclose(read(rows, len(captions))["encoder_hidden_states"], states, atol=1e-6)
 
 
 def test_bad_settings_are_told(tiny_teacher, folder, tmp_path):
@@ -115,11 +119,11 @@ def test_bad_settings_are_told(tiny_teacher, folder, tmp_path):
         "task.data.size=32": "become 4 x 4 x 4 latents, the teacher's are 4 x 8 x 8: give images of 64 x 64",
     }.items():
         with pytest.raises(InputError, match=expected):
-            training_rows(captioned(folder, tmp_path, override), tiny_teacher, tmp_path)
+            training_rows(Job(captioned(folder, tmp_path, override)), tiny_teacher, tmp_path)
     assert not list(tmp_path.rglob("rows-*/*.safetensors"))
     cfg = compose("task=uig", "task/data=image_folder", f"task.data.folder={folder}", "task.data.size=64")
     with pytest.raises(InputError, match="takes captions, and the data of task=uig has none"):
-        training_rows(cfg, tiny_teacher, tmp_path)
+        training_rows(Job(cfg), tiny_teacher, tmp_path)
 
 
 def test_numbers_out_of_range_are_told():

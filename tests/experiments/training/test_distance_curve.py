@@ -1,11 +1,12 @@
 """What is measured on the way is what training would end with, and training does not notice."""
 
 import torch
-from omegaconf import OmegaConf
 
 from common.training.fit import ExponentialAverage
+from experiments.shared.job import Job
 from experiments.training import distance_curve
 from experiments.training.distance_curve import DistanceCurve, read_curve
+from tests.test_conf import compose_config
 
 
 class Zeroes:
@@ -33,15 +34,14 @@ def test_the_average_is_measured_with_its_masks_and_the_weights_come_back(tiny_t
     before = {name: value.clone() for name, value in network.state_dict().items()}
     seen = []
 
-    def sampled_batches(cfg, model, *_):
+    def sampled_batches(job, model, *_):
         seen.append(model.denoiser.conv_in.weight.detach().clone())
         assert not model.denoiser.training
         yield "000000", {"features": torch.full((2, 3), 7.0)}
 
-    monkeypatch.setattr(distance_curve, "Reference", Reference)
     monkeypatch.setattr(distance_curve, "sampled_batches", sampled_batches)
-    cfg = OmegaConf.create({"evaluation": {"every": 2, "split": "train"}, "metrics": {}})
-    curve = DistanceCurve(cfg, tiny_teacher, [""], tmp_path, tmp_path, [Zeroes()], average)
+    job = Job(compose_config("config", "evaluation.every=2", "evaluation.images=2", "metrics={}"))
+    curve = DistanceCurve(job, tiny_teacher, Reference(), tmp_path, [Zeroes()], average)
     for step in (1, 2, 2, 3, 4):
 
         class Trainer:

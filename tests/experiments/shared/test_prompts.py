@@ -6,9 +6,10 @@ import hydra
 import pytest
 
 from common.errors import InputError
-from experiments.evaluation.prompts import evaluation_prompts
 from experiments.evaluation.samples import shared_samples
+from experiments.shared.job import Job
 from experiments.shared.job_id import configuration_of, job_folder, job_settings, register_job_folder
+from experiments.shared.prompts import Prompts
 
 CONF = str(Path(__file__).resolve().parents[3] / "conf")
 
@@ -26,9 +27,10 @@ def prompts(tmp_path):
 
 
 def test_the_first_prompts_of_the_file_without_names(prompts, capsys):
-    assert evaluation_prompts(compose(f"evaluation.prompts={prompts}")) == (["a cat", "a dog", "a bird"], None)
+    assert Job(compose(f"evaluation.prompts={prompts}")).prompts == Prompts(["a cat", "a dog", "a bird"], None)
     assert capsys.readouterr().err == f"{prompts}: 2 empty lines are left out, 4 prompts remain\n"
-    captions, names = evaluation_prompts(compose())
+    found = Job(compose()).prompts
+    captions, names = found.captions, found.names
     assert len(captions) == len(names) == 3 and captions[0].startswith(names[0])
 
 
@@ -43,16 +45,16 @@ def test_the_first_prompts_of_the_file_without_names(prompts, capsys):
 )
 def test_what_cannot_be_used_is_told(prompts, override, expected):
     with pytest.raises(InputError, match=expected):
-        evaluation_prompts(compose(f"evaluation.prompts={prompts}", override))
+        _ = Job(compose(f"evaluation.prompts={prompts}", override)).prompts
 
 
-def test_jobs_and_the_teachers_samples_follow_what_the_file_holds(prompts, tmp_path):
+def test_jobs_and_the_teachers_samples_follow_what_the_file_holds(prompts):
     cfg, without = compose(f"evaluation.prompts={prompts}"), compose()
-    before = job_folder(cfg), shared_samples(cfg, "teacher", tmp_path)
-    assert before == (job_folder(cfg), shared_samples(cfg, "teacher", tmp_path))
-    assert before[0] != job_folder(without) and before[1] != shared_samples(without, "teacher", tmp_path)
+    before = job_folder(cfg), shared_samples(Job(cfg), "teacher")
+    assert before == (job_folder(cfg), shared_samples(Job(cfg), "teacher"))
+    assert before[0] != job_folder(without) and before[1] != shared_samples(Job(without), "teacher")
     prompts.write_text("a cat\na dog\na bird\na horse\n")
-    assert before[0] != job_folder(cfg) and before[1] != shared_samples(cfg, "teacher", tmp_path)
+    assert before[0] != job_folder(cfg) and before[1] != shared_samples(Job(cfg), "teacher")
 
 
 def test_how_rows_are_kept_does_not_change_a_job():

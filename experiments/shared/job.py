@@ -1,0 +1,117 @@
+"""A job: its settings, and what they describe, each made once and when it is first asked for."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+
+from common.models.latent_diffusion import Teacher
+from common.models.loading import load_teacher
+from common.pruning.method import Method
+from common.runtime.processes import pick_device
+from experiments.shared.identity import data_identity, identified
+from experiments.shared.job_id import job_settings
+from experiments.shared.precision import inference_autocast
+from experiments.shared.prompts import Prompts, evaluation_prompts
+from experiments.shared.settings import Settings, typed_settings
+from experiments.shared.stages import stage
+
+
+class Job:
+    """An experiment as it is configured: settings, folders, device, data, prompts, teacher and method.
+
+    settings: the configuration, typed. described: what a result row holds of it. folder: where the job writes its own. cache:
+    where what all jobs of these outputs share is kept. seconds: what each of its stages took so far.
+    """
+
+    def __init__(self, cfg: DictConfig, folder: str | Path = "."):
+        self.settings: Settings = typed_settings(cfg)
+        self.described = job_settings(cfg)
+        self.folder = Path(folder)
+        self.cache = Path(self.settings.outputs) / "cache"
+        self.seconds: dict[str, float] = {}
+        self._data: dict[str, Any] = {}
+
+    def data(self, split: str) -> Any:
+        """The data set of a split, "train" or "test": `images`, and where it has them `captions` and `names`."""
+        if split not in self._data:
+            self._data[split] = hydra.utils.instantiate(self.settings.task.data, split=split)
+        return self._data[split]
+
+    @property
+    def evaluation_data(self) -> Any:
+        """The real images that samples are compared with, whose captions are the prompts."""
+        return self.data(self.settings.evaluation.split)
+
+    @cached_property
+    def data_identity(self) -> dict[str, Any]:
+        """What tells the data from others, of both splits."""
+        return data_identity(self.settings.task.data, self.settings.outputs)
+
+    @cached_property
+    def features_identity(self) -> Any:
+        """What tells the extractor of features from others."""
+        return identified(self.settings.task.features)
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """Of the samples to measure."""
+        return evaluation_prompts(self.settings, self.evaluation_data)
+
+    @cached_property
+    def device(self) -> torch.device:
+        return torch.device(pick_device(self.settings.device))
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """On the job's device."""
+        teacher = self.settings.teacher
+        return load_teacher(teacher.path, teacher.revision, teacher.config).to(self.device)
+
+    @cached_property
+    def method(self) -> Method:
+        return hydra.utils.instantiate(self.settings.method, _convert_="all")
+
+    @cached_property
+    def sound(self) -> Any:
+        """What the images of an audio task stand for; None of other tasks."""
+        return None if self.settings.task.sound is None else hydra.utils.instantiate(self.settings.task.sound)
+
+    def extractor(self) -> Any:
+        """The network whose features are compared, on the job's device."""
+        return hydra.utils.instantiate(self.settings.task.features).to(self.device)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision in which the denoiser is scored and sampled."""
+        return inference_autocast(self.settings.inference_precision, self.device)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A stage of the job: its time is entered in `seconds`, and memory that does not suffice is told with advice."""
+        with stage(name, self.seconds, self.settings):
+            yield
+
+    def with_evaluation(self, **changes: Any) -> "Job":
+        """The same job under another protocol: with_evaluation(steps=10). What else has been made is shared."""
+        return self._changed(replace(self.settings, evaluation=replace(self.settings.evaluation, **changes)), "prompts")
+
+    def with_data(self, **changes: Any) -> "Job":
+        """The same job on other data: further arguments of its loader."""
+        task = replace(self.settings.task, data=self.settings.task.data | changes)
+        other = self._changed(replace(self.settings, task=task), "prompts", "data_identity")
+        other._data = {}
+        return other
+
+    def _changed(self, settings: Settings, *stale: str) -> "Job":
+        other = copy.copy(self)
+        other.settings = settings
+        for name in stale:
+            other.__dict__.pop(name, None)
+        return other
