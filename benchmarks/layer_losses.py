@@ -9,27 +9,8 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-
-def plain_losses(unet: Any, layers: list[Any], batches: list[Any]) -> dict[str, float]:
-    """The loss by its definition: every layer removed in turn, the whole network run on every batch."""
-    import torch
-
-    from common.diffusion.sampling import predict
-    from common.pruning.plan import edited
-
-    losses = dict.fromkeys((layer.site for layer in layers), 0.0)
-    with torch.no_grad():
-        for batch in batches:
-            intact = predict(unet, batch.latents, batch.timesteps, batch.conditions)
-            for layer in layers:
-                with edited(unet, [layer.edit], {}):
-                    changed = predict(unet, batch.latents, batch.timesteps, batch.conditions)
-                losses[layer.site] += batch.share * (changed - intact).square().mean().item()
-    return losses
 
 
 def main() -> None:
@@ -50,6 +31,7 @@ def main() -> None:
     from common.scoring.noisy_batches import noisy_batches
     from common.scoring.score_file import ScoreFile
     from laptop_diff import list_layers
+    from laptop_diff.algorithm import output_losses
     from laptop_diff.criteria import layer_losses
 
     teacher = load_teacher(arguments.teacher)
@@ -76,7 +58,7 @@ def main() -> None:
     with progress_bar("timing", arguments.rounds) as bar:
         for _ in range(arguments.rounds):
             started = time.perf_counter()
-            plain = plain_losses(teacher.denoiser, layers, batches)
+            plain = output_losses(teacher.denoiser, layers, batches)
             times["plain"].append(time.perf_counter() - started)
             started = time.perf_counter()
             shared = layer_losses(teacher.denoiser, layers, calibration, ScoreFile(), **options)

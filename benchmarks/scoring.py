@@ -8,49 +8,8 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-
-def plain_scores(
-    unet: Any,
-    calibration: Any,
-    operators: list[Any],
-    tensors: dict[str, Any],
-    advance: Any = lambda count: None,
-    together: int = 1,
-) -> dict[str, float]:
-    """Algorithm 1 as written: one operator at a time, and `together` conditions at a time (as written: 1)."""
-    import torch
-
-    from common.diffusion.sampling import denoise
-    from common.pruning.plan import edited
-    from ld_pruner import latent_score
-
-    @torch.no_grad()
-    def latents(condition: int) -> torch.Tensor:
-        noise, conditions = calibration.rows(slice(condition, condition + together))
-        final = denoise(
-            unet,
-            calibration.scheduler,
-            noise,
-            conditions,
-            calibration.empty,
-            calibration.steps,
-            calibration.guidance_scale,
-        )
-        return final.unflatten(0, (-1, calibration.shape[1]))
-
-    starts = range(0, calibration.shape[0], together)
-    original = [latents(start) for start in starts]
-    scores = {}
-    for operator in operators:
-        with edited(unet, [operator.edit], tensors):
-            parts = [latent_score(before, latents(start)) for start, before in zip(starts, original, strict=True)]
-        scores[operator.site] = sum(part.sum().item() for part in parts)
-        advance(1)
-    return scores
 
 
 def main() -> None:
@@ -71,6 +30,7 @@ def main() -> None:
     from common.scoring.calibration import build_calibration
     from common.scoring.score_file import ScoreFile
     from ld_pruner import list_operators
+    from ld_pruner.algorithm import operator_scores
     from ld_pruner.initial_weights import initial_weights
     from ld_pruner.scoring import LatentScorer
 
@@ -96,7 +56,7 @@ def main() -> None:
 
     started = time.perf_counter()
     with progress_bar("plain loop", len(operators)) as bar:
-        plain = plain_scores(unet, calibration, operators, tensors, bar.advance)
+        plain = operator_scores(unet, calibration, operators, tensors, advance=bar.advance)
     plain_seconds = time.perf_counter() - started
     print(
         f"{len(operators)} operators, {arguments.conditions} conditions x {arguments.samples} samples, "
@@ -106,7 +66,7 @@ def main() -> None:
 
     started = time.perf_counter()
     with progress_bar("plain, conditions batched", len(operators)) as bar:
-        plain_scores(unet, calibration, operators, tensors, bar.advance, together=arguments.conditions)
+        operator_scores(unet, calibration, operators, tensors, arguments.conditions, bar.advance)
     seconds = time.perf_counter() - started
     print(f"plain, one batch each    {seconds:7.1f} s  {plain_seconds / seconds:4.1f}x")
     different = []

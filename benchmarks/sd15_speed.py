@@ -121,7 +121,6 @@ def main() -> None:
     from omegaconf import OmegaConf
 
     from baselines.bk_sdm import BKSDM
-    from benchmarks.layer_losses import plain_losses
     from common import apply_plan
     from common.cost.latency import compare_latency
     from common.cost.macs import count_parameters
@@ -132,6 +131,7 @@ def main() -> None:
     from experiments.evaluation.measure_cost import forward_call, in_dtype
     from experiments.training.distill_student import feature_pairs
     from laptop_diff import list_layers
+    from laptop_diff.algorithm import output_losses
     from laptop_diff.criteria import layer_losses
 
     device = torch.device(arguments.device)
@@ -158,7 +158,7 @@ def main() -> None:
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for each in range(2):  # once to warm up
             started = time.perf_counter()
-            plain = plain_losses(unet, layers, noisy_batches(calibration, "even", arguments.batch, False, 0))
+            plain = output_losses(unet, layers, noisy_batches(calibration, "even", arguments.batch, False, 0))
             middle = time.perf_counter()
             options = {"batch_size": arguments.batch, "copies": arguments.copies}
             shared = layer_losses(unet, layers, calibration, ScoreFile(), **options)

@@ -4,7 +4,7 @@ The authors' README and their code differ: README's score, penalty, threshold an
 code does (layer-wise magnitude of convolutions, masks held) is `variant=reference`.
 """
 
-from l1_diff.importance import importance
+from l1_diff.algorithm import importance
 from l1_diff.masks import reference_masks
 from l1_diff.sparsity import sparsity
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
+from l1_diff.algorithm import stays
 
 ModuleKind = Literal["conv", "linear"]
 MODULES = {"conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d), "linear": (nn.Linear,)}
@@ -83,7 +84,7 @@ def sparsity_masks(scores: Mapping[str, torch.Tensor], amount: float, scope: str
 
 def threshold_masks(scores: Mapping[str, torch.Tensor], threshold: float) -> Masks:
     """Prunes where the score is below `threshold` (the README's T); InputError when nothing at all would be left."""
-    masks = {site: score >= threshold for site, score in scores.items()}
+    masks = {site: stays(score, threshold) for site, score in scores.items()}
     if not any(mask.any() for mask in masks.values()):
         highest = max(score.max().item() for score in scores.values())
         raise InputError(f"method.threshold={threshold}: every weight is below it; the highest score is {highest:.4g}.")

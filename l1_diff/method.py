@@ -19,15 +19,8 @@ from common.pruning.plan import Edit, Plan
 from common.scoring.calibration import Calibration
 from common.scoring.noisy_batches import Timesteps
 from common.settings import AtLeastOne, Decay, NonNegative, Probability, Seed, check_fields
-from l1_diff.importance import (
-    GradientAverage,
-    Loss,
-    average_gradients,
-    check_weights,
-    denoising_losses,
-    importances,
-    reconstruction_losses,
-)
+from l1_diff.algorithm import check_coefficients, importances
+from l1_diff.gradients import GradientAverage, Loss, average_gradients, denoising_losses, reconstruction_losses
 from l1_diff.masks import (
     Masks,
     ModuleKind,
@@ -115,7 +108,7 @@ class L1Diff(Method):
         """These settings as they take effect (variant "reference" fixes most); InputError for those that do not go together."""
         settings = with_settings(self, REFERENCE) if self.variant == "reference" else self
         settings._check_amount()
-        check_weights(settings.alpha, settings.beta)
+        check_coefficients(settings.alpha, settings.beta)
         if settings.regrowth and settings.pattern is not None:
             raise InputError(f"method.regrowth={settings.regrowth} would break method.pattern; set method.regrowth=0.")
         gradual = settings.schedule == "gradual"

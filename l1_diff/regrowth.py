@@ -13,6 +13,7 @@ import torch
 
 from common.runtime.seeding import generator_for
 from common.runtime.threads import in_threads
+from l1_diff.algorithm import regrown
 from l1_diff.masks import Masks, lowest, lowest_everywhere
 
 RegrowBy = Literal["chance", "gradient"]
@@ -60,8 +61,7 @@ def drawn_by_chance(regrowth: Regrowth, step: int, entry: tuple[str, torch.Tenso
     """Site, and where its pruned weights come back, of (site, mask); from a generator of its own."""
     site, mask = entry
     generator = generator_for(regrowth.seed, step, crc32(site.encode()))
-    drawn = torch.rand(mask.shape, generator=generator) < regrowth.probability
-    return site, drawn.to(mask.device) & ~mask
+    return site, regrown(mask, regrowth.probability, generator)
 
 
 def exchange(scores: Mapping[str, torch.Tensor], masks: Masks, grown: Masks, scope: str) -> Masks:

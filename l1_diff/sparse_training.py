@@ -18,6 +18,7 @@ from torch import nn
 from common.errors import InputError
 from common.pruning.masks import apply_masks, masked_weight, pack_bits, unpack_bits
 from common.pruning.pruning_callback import PruningCallback
+from l1_diff.algorithm import penalty_gradient, soft_threshold
 from l1_diff.masks import Masks, sparsity_masks
 from l1_diff.regrowth import Regrowth, exchange, regrow
 from l1_diff.schedule import Ramp
@@ -92,7 +93,7 @@ class SparseTraining(PruningCallback):
         for site, gradient in found.items():
             gradient.masked_fill_(~self.masks[site], 0)
             if self.penalty and self.penalty_step == "subgradient":
-                gradient.add_(self.weights[site].sign(), alpha=self.penalty)
+                gradient.add_(penalty_gradient(self.weights[site]), alpha=self.penalty)
 
     @torch.no_grad()
     def after_step(self, trainer: L.Trainer, optimizer: torch.optim.Optimizer) -> None:
@@ -101,7 +102,7 @@ class SparseTraining(PruningCallback):
             rates = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
             for weight in self.weights.values():
                 shrink = float(rates.get(id(weight), 0.0)) * self.penalty
-                weight.copy_(weight.sign() * (weight.abs() - shrink).clamp_min(0))
+                weight.copy_(soft_threshold(weight, shrink))
         apply_masks(self.student, self.masks)
         step, steps = trainer.global_step + 1, trainer.max_steps  # Lightning counts the step after this
         if self.ramp is not None and self.ramp.due(step, steps, self.acted):

@@ -21,9 +21,9 @@ from common.scoring.calibration import Calibration
 from common.scoring.score_file import ScoreFile
 from common.scoring.trajectories import noisy_latents
 from common.settings import AtLeastOne, Count, Seed, Share, check_fields
+from ld_pruner.algorithm import Formula
 from ld_pruner.costs import Unit, operator_costs
 from ld_pruner.initial_weights import Batch, Initial, initial_weights
-from ld_pruner.latent_score import Formula
 from ld_pruner.operators import REPLACEMENTS, Operator, list_operators
 from ld_pruner.scoring import LatentScorer
 from ld_pruner.selection import Removal, choose, inside
@@ -38,7 +38,7 @@ class LDPruner(Method):
     all of section 2.2, of which the shipped configuration counts the composed ones and samplers. nested: whether an operator
     inside one that is chosen too uses up one of the k ("count", Algorithm 1 read literally) or not ("skip").
     initial_weights: ld_pruner.initial_weights, on weight_rows noisy latents where it looks at any. formula, squared,
-    correction: ld_pruner.latent_score. scoring, rows: ld_pruner.scoring. selection: "oneshot" as the paper, or "iterative":
+    correction: ld_pruner.algorithm. scoring, rows: ld_pruner.scoring. selection: "oneshot" as the paper, or "iterative":
     scores are computed again after every `every` removals, on the network without them. score_per: what a score is divided
     by before ranking (ld_pruner.costs).
     """

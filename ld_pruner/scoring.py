@@ -27,7 +27,7 @@ from common.runtime.processes import process_count
 from common.scoring.calibration import Calibration
 from common.scoring.score_file import ScoreFile
 from common.scoring.trajectories import roll_out
-from ld_pruner.latent_score import latent_score
+from ld_pruner.algorithm import latent_score
 from ld_pruner.operators import Operator
 
 Pass = tuple[tuple[str, ...], int, int]
@@ -91,7 +91,7 @@ class LatentScorer:
     """Scores operators of `unet`, which is edited during a forward pass and restored after it.
 
     rows: how many latents one forward pass may hold, guidance not counted. formula, squared, correction: how they are
-    compared (ld_pruner.latent_score).
+    compared (ld_pruner.algorithm).
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from common.diffusion.latents import pixels_for
 from common.runtime.collectives import mean_over_processes
-from common.training.nan_guard import check_loss, check_weights
+from common.training.nan_guard import check_finite, check_loss
 
 
 class AutoencoderTraining(L.LightningModule):
@@ -57,7 +57,7 @@ class AutoencoderTraining(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to save weights that are not finite: the checkpoint before stays."""
-        check_weights(self, self.global_step)
+        check_finite(self, self.global_step)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer(self.parameters())

@@ -23,7 +23,7 @@ from common.diffusion.sampling import Conditions, predict
 from common.errors import InputError
 from common.runtime.collectives import mean_over_processes
 from common.training.fsdp import shard
-from common.training.nan_guard import check_loss, check_weights
+from common.training.nan_guard import check_finite, check_loss
 
 Features = Sequence[torch.Tensor]
 
@@ -177,7 +177,7 @@ class DenoiserTraining(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to save weights that are not finite: the checkpoint before stays."""
-        check_weights(self, self.global_step)
+        check_finite(self, self.global_step)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])

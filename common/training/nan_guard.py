@@ -17,7 +17,7 @@ def check_loss(loss: torch.Tensor, terms: Mapping[str, torch.Tensor], step: int)
         raise InputError(f"The {broken} loss is {terms.get(broken, loss).item()} at step {step}; {ADVICE}")
 
 
-def check_weights(network: nn.Module, step: int) -> None:
+def check_finite(network: nn.Module, step: int) -> None:
     """InputError naming the first parameter that is not finite."""
     for name, parameter in network.named_parameters():
         if not torch.isfinite(parameter).all():

@@ -12,7 +12,8 @@ from common.models.loading import load_denoiser
 from common.models.saving import save_student
 from common.pruning.plan import Edit, Plan, apply_plan, edited
 from l1_diff import reference_masks, sparsity
-from l1_diff.importance import average_gradients, denoising_losses, importances
+from l1_diff.algorithm import importances
+from l1_diff.gradients import average_gradients, denoising_losses
 from l1_diff.masks import prunable_weights
 from l1_diff.method import L1Diff
 from l1_diff.semi_structured import is_two_of_four, to_semi_structured

@@ -15,7 +15,7 @@ from common.training.distillation import DenoiserTraining
 from common.training.fit import ExponentialAverage, fit, latest_checkpoint
 from common.training.schedules import scheduler
 from l1_diff import reference_masks
-from l1_diff.importance import importances
+from l1_diff.algorithm import importances
 from l1_diff.masks import prunable_weights, sparsity_masks
 from l1_diff.regrowth import Regrowth, exchange, regrow
 from l1_diff.schedule import Ramp

@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from common.cost.macs import count_parameters
 from common.errors import InputError
 from common.pruning.layers import layer_sizes
 from common.pruning.plan import Plan, apply_plan, edited
 from common.scoring.noisy_batches import noisy_batches
 from common.scoring.score_file import ScoreFile
 from laptop_diff import list_layers
+from laptop_diff.algorithm import layers_to_remove, output_losses
 from laptop_diff.criteria import layer_losses
 from laptop_diff.method import LaptopDiff
 
@@ -30,33 +32,23 @@ METHOD = LaptopDiff(
 )
 
 
-def plain_losses(unet, layers, calibration, guidance_scale=1.0):
-    """One full forward pass per layer and batch."""
-    losses = dict.fromkeys((layer.site for layer in layers), 0.0)
-    for batch in noisy_batches(calibration, "even", 4, guidance_scale > 1, 0):
-
-        def predict(batch=batch):
-            output = unet(batch.latents, batch.timesteps, **batch.conditions).sample
-            if guidance_scale > 1:
-                without, conditioned = output.chunk(2)
-                output = without + guidance_scale * (conditioned - without)
-            return output
-
-        with torch.no_grad():
-            intact = predict()
-            for layer in layers:
-                with edited(unet, [layer.edit], {}):
-                    losses[layer.site] += batch.share * (predict() - intact).square().mean().item()
-    return losses
-
-
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
 def test_output_losses_equal_a_forward_pass_per_layer(tiny_teacher, data_calibration, guidance_scale):
     unet = tiny_teacher.denoiser
     layers = list_layers(unet)
     fast = layer_losses(unet, layers, data_calibration, ScoreFile(), guidance_scale=guidance_scale, batch_size=4, copies=5)
-    for site, loss in plain_losses(unet, layers, data_calibration, guidance_scale).items():
+    batches = noisy_batches(data_calibration, "even", 4, guidance_scale > 1, 0)
+    for site, loss in output_losses(unet, layers, batches, guidance_scale).items():
         assert fast[site] == pytest.approx(loss, rel=1e-3, abs=1e-12), site
+
+
+def test_the_plan_is_that_of_the_paper_s_problem(tiny_teacher, data_calibration):
+    unet = tiny_teacher.denoiser
+    layers, batches = list_layers(unet), noisy_batches(data_calibration, "even", 4, False, 0)
+    losses = output_losses(unet, layers, batches)
+    chosen = layers_to_remove(losses, layers, METHOD.ratio, count_parameters(unet))
+    plan = METHOD.plan(unet, data_calibration, "tiny", None)
+    assert sorted(edit.site for edit in plan.edits) == sorted(chosen)
 
 
 def test_losses_do_not_depend_on_copies_but_on_the_layer(tiny_teacher, data_calibration):

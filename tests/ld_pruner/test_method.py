@@ -8,7 +8,9 @@ import torch
 from common.cost.macs import count_parameters
 from common.errors import InputError
 from common.pruning.plan import apply_plan
+from ld_pruner.algorithm import lowest_operators, operator_scores
 from ld_pruner.costs import operator_costs
+from ld_pruner.initial_weights import initial_weights
 from ld_pruner.method import LDPruner
 from ld_pruner.operators import list_operators
 from ld_pruner.scoring import LatentScorer
@@ -45,6 +47,15 @@ def test_the_k_lowest_of_the_exact_scores(tiny_teacher, tiny_calibration):
     assert {edit.site for edit in exact.edits} == lowest
     assert {edit.site for edit in make(tiny_teacher, tiny_calibration).edits} == lowest
     assert all(edit.score == exact.scores[edit.site] for edit in exact.edits)
+
+
+def test_the_plan_is_that_of_algorithm_1(tiny_teacher, tiny_calibration):
+    unet = tiny_teacher.denoiser
+    operators = list_operators(unet, METHOD.kinds, residual="identity")
+    tensors = initial_weights(unet, operators, "slice", None, seed=0)
+    scores = operator_scores(unet, tiny_calibration, operators, tensors)
+    chosen = lowest_operators(scores, METHOD.k)
+    assert sorted(edit.site for edit in make(tiny_teacher, tiny_calibration).edits) == sorted(chosen)
 
 
 def test_scores_are_shared_by_a_sweep_over_k(tiny_teacher, tiny_calibration, tmp_path):

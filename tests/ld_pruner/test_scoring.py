@@ -6,10 +6,10 @@ from zlib import crc32
 import pytest
 import torch
 
-from benchmarks.scoring import plain_scores
 from common.models.loading import load_teacher
 from common.scoring.score_file import ScoreFile
 from ld_pruner import list_operators
+from ld_pruner.algorithm import operator_scores
 from ld_pruner.initial_weights import initial_weights
 from ld_pruner.scoring import LatentScorer, Passes
 
@@ -65,7 +65,7 @@ class Table(LatentScorer):
 
 
 def test_exact_equals_the_plain_loop(setting, exact):
-    plain = plain_scores(*setting[:2], setting[2], setting[3])
+    plain = operator_scores(*setting[:4])
     assert exact.keys() == plain.keys()
     for site, score in plain.items():
         assert sum(exact[site]) == pytest.approx(score, rel=1e-3), site

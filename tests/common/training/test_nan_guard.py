@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.errors import InputError
-from common.training.nan_guard import check_loss, check_weights
+from common.training.nan_guard import check_finite, check_loss
 
 
 def test_the_broken_term_is_named():
@@ -18,8 +18,8 @@ def test_the_broken_term_is_named():
 
 def test_the_broken_parameter_is_named():
     network = torch.nn.Linear(2, 2)
-    check_weights(network, 5)
+    check_finite(network, 5)
     with torch.no_grad():
         network.bias[1] = torch.inf
     with pytest.raises(InputError, match="The weights of bias are not finite after step 5"):
-        check_weights(network, 5)
+        check_finite(network, 5)

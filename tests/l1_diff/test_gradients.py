@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from common.errors import InputError
 from common.scoring.noisy_batches import noisy_batches
 from l1_diff import importance
-from l1_diff.importance import average_gradients, denoising_losses, importances, reconstruction_losses
+from l1_diff.algorithm import importances, penalty_gradient, regrown, soft_threshold, stays
+from l1_diff.gradients import average_gradients, denoising_losses, reconstruction_losses
 from l1_diff.masks import prunable_weights
 
 
@@ -98,3 +99,20 @@ def test_bad_gradients(tiny_teacher, data_calibration):
         average_gradients({"": weight}, [], "median")
     with pytest.raises(InputError, match="no training rows"):
         next(denoising_losses(tiny_teacher.denoiser, replace(data_calibration, data=None), "even", 4, 0))
+
+
+def test_the_proximal_step_is_the_minimum_of_its_problem():
+    """prox(w) = argmin_x ||x||_1 amount + 1/2 (x - w)^2, found on a grid."""
+    weight, amount = torch.tensor([-0.73, -0.2, 0.0, 0.1, 0.26, 1.4]), 0.25
+    grid = torch.linspace(-2, 2, 40001)
+    objective = amount * grid.abs() + (grid - weight[:, None]).square() / 2
+    assert torch.allclose(soft_threshold(weight, amount), grid[objective.argmin(1)], atol=2e-4)
+    assert soft_threshold(weight, amount)[1:4].tolist() == [0, 0, 0]
+    assert penalty_gradient(weight).tolist() == [-1, -1, 0, 1, 1, 1]
+
+
+def test_a_share_of_the_pruned_weights_comes_back():
+    mask = torch.arange(100_000) % 2 == 0
+    grown = regrown(mask, 0.1, torch.Generator().manual_seed(0))
+    assert not (grown & mask).any() and grown.sum().item() == pytest.approx(5000, rel=0.05)
+    assert stays(torch.tensor([0.1, 0.2, 0.3]), 0.2).tolist() == [False, True, True]

@@ -1,4 +1,4 @@
-"""L1-Diff's importance of a single weight: I = alpha |w| + beta |dL/dw| (README of "Towards Tiny Diffusion").
+"""The gradients dL/dw that L1-Diff's importance takes (l1_diff.algorithm).
 
 L is the denoiser's training loss over the calibration's rows, or an autoencoder's reconstruction error. The README gives
 neither alpha nor beta, and magnitudes and gradients have different scales: `importances` makes them comparable.
@@ -21,49 +21,6 @@ from common.scoring.noisy_batches import noisy_batches
 GradientAverage = Literal["mean", "mean_absolute"]
 AVERAGES = get_args(GradientAverage)
 Loss = tuple[float, Callable[[], torch.Tensor]]
-
-
-def check_weights(alpha: float, beta: float) -> None:
-    """InputError when alpha or beta is negative, or both are 0."""
-    if alpha < 0 or beta < 0 or alpha == beta == 0:
-        raise InputError(f"method.alpha={alpha}, method.beta={beta}: both must be at least 0, and one of them above.")
-
-
-def importance(weight: torch.Tensor, gradient: torch.Tensor | None, alpha: float, beta: float) -> torch.Tensor:
-    """alpha |w| + beta |dL/dw|, elementwise, float32 like `weight`; `gradient` may be None when beta is 0.
-
-    InputError when alpha or beta is negative, when both are 0, and for a gradient that is missing or of another shape.
-    """
-    check_weights(alpha, beta)
-    total = alpha * weight.detach().float().abs()
-    if beta:
-        if gradient is None or gradient.shape != weight.shape:
-            given = None if gradient is None else tuple(gradient.shape)
-            raise InputError(f"importance: the gradient's shape is {given}, the weight's {tuple(weight.shape)}.")
-        total += beta * gradient.detach().float().abs()
-    return total
-
-
-def importances(
-    weights: Mapping[str, torch.Tensor], gradients: Mapping[str, torch.Tensor], alpha: float, beta: float, balance: bool
-) -> dict[str, torch.Tensor]:
-    """The importance of every weight by site; `gradients` are read when beta is above 0.
-
-    balance: alpha and beta are given in units of the network, alpha / mean |w| and beta / mean |dL/dw| over all of `weights`:
-    still two constants of the formula, of which the README gives none, and so without a change of the ranking over layers.
-    """
-    check_weights(alpha, beta)
-    if balance:
-        alpha, beta = alpha / mean_size(weights.values()), beta and beta / mean_size(gradients[site] for site in weights)
-    return {site: importance(weight, gradients.get(site), alpha, beta) for site, weight in weights.items()}
-
-
-def mean_size(tensors: Iterable[torch.Tensor]) -> float:
-    """The mean absolute value over all elements; a tiny number where all are zero."""
-    total, count = 0.0, 0
-    for tensor in tensors:
-        total, count = total + tensor.detach().float().abs().sum().item(), count + tensor.numel()
-    return max(total / max(1, count), torch.finfo(torch.float32).tiny)
 
 
 @contextmanager
