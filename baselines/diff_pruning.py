@@ -35,7 +35,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.cost.macs import count_parameters
-from common.diffusion.noise_schedule import check_learns_from_noise, noising_scheduler
+from common.diffusion.noise_schedule import check_learns_from_noise, noise_scheduler
 from common.diffusion.objective import training_target
 from common.diffusion.sampling import predict
 from common.errors import InputError, check_one_given
@@ -70,7 +70,7 @@ def accumulate_gradients(
         raise InputError("The calibration set is empty: calibration.data_rows must be at least 1.")
     latents, conditions = latents[:rows], {name: value[:rows] for name, value in conditions.items()}
     noise = seeded_normal([mix_seed(seed, 2, row) for row in range(len(latents))], latents.shape[1:]).to(latents)
-    scheduler = noising_scheduler(calibration.scheduler)
+    scheduler = noise_scheduler(calibration.scheduler)
     visited = range(0, scheduler.config.num_train_timesteps, every)
     losses: list[float] = []
     with progress_bar("gradients by timestep", len(visited)) as bar, torch.enable_grad():
@@ -165,8 +165,8 @@ class DiffPruning(Method):
     def plan(self, unet: nn.Module, calibration: Calibration, teacher: str, scores: Path | None) -> Plan:
         """The plan for `unet`; accumulated gradients are kept in the folder `scores` for other ratios and exclusions.
 
-        `teacher` names the weights (Teacher.fingerprint). The plan's scores are shares: how much of a group's importance went.
-        InputError for a share of the parameters that is out of reach.
+        `teacher` names the weights (LatentDiffusion.fingerprint). The plan's scores are shares: how much of a group's
+        importance went. InputError for a share of the parameters that is out of reach.
         """
         losses, gradients = [], {}
         if self.variant in ("diff_pruning", "taylor"):

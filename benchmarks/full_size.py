@@ -129,7 +129,7 @@ def run_stages(overrides: list[str], folder: Path, distill: bool) -> dict[str, A
             raise SystemExit(f"error: {name} differs after saving and loading")
     ended("save, load")
     if distill:
-        conditions, empty = student.encode_captions(["a red apple"]), student.empty_condition()
+        conditions, empty = student.encode_captions(["a red apple"]), student.null_condition()
         latents = sample_latents(student.denoiser, student.scheduler, student.latent_shape, [0], conditions, empty, 1, 1.0, 1)
         if not latents.isfinite().all():
             raise SystemExit("error: the sample is not finite")

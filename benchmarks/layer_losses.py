@@ -40,7 +40,7 @@ def main() -> None:
     rows = teacher.encode_images(data.images[chosen]), teacher.encode_captions([data.captions[i] for i in chosen])
     calibration = build_calibration(
         teacher.encode_captions(data.captions[:1]),
-        teacher.empty_condition(),
+        teacher.null_condition(),
         teacher.latent_shape,
         teacher.scheduler,
         num_conditions=1,

@@ -40,7 +40,7 @@ def main() -> None:
     captions = load_emoji("data/emoji", "train", limit=arguments.conditions).captions[: arguments.conditions]
     calibration = build_calibration(
         teacher.encode_captions(captions),
-        teacher.empty_condition(),
+        teacher.null_condition(),
         teacher.latent_shape,
         teacher.scheduler,
         num_conditions=arguments.conditions,

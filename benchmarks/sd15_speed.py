@@ -28,10 +28,10 @@ def seconds_of_plain_steps(
     import torch
     from torch.nn import functional as F
 
-    from common.training.distillation import FeatureTaps
+    from common.training.distillation import FeatureHooks
 
     optimizer = torch.optim.AdamW(student.parameters(), lr=5e-5, weight_decay=0.01)
-    taps = FeatureTaps(student, [pair[0] for pair in pairs]), FeatureTaps(teacher, [pair[1] for pair in pairs])
+    hooks = FeatureHooks(student, [pair[0] for pair in pairs]), FeatureHooks(teacher, [pair[1] for pair in pairs])
     device = batch["latents"].device
     times = []
     for _ in range(steps):
@@ -45,7 +45,7 @@ def seconds_of_plain_steps(
                 theirs = teacher(batch["latents"], timesteps, states).sample
             noise = torch.randn_like(theirs)
             loss = F.mse_loss(ours.float(), noise.float()) + F.mse_loss(ours.float(), theirs.float())
-            for s, t in zip(taps[0].features(), taps[1].features(), strict=True):
+            for s, t in zip(hooks[0].features(), hooks[1].features(), strict=True):
                 loss = loss + F.mse_loss(s.float(), t.float())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -53,8 +53,8 @@ def seconds_of_plain_steps(
         optimizer.zero_grad()
         synchronize(device)
         times.append(time.perf_counter() - started)
-    for tap in taps:
-        tap.remove()
+    for hook in hooks:
+        hook.remove()
     return median(times[1:])
 
 
@@ -94,7 +94,7 @@ def seconds_of_our_steps(student: Any, teacher: Any, pairs: list, batch: dict[st
         settings = {"steps": steps, "batch_size": len(rows), "seed": 0, "checkpoint_every": 10 * steps, "trainer": trainer}
         module.on_save_checkpoint = lambda checkpoint: checkpoint.clear()  # the steps are timed, not the disk
         fit(module, rows, folder=Path(scratch), description="steps", callbacks=[clock], **settings)
-    module.remove_taps()
+    module.remove_hooks()
     return median(clock.times[1:])
 
 

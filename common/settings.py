@@ -74,7 +74,7 @@ def checked_call(values: Mapping[str, Any], target: Any, where: str, given: Coll
     try:
         found = adapter(target, frozenset((*given, *made)), bool(values.get("_partial_"))).validate_python(named)
     except ValidationError as error:
-        raise InputError(told(error.errors(include_url=False)[0], named, target, where)) from None
+        raise InputError(error_message(error.errors(include_url=False)[0], named, target, where)) from None
     return {name: found.get(name, value) for name, value in values.items()}
 
 
@@ -83,7 +83,7 @@ def check_fields(instance: Any, where: str) -> None:
     checked_call({field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}, type(instance), where)
 
 
-def told(error: Mapping[str, Any], values: Mapping[str, Any], target: Any, where: str) -> str:
+def error_message(error: Mapping[str, Any], values: Mapping[str, Any], target: Any, where: str) -> str:
     """One line for an error of pydantic's: the setting, its value, and what would be right."""
     name, *deeper = error["loc"]
     place, known = joined(where, str(name)), arguments_of(target)
@@ -93,7 +93,7 @@ def told(error: Mapping[str, Any], values: Mapping[str, Any], target: Any, where
         return f"{place} is missing: {describe(known[name][0])} is needed."
     annotation = without_null(known[name][0])
     if deeper and dataclasses.is_dataclass(annotation) and isinstance(values[name], Mapping):
-        return told({**error, "loc": deeper}, values[name], annotation, place)
+        return error_message({**error, "loc": deeper}, values[name], annotation, place)
     if get_origin(annotation) is Literal:
         return f"{place}={values[name]!r} is none of {', '.join(map(str, get_args(annotation)))}."
     shown = "null" if values[name] is None else repr(values[name])
@@ -155,7 +155,7 @@ def schema(target: Any, given: Collection[str] = (), incomplete: bool = False) -
     from typing_extensions import TypedDict
 
     fields = {
-        name: (Required if needed and not incomplete else NotRequired)[strict(annotation)]
+        name: (Required if needed and not incomplete else NotRequired)[strict_annotation(annotation)]
         for name, (annotation, needed) in arguments_of(target).items()
         if name not in given
     }
@@ -164,7 +164,7 @@ def schema(target: Any, given: Collection[str] = (), incomplete: bool = False) -
     return typed
 
 
-def strict(annotation: Any) -> Any:
+def strict_annotation(annotation: Any) -> Any:
     """The annotation for pydantic, so that a value of another kind is refused instead of converted.
 
     Whole floats (1e3) are whole numbers, and whole numbers are text (a folder called 2024). Any sequence becomes a list.
@@ -173,18 +173,18 @@ def strict(annotation: Any) -> Any:
 
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return Annotated[(strict(arguments[0]), *arguments[1:])]
+        return Annotated[(strict_annotation(arguments[0]), *arguments[1:])]
     if origin in (Union, types.UnionType):
-        settable = [found for each in arguments if (found := strict(each)) is not Any or each is Any]  # no tensors
+        settable = [found for each in arguments if (found := strict_annotation(each)) is not Any or each is Any]  # no tensors
         return Union[tuple(settable or [Any])]  # noqa: UP007
     if origin is Literal or annotation in (None, type(None)):
         return annotation
     if dataclasses.is_dataclass(annotation):
         return schema(annotation)
     if is_kind(annotation, Mapping):
-        return dict[str, strict((arguments or (str, Any))[1])]
+        return dict[str, strict_annotation((arguments or (str, Any))[1])]
     if is_kind(annotation, Collection) and annotation is not str:
-        return list[strict((arguments or (Any,))[0])]
+        return list[strict_annotation((arguments or (Any,))[0])]
     scalars = {
         bool: Annotated[bool, Strict()],
         int: Annotated[int, BeforeValidator(partial(converted, float, int)), Strict()],

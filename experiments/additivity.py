@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from experiments.shared.job import Job
 
 
-def measure(job: "Job") -> dict[str, Any]:
+def measure_additivity(job: "Job") -> dict[str, Any]:
     """The sums and joint losses of every criterion over the same random sets of layers, and their correlations."""
     from common.pruning.layers import list_layers
     from common.runtime.processes import refuse_others
@@ -93,7 +93,7 @@ def main(cfg: DictConfig) -> None:
     job = Job(cfg)
     name = content_name(job_identity(job.described, cfg.outputs, chosen(cfg, "method")))[:8]
     folder = Path(cfg.outputs) / cfg.task.name / "additivity" / name
-    document = measure(job)
+    document = measure_additivity(job)
     write_json(folder / "additivity.json", document)
     draw(document, folder / "additivity.png")
     print_correlations(document)

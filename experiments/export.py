@@ -117,7 +117,7 @@ def export(arguments: argparse.Namespace) -> None:
         check_pushable(arguments.push)
 
     from common.models.loading import load_teacher
-    from common.models.saving import tidy_configs
+    from common.models.saving import clean_configs
     from experiments.exporting.exported_formats import Wanted, export_formats, loads_alone
 
     with under_way("loading the student"):
@@ -127,7 +127,7 @@ def export(arguments: argparse.Namespace) -> None:
     wanted = Wanted(formats, arguments.dtype, tolerance, arguments.batch, arguments.rounds, arguments.seed)
     with whole_folder(out) as scratch:
         shutil.copytree(job / "student", scratch, dirs_exist_ok=True)
-        tidy_configs(scratch)
+        clean_configs(scratch)
         copy_beside(job, row, scratch)
         with under_way("loading it without this project"):
             alone = loads_alone(scratch, teacher, guidance, arguments.seed)

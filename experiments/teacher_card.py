@@ -49,7 +49,7 @@ def subsets(data: Any) -> dict[str, dict[str, Any]]:
     return {"all": {}, **({"without flags": {"without": ["Flags"]}} if "Flags" in getattr(data, "categories", ()) else {})}
 
 
-def measure(job: "Job", split: str) -> dict[str, float]:
+def split_figures(job: "Job", split: str) -> dict[str, float]:
     """Distances, and retrieval where there are captions, of samples, of reconstructions and of other real images."""
     import torch
 
@@ -146,7 +146,7 @@ def main(cfg: DictConfig) -> None:
     figures: dict[str, Any] = {"psnr held out (dB)": peak_signal_to_noise(teacher.autoencoder, test.images)}
     for split in ("train", "test"):
         for label, subset in subsets(train).items():
-            figures[f"{split}, {label}"] = measure(job.with_data(**subset) if subset else job, split)
+            figures[f"{split}, {label}"] = split_figures(job.with_data(**subset) if subset else job, split)
     figures["layers"] = layers_of(teacher, train)
     captions = [""] * 48
     if hasattr(train, "captions"):
@@ -158,7 +158,7 @@ def main(cfg: DictConfig) -> None:
         teacher.latent_shape,
         list(range(len(captions))),
         teacher.encode_captions(captions),
-        teacher.empty_condition(),
+        teacher.null_condition(),
         evaluation.steps,
         evaluation.guidance_scale,
         64,

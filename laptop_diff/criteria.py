@@ -25,7 +25,7 @@ from common.scoring.calibration import Calibration
 from common.scoring.edited_copies import edited_outputs
 from common.scoring.noisy_batches import NoisyBatch, noisy_batches
 from common.scoring.score_file import ScoreFile
-from common.scoring.trajectories import roll_out
+from common.scoring.trajectories import edited_latents
 
 Criterion = Literal["output", "task", "alignment", "magnitude", "random"]
 CRITERIA = get_args(Criterion)
@@ -125,7 +125,7 @@ def alignment_of(unet: nn.Module, calibration: Calibration, chosen: slice, edits
     if calibration.alignment is None:
         raise InputError("method.criterion=alignment needs captions that name what is drawn; this data has none.")
     share = (chosen.stop - chosen.start) / calibration.shape[0]
-    return [share * calibration.alignment(latents, chosen) for latents in roll_out(unet, calibration, chosen, edits)]
+    return [share * calibration.alignment(latents, chosen) for latents in edited_latents(unet, calibration, chosen, edits)]
 
 
 def _alignment_drops(

@@ -79,7 +79,7 @@ class LaptopDiff(LayerPruner):
         networks = len(list_layers(unet, self.granularity, self.width_changing, self.exclude)) + 1  # and the intact one
         if self.criterion == "alignment":
             batch = self.batch_size * self.copies * size.passes(size.guidance_scale)
-            return replace(found, forward=networks * size.roll_out, batch=batch)
+            return replace(found, forward=networks * size.edited_latents, batch=batch)
         if self.criterion in ("magnitude", "random"):
             return found
         passes = size.passes(self.guidance_scale)

@@ -67,7 +67,7 @@ def final_latents(unet: nn.Module, calibration: Calibration, conditions: slice) 
         calibration.scheduler,
         noise,
         embeddings,
-        calibration.empty,
+        calibration.null_condition,
         calibration.steps,
         calibration.guidance_scale,
     )

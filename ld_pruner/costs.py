@@ -11,8 +11,8 @@ from common.cost.macs import site_costs
 from common.errors import InputError
 from ld_pruner.operators import Operator
 
-Unit = Literal["none", "parameters", "macs", "milliseconds"]
-UNITS = get_args(Unit)
+CostUnit = Literal["none", "parameters", "macs", "milliseconds"]
+COST_UNITS = get_args(CostUnit)
 
 
 def operator_costs(
@@ -28,8 +28,8 @@ def operator_costs(
     parameters: those the edit saves. macs: of one sample, counted on the meta device. milliseconds: the median over five
     forward passes of one sample of the time inside the module, on the U-Net's own device; kept in `folder` for `teacher`.
     """
-    if unit not in UNITS:
-        raise InputError(f"score_per={unit!r} is none of {', '.join(UNITS)}.")
+    if unit not in COST_UNITS:
+        raise InputError(f"score_per={unit!r} is none of {', '.join(COST_UNITS)}.")
     if unit == "none":
         return {operator.site: 1.0 for operator in operators}
     if unit == "parameters":

@@ -22,7 +22,7 @@ from common.scoring.score_file import ScoreFile
 from common.scoring.trajectories import noisy_latents
 from common.settings import AtLeastOne, Count, Seed, Share, check_fields
 from ld_pruner.algorithm import Formula
-from ld_pruner.costs import Unit, operator_costs
+from ld_pruner.costs import CostUnit, operator_costs
 from ld_pruner.initial_weights import Batch, Initial, initial_weights
 from ld_pruner.operators import REPLACEMENTS, Operator, list_operators
 from ld_pruner.scoring import LatentScorer
@@ -58,7 +58,7 @@ class LDPruner(Method):
     rows: AtLeastOne
     selection: Literal["oneshot", "iterative"]
     every: AtLeastOne
-    score_per: Unit
+    score_per: CostUnit
     seed: Seed
 
     def __post_init__(self) -> None:
@@ -68,12 +68,12 @@ class LDPruner(Method):
     def plan(self, unet: nn.Module, calibration: Calibration, teacher: str, scores: Path | None) -> Plan:
         """The plan for `unet`; partial scores are kept below the folder `scores`, by the content they depend on.
 
-        `teacher` names the weights (Teacher.fingerprint). InputError when k is negative or larger than what is there,
+        `teacher` names the weights (LatentDiffusion.fingerprint). InputError when k is negative or larger than what is there,
         and when all operators together do not reach the ratio.
         """
         operators, removal = self._operators(unet)
         file = None if scores is None else scores / f"{self._key(calibration, teacher)}.json"
-        costs = operator_costs(unet, operators, self.score_per, scores, teacher, calibration.empty)
+        costs = operator_costs(unet, operators, self.score_per, scores, teacher, calibration.null_condition)
         batch = partial(self._batch, unet, calibration)
         tensors = initial_weights(unet, operators, self.initial_weights, batch, self.seed)
         settings = {"formula": self.formula, "squared": self.squared, "correction": self.correction}
@@ -112,7 +112,7 @@ class LDPruner(Method):
             ends = [removal.share(sites) for sites in self._extremes(removal)]
             note += "; {} of them are from {:.0%} to {:.0%} of the parameters".format(k, *ends)
         return Forecast(
-            forward=(rounds * len(operators) + 1) * size.roll_out,
+            forward=(rounds * len(operators) + 1) * size.edited_latents,
             batch=self.rows * size.passes(size.guidance_scale),
             plan=Plan(method="ld_pruner", edits=tuple(operator.edit for operator in gone), tensors=tensors),
             note=f"{note}; scoring: every operator under every condition, which screening undercuts",

@@ -26,7 +26,7 @@ from common.runtime.collectives import shared_out
 from common.runtime.processes import process_count
 from common.scoring.calibration import Calibration
 from common.scoring.score_file import ScoreFile
-from common.scoring.trajectories import roll_out
+from common.scoring.trajectories import edited_latents
 from ld_pruner.algorithm import latent_score
 from ld_pruner.operators import Operator
 
@@ -119,7 +119,7 @@ class LatentScorer:
         if self.originals is None:
             starts = range(0, self.calibration.shape[0], self.pairs)
             finished = shared_out(
-                starts, lambda start: roll_out(self.unet, self.calibration, slice(start, start + self.pairs))[0].cpu()
+                starts, lambda start: edited_latents(self.unet, self.calibration, slice(start, start + self.pairs))[0].cpu()
             )
             self.originals = torch.cat(finished).to(self.calibration.noise.device)
         return self.originals
@@ -128,7 +128,7 @@ class LatentScorer:
         """Scores (operators, conditions) under the chosen conditions."""
         original = self.original_latents()[chosen]
         edits = [operator.edit for operator in operators]
-        modified = roll_out(self.unet, self.calibration, chosen, edits, self.tensors)
+        modified = edited_latents(self.unet, self.calibration, chosen, edits, self.tensors)
         scores = [latent_score(original, latents, self.formula, self.squared, self.correction) for latents in modified]
         return torch.stack(scores).nan_to_num(nan=float("inf"))  # latents that exploded rank last
 

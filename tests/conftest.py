@@ -297,7 +297,7 @@ def tiny_calibration(tiny_teacher):
     captions = ["a red apple, noto style", "a teddy bear, fluent style", "a flag of france, openmoji style"]
     return build_calibration(
         tiny_teacher.encode_captions(captions),
-        tiny_teacher.empty_condition(),
+        tiny_teacher.null_condition(),
         tiny_teacher.latent_shape,
         tiny_teacher.scheduler,
         num_conditions=3,

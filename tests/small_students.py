@@ -9,7 +9,7 @@ import torch
 
 from baselines.bk_sdm_table import plan_for
 from baselines.diff_pruning import DiffPruning
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.plan import Edit, Plan
 from ld_pruner.initial_weights import initial_weights
 from ld_pruner.operators import list_operators
@@ -90,4 +90,4 @@ def expected(unet, inputs):
 
 
 def as_teacher(unet, autoencoder=None):
-    return Teacher("small", Path(), unet, autoencoder, None)
+    return LatentDiffusion("small", Path(), unet, autoencoder, None)

@@ -82,7 +82,7 @@ def test_ld_pruner_takes_no_more_than_told(tiny_teacher, data_calibration, scori
     if scoring == "exact":
         assert forward == look.forward + probe
     else:
-        assert SIZE.roll_out < forward <= look.forward + probe
+        assert SIZE.edited_latents < forward <= look.forward + probe
 
 
 def test_ld_pruner_tells_between_what_sizes_k_operators_lie(tiny_teacher):

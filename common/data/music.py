@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from common.audio.spectrogram import Spectrogram
-from common.data.splits import check_limit, evenly_spaced, read_index, read_picture
+from common.data.splits import check_limit, evenly_spaced, read_picture, read_split_index
 from common.errors import InputError
 from common.settings import AtLeastOne
 
@@ -34,7 +34,7 @@ def load_music(folder: str | Path, split: str, limit: AtLeastOne | None = None, 
     """
     check_limit(limit, "clip")
     keys = ("columns", "picture", "spectrogram", "entries")
-    folder, document = read_index(folder, *BUILT, keys)
+    folder, document = read_split_index(folder, *BUILT, keys)
     columns = document["columns"]
     made = Spectrogram(**document["spectrogram"])
     if sound is not None and sound != made:

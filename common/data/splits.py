@@ -66,7 +66,7 @@ class Files:
         return read_regular(path)
 
 
-def read_index(folder: str | Path, what: str, builder: str, keys: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+def read_split_index(folder: str | Path, what: str, builder: str, keys: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     """The data folder and its index.json, which must have `keys`.
 
     `what` and `builder` tell in an InputError what is missing and what makes it.
@@ -88,7 +88,7 @@ def read_index(folder: str | Path, what: str, builder: str, keys: Sequence[str])
 
 @while_unchanged  # a job asks for its data several times
 def read_picture(path: Path, mode: str, what: str, builder: str) -> np.ndarray:
-    """Pixels (height, width) of mode "L" or (height, width, 3) of "RGB"; `what` and `builder` as in read_index."""
+    """Pixels (height, width) of mode "L" or (height, width, 3) of "RGB"; `what` and `builder` as in read_split_index."""
     from PIL import Image
 
     try:

@@ -31,7 +31,7 @@ def same_noise(kind: Any, scheduler: Any, **settings: Any) -> Any:
     return kind.from_config(known, **settings)
 
 
-def noising_scheduler(scheduler: Any) -> Any:
+def noise_scheduler(scheduler: Any) -> Any:
     """The forward process of `scheduler`'s configuration: x_t = sqrt(alpha_bar) x + sqrt(1 - alpha_bar) noise, and velocity.
 
     Samplers scale noisy latents each in their own way (Euler's are not of unit variance); training never does.
@@ -47,7 +47,7 @@ def check_noise(where: str, scheduler: Any) -> None:
     where: what the scheduler was made of, for the error.
     """
     try:
-        shares = noising_scheduler(scheduler).alphas_cumprod
+        shares = noise_scheduler(scheduler).alphas_cumprod
     except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{where}: no noise can be made of its settings: {first_line(error)}") from error
     given = scheduler.config.get("trained_betas")

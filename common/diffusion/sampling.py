@@ -84,14 +84,14 @@ def denoise(
     scheduler: Any,
     noise: torch.Tensor,
     conditions: Conditions,
-    empty: Conditions,
+    null_condition: Conditions,
     steps: int,
     guidance_scale: float,
 ) -> torch.Tensor:
     """From unit noise (batch, channels, height, width) to final latents of the same shape.
 
-    `empty` holds the condition without a caption, one row; it is used where guidance_scale > 1 (Ho and Salimans 2022:
-    empty + guidance_scale * (conditioned - empty)), but not of a latent consistency model (with_guidance). `scheduler` is
+    `null_condition` holds the condition without a caption, one row; it is used where guidance_scale > 1 (Ho and Salimans 2022:
+    without + guidance_scale * (conditioned - without)), but not of a latent consistency model (with_guidance). `scheduler` is
     copied, so that its state is not shared; one that draws noise of its own draws it row by row.
     """
     scheduler = type(scheduler).from_config(scheduler.config)
@@ -99,7 +99,7 @@ def denoise(
     conditions = with_guidance(denoiser, conditions, guidance_scale)
     guided = is_guided(conditions, guidance_scale)
     if guided:
-        conditions = {name: torch.cat([empty[name].expand_as(value), value]) for name, value in conditions.items()}
+        conditions = {name: torch.cat([null_condition[name].expand_as(value), value]) for name, value in conditions.items()}
     stochastic = "generator" in inspect.signature(scheduler.step).parameters
     options = {"generator": row_generators(noise)} if stochastic else {}
     latents = noise * scheduler.init_noise_sigma
@@ -119,7 +119,7 @@ def sample_latents(
     latent_shape: tuple[int, int, int],
     seeds: list[int],
     conditions: Conditions,
-    empty: Conditions,
+    null_condition: Conditions,
     steps: int,
     guidance_scale: float,
     batch_size: int,
@@ -135,6 +135,6 @@ def sample_latents(
         rows = slice(start, start + batch_size)
         noise = draw(seeds[rows], latent_shape).to(device)
         chosen = {name: value.to(device) for name, value in select_conditions(conditions, rows).items()}
-        bare = {name: value.to(device) for name, value in empty.items()}
+        bare = {name: value.to(device) for name, value in null_condition.items()}
         finished.append(denoise(denoiser, scheduler, noise, chosen, bare, steps, guidance_scale).cpu())
     return torch.cat(finished)

@@ -9,7 +9,7 @@ from torch import nn
 
 from common.diffusion.sampling import guidance_size
 from common.errors import InputError
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 
 Tensors = dict[str, torch.Tensor]
 TIMESTEPS = 1000
@@ -91,7 +91,7 @@ def flat_outputs(output: Any) -> Tensors:
     return found
 
 
-def denoiser_part(teacher: Teacher) -> ExportedPart:
+def denoiser_part(teacher: LatentDiffusion) -> ExportedPart:
     """ "unet": sample, timestep and conditions -> out_sample. timestep is one number per row, or a single one for all rows."""
     config = teacher.denoiser.config
     if guidance_size(teacher.denoiser) is not None:
@@ -124,7 +124,7 @@ def denoiser_part(teacher: Teacher) -> ExportedPart:
     return ExportedPart("unet", PlainDenoiser(teacher.denoiser), inputs, {"out_sample": image_axes}, draw, factor)
 
 
-def decoder_part(teacher: Teacher) -> ExportedPart:
+def decoder_part(teacher: LatentDiffusion) -> ExportedPart:
     """ "vae_decoder": latent_sample -> sample.
 
     Random latents of a VQModel lie near entries of its codebook, where no rounding decides which entry is the nearest.
@@ -162,7 +162,7 @@ def text_encoder_part(name: str, encoder: nn.Module, hidden_states: bool) -> Exp
     return ExportedPart(name, TextEncoder(encoder, hidden_states).eval(), {"input_ids": {0: "batch"}}, outputs, draw)
 
 
-def exported_parts(teacher: Teacher) -> list[ExportedPart]:
+def exported_parts(teacher: LatentDiffusion) -> list[ExportedPart]:
     """Denoiser, decoder and text encoders, as many as there are; two of them (Stable Diffusion XL) give all hidden states."""
     encoders = teacher.text_encoders
     texts = [

@@ -28,7 +28,7 @@ class Timbre(nn.Module):
         return self.norm(self.conv(F.pad(image, (0, 0, self.before, self.after))).relu()).amax(3)
 
 
-class Layer(nn.Module):
+class ConvBlock(nn.Module):
     """Seven frames of all channels to 64 channels: (batch, channels, frames) to (batch, 64, frames)."""
 
     def __init__(self, channels: int):
@@ -50,7 +50,7 @@ class MusicNN(nn.Module):
         self.norm = nn.BatchNorm2d(1, eps=EPSILON)
         shapes = ((204, 7, 38), (204, 7, 67), (51, 128, 1), (51, 64, 1), (51, 32, 1))
         self.front = nn.ModuleList([Timbre(*shape) for shape in shapes])
-        self.middle = nn.ModuleList([Layer(561), Layer(64), Layer(64)])
+        self.middle = nn.ModuleList([ConvBlock(561), ConvBlock(64), ConvBlock(64)])
         self.pooled_norm = nn.BatchNorm1d(1506, eps=EPSILON)
         self.dense = nn.Linear(1506, 200)
         self.dense_norm = nn.BatchNorm1d(200, eps=EPSILON)

@@ -14,7 +14,7 @@ from torch import nn
 from common.errors import InputError
 from common.models.honoured_settings import CONFIG_FILES, check_pipeline_settings, config_file, named_parts
 from common.models.hub import NETWORKS, PARTS
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 from common.models.loading import read_index
 from common.models.pipeline_defaults import settle_sample_size, settle_scheduler
 from common.runtime.files import SHIPPED, whole_folder
@@ -89,7 +89,7 @@ def build(part: Part) -> Any:
     return kind.from_config(settings)
 
 
-def meta_teacher(name_or_path: str) -> Teacher:
+def meta_teacher(name_or_path: str) -> LatentDiffusion:
     """The pipeline on the meta device, without weights or tokenizers: of a shipped teacher, a folder, an architecture or a
     known hub repository. InputError for what is none of these.
     """
@@ -98,7 +98,7 @@ def meta_teacher(name_or_path: str) -> Teacher:
         networks = {name: build(part).eval().requires_grad_(False) for name, part in parts.items() if name in NETWORKS}
     pipeline = pipeline_of(name_or_path)
     settle_sample_size(Path(name_or_path), pipeline, networks["unet"])
-    return Teacher(
+    return LatentDiffusion(
         name=Path(name_or_path).name,
         folder=Path(name_or_path),
         denoiser=networks["unet"],

@@ -39,7 +39,7 @@ def table() -> dict[str, dict[str, Any]]:
     return json.loads(Path(__file__).with_suffix(".json").read_text())
 
 
-def kind_of(class_name: str) -> str | None:
+def class_kind(class_name: str) -> str | None:
     """The part of the table that knows a class."""
     return next((kind for kind, known in table().items() if class_name in known["classes"]), None)
 
@@ -78,7 +78,7 @@ def check_settings(where: str, class_name: str, settings: dict[str, Any]) -> Non
 
     Entries whose names begin with an underscore are diffusers' notes.
     """
-    kind = kind_of(class_name)
+    kind = class_kind(class_name)
     if kind is None:
         raise InputError(f"{where}: {class_name} is not a class this project can load; {known_classes(class_name)}")
     known = table()[kind]

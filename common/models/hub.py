@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from common.errors import InputError, first_line
 from common.models.honoured_settings import check_pipeline_settings
-from common.models.weight_files import best_weights, kind_of
+from common.models.weight_files import best_weights, weight_format
 from common.runtime.files import SHIPPED
 from common.runtime.progress import under_way
 from common.runtime.strict_json import read_json
@@ -57,7 +57,7 @@ def wanted_files(names: Iterable[str], parts: Sequence[str] = (*PARTS, "mel")) -
         inside = [name for name in names if PurePosixPath(name).parent == PurePosixPath(part)]
         best = best_weights(PurePosixPath(name).name for name in inside)
         for name in inside:
-            kind = kind_of(PurePosixPath(name).name)
+            kind = weight_format(PurePosixPath(name).name)
             if kind == best if kind else name.endswith((".json", ".txt", ".model")):
                 wanted.append(name)
     return wanted
@@ -65,13 +65,13 @@ def wanted_files(names: Iterable[str], parts: Sequence[str] = (*PARTS, "mel")) -
 
 def settings_files(names: Iterable[str]) -> list[str]:
     """Of a transformers repository's files: what tokenizer and preprocessing are made of, and the architecture."""
-    return [name for name in names if "/" not in name and name.endswith((".json", ".txt")) and kind_of(name) is None]
+    return [name for name in names if "/" not in name and name.endswith((".json", ".txt")) and weight_format(name) is None]
 
 
 def wanted_model_files(names: Sequence[str]) -> list[str]:
     """Of a transformers model's repository: its settings, and one set of the weights at its top."""
-    weights = [name for name in names if "/" not in name and kind_of(name) is not None]
-    return [*settings_files(names), *(name for name in weights if kind_of(name) == best_weights(weights))]
+    weights = [name for name in names if "/" not in name and weight_format(name) is not None]
+    return [*settings_files(names), *(name for name in weights if weight_format(name) == best_weights(weights))]
 
 
 def download(name: str, revision: str | None, setting: str) -> Path:
@@ -86,7 +86,7 @@ def download(name: str, revision: str | None, setting: str) -> Path:
         return wanted_files(names)
 
     def settings(names: list[str]) -> list[str]:
-        return [each for each in wanted(names) if kind_of(PurePosixPath(each).name) is None]
+        return [each for each in wanted(names) if weight_format(PurePosixPath(each).name) is None]
 
     instead = f"{setting}=<folder>"
     folder = snapshot(name, revision, settings, "model_index.json", instead, what=f"the settings of {name}")

@@ -24,7 +24,7 @@ def at_once(batch_size: int, height: int, width: int) -> int:
 
 
 @dataclass
-class Teacher:
+class LatentDiffusion:
     """The parts of a diffusers pipeline that pruning and distillation need.
 
     latent_shape is (channels, height, width) of one latent; tokenizers and text encoders are None without text, the second
@@ -67,11 +67,11 @@ class Teacher:
         """None, one, or the two of Stable Diffusion XL."""
         return [encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None]
 
-    def with_parts(self, **parts: nn.Module) -> "Teacher":
+    def with_parts(self, **parts: nn.Module) -> "LatentDiffusion":
         """The same pipeline with other networks: with_parts(denoiser=student)."""
         return replace(self, **parts, _fingerprint="")
 
-    def to(self, device: str | torch.device) -> "Teacher":
+    def to(self, device: str | torch.device) -> "LatentDiffusion":
         for network in self.networks:
             network.to(device)
         return self
@@ -91,7 +91,7 @@ class Teacher:
             conditions["time_ids"] = size_conditions(*self.image_size, len(captions)).to(self.device)
         return conditions
 
-    def empty_condition(self) -> Conditions:
+    def null_condition(self) -> Conditions:
         """The condition of no caption, one row."""
         conditions = self.encode_captions([""])
         if self.zeros_for_empty:

@@ -11,7 +11,7 @@ from common.errors import InputError
 from common.models.compatibility import check_named_parts, check_parts_fit, check_tokenizers
 from common.models.honoured_settings import check_pipeline_settings, named_parts
 from common.models.hub import NETWORKS, PARTS, find_folder
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 from common.models.mel_settings import read_mel
 from common.models.parts import load_part
 from common.models.pipeline_defaults import settle_sample_size, settle_scheduler
@@ -19,7 +19,7 @@ from common.models.single_file import folder_of_file, is_single_file
 from common.runtime.strict_json import read_json
 
 
-def load_teacher(name_or_path: str, revision: str | None = None, config: str | None = None) -> Teacher:
+def load_teacher(name_or_path: str, revision: str | None = None, config: str | None = None) -> LatentDiffusion:
     """Loads a shipped teacher by name, a local diffusers pipeline folder, or a hub repository, in float32 on the CPU.
 
     config: the folder of a pipeline by whose settings a single file of weights is read (common/models/single_file.py). Raises
@@ -37,7 +37,7 @@ def load_teacher(name_or_path: str, revision: str | None = None, config: str | N
     parts = {name: load_part(folder, name, *value, network=name in NETWORKS) for name, value in named.items()}
     settle_sample_size(folder, index, parts["unet"])
     check_noise(f"{folder}/scheduler", parts["scheduler"])
-    teacher = Teacher(
+    teacher = LatentDiffusion(
         name=Path(name_or_path).name,
         folder=folder,
         denoiser=parts["unet"],

@@ -64,7 +64,7 @@ def load_part(folder: Path, name: str, library: str, class_name: str, network: b
     except InputError:
         raise
     except Exception as error:  # safetensors, JSON, pickle and torch each raise their own kind for a damaged file
-        reason = "its .bin holds more than tensors, of which nothing was run" if refused_pickle(error) else told(error)
+        reason = "its .bin holds more than tensors, of which nothing was run" if refused_pickle(error) else failure(error)
         raise InputError(f"{folder / name} cannot be loaded as {class_name}: {reason}") from error
     if network:
         part, report = part
@@ -89,7 +89,7 @@ def load_part(folder: Path, name: str, library: str, class_name: str, network: b
     return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
 
 
-def told(error: Exception) -> str:
+def failure(error: Exception) -> str:
     """The first line of what an error says, and of torch's list of what does not fit the first entry."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) if lines and lines[0].endswith(":") else first_line(error)

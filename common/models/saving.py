@@ -9,20 +9,20 @@ from typing import Any
 from torch import nn
 
 from common.models.hub import PARTS
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 from common.models.loading import autoencoder_part, load_autoencoder, load_denoiser, read_index
 from common.models.parts import without_library_bars
-from common.models.weight_files import best_weights, kind_of
+from common.models.weight_files import best_weights, weight_format
 from common.runtime.files import whole_folder
 from common.runtime.strict_json import to_json
 
 
-def load_student(teacher: Teacher, folder: Path) -> Teacher:
+def load_student(teacher: LatentDiffusion, folder: Path) -> LatentDiffusion:
     """The pipeline that save_student wrote; parts without weights of their own in `folder` are the teacher's."""
     return teacher.with_parts(denoiser=load_denoiser(folder), autoencoder=load_autoencoder(folder))
 
 
-def save_student(teacher: Teacher, student: Teacher, folder: Path) -> None:
+def save_student(teacher: LatentDiffusion, student: LatentDiffusion, folder: Path) -> None:
     """Writes the student as a pipeline folder in the teacher's layout, whole or not at all.
 
     A part that is the very network of the teacher is copied from the teacher's folder; what is not, and what is there as a
@@ -49,7 +49,7 @@ def save_student(teacher: Teacher, student: Teacher, folder: Path) -> None:
                 index[name] = [None, None]
         write_scaling_factor(scratch / autoencoder, student.autoencoder)
         (scratch / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        tidy_configs(scratch)
+        clean_configs(scratch)
 
 
 def variant_alone(folder: Path) -> bool:
@@ -69,10 +69,10 @@ def write_scaling_factor(folder: Path, autoencoder: nn.Module) -> None:
 def other_weights(folder: str, names: list[str]) -> list[str]:
     """The weight files of a folder that are not read where there are several sorts (for shutil.copytree)."""
     best = best_weights(names)
-    return [name for name in names if kind_of(name) not in (None, best)]
+    return [name for name in names if weight_format(name) not in (None, best)]
 
 
-def tidy_configs(folder: Path) -> None:
+def clean_configs(folder: Path) -> None:
     """Takes out of every config.json in `folder` the path that a part was once loaded from, which diffusers records.
 
     And states float32 where transformers has recorded float16: what is on the disk in fp16, diffusers loads in float32 without
@@ -80,15 +80,15 @@ def tidy_configs(folder: Path) -> None:
     """
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text())
-        tidy = {name: value for name, value in config.items() if name != "_name_or_path"}
-        tidy |= {name: "float32" for name in ("dtype", "torch_dtype") if tidy.get(name) == "float16"}
-        if tidy != config:
-            path.write_text(to_json(tidy, indent=2) + "\n", encoding="utf-8")
+        cleaned = {name: value for name, value in config.items() if name != "_name_or_path"}
+        cleaned |= {name: "float32" for name in ("dtype", "torch_dtype") if cleaned.get(name) == "float16"}
+        if cleaned != config:
+            path.write_text(to_json(cleaned, indent=2) + "\n", encoding="utf-8")
 
 
 def save_whole(part: Any, folder: Path) -> None:
-    """part.save_pretrained(folder), whole or not at all, with tidy_configs."""
+    """part.save_pretrained(folder), whole or not at all, with clean_configs."""
     without_library_bars()
     with whole_folder(folder) as scratch:
         part.save_pretrained(scratch)
-        tidy_configs(scratch)
+        clean_configs(scratch)

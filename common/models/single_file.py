@@ -19,7 +19,7 @@ from torch import nn
 from common.errors import InputError, first_line
 from common.models.honoured_settings import check_pipeline_settings, named_parts
 from common.models.parts import refused_pickle
-from common.models.weight_files import kind_of
+from common.models.weight_files import weight_format
 from common.runtime.files import user_cache, whole_folder
 from common.runtime.locks import locked
 from common.runtime.strict_json import read_json
@@ -76,7 +76,7 @@ def is_settings(path: Path, folder: Path) -> bool:
     """Whether a file of a pipeline folder is one that tells how its parts are built, and no weights."""
     inside = path.relative_to(folder).parts
     known = len(inside) == 1 or (len(inside) == 2 and inside[0] in NEEDED)
-    return known and path.suffix in (".json", ".txt", ".model") and kind_of(path.name) is None
+    return known and path.suffix in (".json", ".txt", ".model") and weight_format(path.name) is None
 
 
 def convert(file: Path, settings: Path, index: dict[str, Any], target: Path) -> None:
@@ -99,14 +99,14 @@ def convert(file: Path, settings: Path, index: dict[str, Any], target: Path) -> 
     except InputError:
         raise
     except Exception as error:  # torch, safetensors, diffusers and transformers each raise their own kind
-        reason = "it holds more than tensors, of which nothing was run" if refused_pickle(error) else told(error)
+        reason = "it holds more than tensors, of which nothing was run" if refused_pickle(error) else failure(error)
         raise InputError(
             f"teacher.path={file} cannot be read as {kind.__name__} by the settings of teacher.config: {reason}"
         ) from error
     pipeline.save_pretrained(target)
 
 
-def told(error: BaseException) -> str:
+def failure(error: BaseException) -> str:
     """The first line of an error, and of torch's on sizes that differ the second, which names a weight."""
     lines = str(error).strip().splitlines()
     return " ".join(lines[1].split()) if len(lines) > 1 and "state_dict" in lines[0] else first_line(error)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.models.weight_files import Weights, kind_of
+from common.models.weight_files import Weights, weight_format
 
 
 def check_stored_types(folder: Path, weights: Weights) -> None:
@@ -15,7 +15,7 @@ def check_stored_types(folder: Path, weights: Weights) -> None:
 
     Loaders turn integers (int8 of a quantised model, whose scales lie elsewhere) into real numbers without a word.
     """
-    for path in sorted(path for path in folder.iterdir() if kind_of(path.name) == weights and path.suffix != ".json"):
+    for path in sorted(path for path in folder.iterdir() if weight_format(path.name) == weights and path.suffix != ".json"):
         for name, kind in stored_types(path, weights.format):
             if kind not in ("F16", "BF16", "F32", "F64") and not name.endswith("position_ids"):
                 raise InputError(

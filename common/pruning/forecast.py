@@ -28,7 +28,7 @@ class CalibrationSize:
         return 2 if self.captioned and guidance_scale > 1 else 1
 
     @property
-    def roll_out(self) -> int:
+    def edited_latents(self) -> int:
         """Samples through the denoiser for one denoising of the whole set."""
         return self.conditions * self.samples * self.steps * self.passes(self.guidance_scale)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from common.errors import InputError
 from common.pruning.forecast import CalibrationSize, Forecast
-from common.pruning.layers import Granularity, Layer, Unit, WidthChanging, layer_sizes, list_layers, random_scores
+from common.pruning.layers import Granularity, Layer, SizeUnit, WidthChanging, layer_sizes, list_layers, random_scores
 from common.pruning.method import Method
 from common.pruning.plan import Edit, Plan
 from common.settings import Share, check_fields
@@ -46,7 +46,7 @@ class LayerPruner(Method):
 
     name: ClassVar[str]
     ratio: Share
-    unit: Unit
+    unit: SizeUnit
     granularity: Granularity
     width_changing: WidthChanging
     exclude: tuple[str, ...]
@@ -67,11 +67,11 @@ class LayerPruner(Method):
     def plan(self, unet: nn.Module, calibration: Any, teacher: str, scores: Path | None) -> Plan:
         """The plan for `unet`; scores and measured times are kept below the folder `scores`.
 
-        `teacher` names the weights (Teacher.fingerprint). InputError for a ratio outside (0, 1) or out of reach, and for a
-        score that is not a number.
+        `teacher` names the weights (LatentDiffusion.fingerprint). InputError for a ratio outside (0, 1) or out of reach, and
+        for a score that is not a number.
         """
         layers = list_layers(unet, self.granularity, self.width_changing, self.exclude)
-        conditions = None if calibration is None else calibration.empty
+        conditions = None if calibration is None else calibration.null_condition
         sizes, whole = layer_sizes(unet, layers, self.unit, scores, teacher, conditions)
         budget = removal_budget(self.ratio, self.unit, sizes, whole)
         found = self.layer_scores(unet, layers, calibration, teacher, scores)

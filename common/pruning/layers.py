@@ -27,8 +27,8 @@ GRANULARITIES = {"transformer": Transformer2DModel, "transformer_block": BasicTr
 WidthChanging = Literal["shortcut", "keep"]
 WIDTH_CHANGING = get_args(WidthChanging)
 BLOCKS = ("down_blocks", "mid_block", "up_blocks")
-Unit = Literal["parameters", "macs", "milliseconds"]
-UNITS = get_args(Unit)
+SizeUnit = Literal["parameters", "macs", "milliseconds"]
+SIZE_UNITS = get_args(SizeUnit)
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def layer_sizes(
     `teacher`: common.cost.macs.kept_milliseconds). conditions: one row of the denoiser's conditions, for how many tokens there
     are.
     """
-    if unit not in UNITS:
-        raise InputError(f"method.unit={unit!r} is none of {', '.join(UNITS)}.")
+    if unit not in SIZE_UNITS:
+        raise InputError(f"method.unit={unit!r} is none of {', '.join(SIZE_UNITS)}.")
     if unit == "parameters":
         return [layer.parameters for layer in layers], count_parameters(unet)
     kept = {

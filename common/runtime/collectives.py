@@ -120,7 +120,7 @@ def whole_batch(part: Any) -> Any:
     return torch.cat(functional.all_gather(part.contiguous()))
 
 
-def speaks(job: int = 0) -> bool:
+def reports_the_end(job: int = 0) -> bool:
     """Whether this process is to tell why job number `job` ends: the first one that asks, for all of them."""
     if process_count() == 1:
         return True

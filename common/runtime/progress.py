@@ -160,7 +160,7 @@ LOG = Log()
 
 
 @contextmanager
-def told_in_log(description: str, total: int | None = None, done: int = 0) -> Iterator[Work]:
+def logged_progress(description: str, total: int | None = None, done: int = 0) -> Iterator[Work]:
     """As Log.work, with a pulse around the outermost work; only the first of several processes writes."""
     log = LOG if is_first() else Log(write=lambda line: None)
     if log.under_way or not is_first():
@@ -177,7 +177,7 @@ def under_way(description: str) -> Iterator[None]:
     if sys.stderr.isatty():
         yield
         return
-    with told_in_log(description):
+    with logged_progress(description):
         yield
 
 
@@ -185,7 +185,7 @@ def under_way(description: str) -> Iterator[None]:
 def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Counter]:
     """Counts `total` units of a piece of work on standard error: a bar of 80 columns on a terminal, and else lines."""
     if not sys.stderr.isatty():
-        with told_in_log(description, total, done) as work:
+        with logged_progress(description, total, done) as work:
             yield work
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn

@@ -17,17 +17,17 @@ LACKING = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 def to_json(document: Any, **options: Any) -> str:
     """The document as JSON, with json.dumps' further options."""
-    return json.dumps(strict(document), allow_nan=False, **options)
+    return json.dumps(without_nan(document), allow_nan=False, **options)
 
 
-def strict(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """The value with strings for the numbers that JSON lacks."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):
-        return {name: strict(item) for name, item in value.items()}
+        return {name: without_nan(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [strict(item) for item in value]
+        return [without_nan(item) for item in value]
     return value
 
 

@@ -17,7 +17,7 @@ class Calibration:
     """`samples` seeded noises for each condition, and how they are denoised.
 
     noise: (conditions, samples, channels, height, width); conditions: rows of keyword arguments, one row a condition,
-    empty for unconditional models; empty: the row that guidance contrasts with.
+    empty for unconditional models; null_condition: the row that guidance contrasts with.
 
     For criteria that look at training data: data() gives latents (rows, channels, height, width) of training images and
     their conditions; alignment(latents, chosen), of final latents (conditions, samples, ...) under the chosen conditions (a
@@ -26,7 +26,7 @@ class Calibration:
 
     noise: torch.Tensor
     conditions: Conditions
-    empty: Conditions
+    null_condition: Conditions
     scheduler: Any
     steps: int
     guidance_scale: float
@@ -44,7 +44,7 @@ class Calibration:
             self,
             noise=self.noise.to(device),
             conditions={name: value.to(device) for name, value in self.conditions.items()},
-            empty={name: value.to(device) for name, value in self.empty.items()},
+            null_condition={name: value.to(device) for name, value in self.null_condition.items()},
         )
 
     def rows(self, chosen: slice, copies: int = 1) -> tuple[torch.Tensor, Conditions]:
@@ -59,7 +59,7 @@ class Calibration:
     def fingerprint(self) -> str:
         """Changes with anything that changes a score."""
         digest = hashlib.sha256(repr((self.steps, self.guidance_scale, describe_scheduler(self.scheduler))).encode())
-        for tensor in (self.noise, *self.conditions.values(), *self.empty.values()):
+        for tensor in (self.noise, *self.conditions.values(), *self.null_condition.values()):
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -71,14 +71,14 @@ class Calibration:
         """Changes with the training rows and the scheduler: what a criterion over training data depends on."""
         latents, conditions = self.data()
         digest = hashlib.sha256(describe_scheduler(self.scheduler).encode())
-        for tensor in (latents, *conditions.values(), *self.empty.values()):
+        for tensor in (latents, *conditions.values(), *self.null_condition.values()):
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
 def build_calibration(
     conditions: Conditions,
-    empty: Conditions,
+    null_condition: Conditions,
     latent_shape: tuple[int, int, int],
     scheduler: Any,
     *,
@@ -99,4 +99,4 @@ def build_calibration(
             raise InputError(f"calibration: {len(value)} rows of {name} for num_conditions={num_conditions}.")
     seeds = [mix_seed(seed, c, s) for c in range(num_conditions) for s in range(samples)]
     noise = seeded_normal(seeds, latent_shape).unflatten(0, (num_conditions, samples))
-    return Calibration(noise, conditions, empty, scheduler, steps, guidance_scale, data, alignment)
+    return Calibration(noise, conditions, null_condition, scheduler, steps, guidance_scale, data, alignment)

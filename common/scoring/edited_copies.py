@@ -69,7 +69,7 @@ class Branch(nn.Module):
 
 
 @contextmanager
-def branched(
+def edited_copies(
     network: nn.Module,
     edits: Sequence[Edit],
     tensors: dict[str, torch.Tensor],
@@ -98,7 +98,7 @@ def branched(
             set_module(network, site, module)
 
 
-UNITS = (ResnetBlock2D, Transformer2DModel, Downsample2D, Upsample2D, Attention)
+SHARED_PREFIX_MODULES = (ResnetBlock2D, Transformer2DModel, Downsample2D, Upsample2D, Attention)
 
 
 class PrefixCache:
@@ -114,7 +114,7 @@ class PrefixCache:
         inside = ()
         handles = []
         for name, module in self.network.named_modules():
-            if isinstance(module, UNITS) and not (inside and name.startswith(inside)):
+            if isinstance(module, SHARED_PREFIX_MODULES) and not (inside and name.startswith(inside)):
                 inside = (*inside, f"{name}.")
                 handles.append(module.register_forward_hook(self._keep(name)))
         try:
@@ -185,7 +185,7 @@ def edited_outputs(
         positions = [cache.position(edit.site) for edit in group]
         present = [count if position == len(cache.order) else cache.present(positions, position) for position in positions]
         repeated = {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in conditions.items()}
-        with branched(network, group, tensors, present=present), cache.replayed(positions):
+        with edited_copies(network, group, tensors, present=present), cache.replayed(positions):
             output = predict(network, latents.repeat(count, 1, 1, 1), timesteps.repeat(count), repeated)
         changed = output.unflatten(0, (count, -1))
         return {edit.site: measure(intact, each) for edit, each in zip(group, changed, strict=True)}

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import torch
 
-from common.diffusion.noise_schedule import check_learns_from_noise, noising_scheduler
+from common.diffusion.noise_schedule import check_learns_from_noise, noise_scheduler
 from common.diffusion.objective import training_target
 from common.errors import InputError
 from common.runtime.seeding import generator_for, mix_seed, seeded_normal
@@ -40,7 +40,7 @@ def noisy_batches(calibration: Calibration, timesteps: str, batch_size: int, gui
     latents, conditions = calibration.data()
     if not len(latents):
         raise InputError("The calibration set is empty: calibration.data_rows must be at least 1.")
-    scheduler = noising_scheduler(calibration.scheduler)
+    scheduler = noise_scheduler(calibration.scheduler)
     total, rows = scheduler.config.num_train_timesteps, len(latents)
     generator = generator_for(seed, 1)
     if timesteps == "even":
@@ -57,7 +57,7 @@ def noisy_batches(calibration: Calibration, timesteps: str, batch_size: int, gui
         own = {name: value[chosen] for name, value in conditions.items()}
         x, t = noisy[chosen], steps[chosen]
         if guided and own:
-            own = {name: torch.cat([calibration.empty[name].expand_as(value), value]) for name, value in own.items()}
+            own = {name: torch.cat([calibration.null_condition[name].expand_as(value), value]) for name, value in own.items()}
             x, t = torch.cat([x, x]), torch.cat([t, t])
         batches.append(NoisyBatch(x, t, own, target[chosen], len(target[chosen]) / rows))
     return batches

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from common.diffusion.noise_schedule import noising_scheduler
+from common.diffusion.noise_schedule import noise_scheduler
 from common.diffusion.sampling import denoise, is_guided
 from common.pruning.plan import Edit
 from common.runtime.seeding import mix_seed, seeded_normal
 from common.scoring.calibration import Calibration
-from common.scoring.edited_copies import branched
+from common.scoring.edited_copies import edited_copies
 
 
-def roll_out(
+def edited_latents(
     network: nn.Module,
     calibration: Calibration,
     chosen: slice,
@@ -27,13 +27,13 @@ def roll_out(
     copies = max(1, len(edits))
     noise, conditions = calibration.rows(chosen, copies)
     guided = is_guided(conditions, calibration.guidance_scale)
-    with branched(network, edits, tensors or {}, groups=2 if guided else 1):
+    with edited_copies(network, edits, tensors or {}, groups=2 if guided else 1):
         latents = denoise(
             network,
             calibration.scheduler,
             noise,
             conditions,
-            calibration.empty,
+            calibration.null_condition,
             calibration.steps,
             calibration.guidance_scale,
         )
@@ -48,9 +48,9 @@ def noisy_latents(
     The timesteps are spread evenly over the noise schedule; row i's noise is seeded by (seed, i).
     """
     chosen = slice(0, max(1, -(-rows // calibration.shape[1])))
-    latents = roll_out(network, calibration, chosen)[0].flatten(0, 1)[:rows]
+    latents = edited_latents(network, calibration, chosen)[0].flatten(0, 1)[:rows]
     _, conditions = calibration.rows(chosen)
-    scheduler = noising_scheduler(calibration.scheduler)
+    scheduler = noise_scheduler(calibration.scheduler)
     total, count = scheduler.config.num_train_timesteps, len(latents)
     timesteps = (torch.arange(count) * total // count + total // (2 * count)).to(latents.device)
     noise = seeded_normal([mix_seed(seed, row) for row in range(count)], latents.shape[1:]).to(latents)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.diffusion.noise_schedule import noising_scheduler
+from common.diffusion.noise_schedule import noise_scheduler
 from common.diffusion.objective import noise_and_timesteps, training_target
 from common.diffusion.sampling import Conditions, predict
 from common.errors import InputError
@@ -33,7 +33,7 @@ def squared_feature_losses(student: Features, teacher: Features) -> list[torch.T
     return [F.mse_loss(s.float(), t.float()) for s, t in zip(student, teacher, strict=True)]
 
 
-class FeatureTaps:
+class FeatureHooks:
     """Keeps the last output of the modules at `paths`, by forward hooks on the unwrapped network."""
 
     def __init__(self, network: nn.Module, paths: Sequence[str]):
@@ -60,7 +60,7 @@ class DenoiserTraining(L.LightningModule):
     """One training step of a student, with or without a teacher.
 
     Batches hold `latents` (batch, channels, height, width), `position` (batch,) and, for text-to-image, either the
-    conditions of each row, or `input_ids` (batch, tokens) when a `text_encoder` is trained along. `empty_condition` holds
+    conditions of each row, or `input_ids` (batch, tokens) when a `text_encoder` is trained along. `null_condition` holds
     one row of the same columns, which replaces dropped ones; it is read where condition_dropout is above 0. compile_options:
     of torch.compile, for student and teacher; None runs them as they are.
     """
@@ -73,7 +73,7 @@ class DenoiserTraining(L.LightningModule):
         schedule: Callable[[torch.optim.Optimizer], Any],
         seed: int,
         condition_dropout: float = 0.0,
-        empty_condition: Conditions | None = None,
+        null_condition: Conditions | None = None,
         task_weight: float = 1.0,
         output_weight: float = 0.0,
         feature_weight: float = 0.0,
@@ -86,9 +86,9 @@ class DenoiserTraining(L.LightningModule):
         super().__init__()
         if teacher is None and (output_weight or feature_weight):
             raise ValueError("output_weight and feature_weight need a teacher.")
-        self.student, self.text_encoder, self.scheduler = student, text_encoder, noising_scheduler(scheduler)
+        self.student, self.text_encoder, self.scheduler = student, text_encoder, noise_scheduler(scheduler)
         self.make_optimizer, self.make_schedule = optimizer, schedule
-        self.seed, self.condition_dropout, self.empty_condition = seed, condition_dropout, empty_condition
+        self.seed, self.condition_dropout, self.null_condition = seed, condition_dropout, null_condition
         self.task_weight, self.output_weight, self.feature_weight = task_weight, output_weight, feature_weight
         self.feature_losses, self.feature_pairs = feature_losses, [tuple(pair) for pair in feature_pairs]
         # a plain dictionary: neither checkpoints nor EMA see the teacher, or weights by the names of a compiled student
@@ -101,10 +101,10 @@ class DenoiserTraining(L.LightningModule):
             }
             self.unregistered |= compiled
         if feature_weight:
-            self.student_taps = FeatureTaps(student, [pair[0] for pair in self.feature_pairs])
-            self.teacher_taps = FeatureTaps(teacher, [pair[1] for pair in self.feature_pairs])
+            self.student_taps = FeatureHooks(student, [pair[0] for pair in self.feature_pairs])
+            self.teacher_taps = FeatureHooks(teacher, [pair[1] for pair in self.feature_pairs])
 
-    def remove_taps(self) -> None:
+    def remove_hooks(self) -> None:
         """Takes the feature hooks off both networks."""
         if self.feature_weight:
             self.student_taps.remove()
@@ -117,7 +117,7 @@ class DenoiserTraining(L.LightningModule):
             dropped = uniform < self.condition_dropout
             for name, value in columns.items():
                 where = dropped.view(-1, *[1] * (value.dim() - 1))
-                columns[name] = torch.where(where, self.empty_condition[name].to(value), value)
+                columns[name] = torch.where(where, self.null_condition[name].to(value), value)
         if self.text_encoder is not None:
             return {"encoder_hidden_states": self.text_encoder(columns["input_ids"]).last_hidden_state}
         return columns

@@ -8,14 +8,18 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
-UNITS = (BasicTransformerBlock, Transformer2DModel, ResnetBlock2D)  # whose weights are gathered together, for one pass
+SHARDED_MODULES = (
+    BasicTransformerBlock,
+    Transformer2DModel,
+    ResnetBlock2D,
+)  # gathered together for one pass
 
 
 def shard(network: nn.Module, mesh: Any) -> None:
     """Leaves each process of `mesh` its part of every weight of a denoiser; in place, the inner units first."""
     from torch.distributed.fsdp import fully_shard
 
-    for unit in reversed([module for module in network.modules() if isinstance(module, UNITS)]):
+    for unit in reversed([module for module in network.modules() if isinstance(module, SHARDED_MODULES)]):
         fully_shard(unit, mesh=mesh)
     fully_shard(network, mesh=mesh)
 

@@ -7,7 +7,7 @@ from experiments.dry_run.job_cost import JobCost
 from experiments.dry_run.job_stages import Stage, job_stages
 from experiments.shared.gpus import GPUS, Gpu
 from experiments.shared.out_of_memory import smaller
-from experiments.shared.settings import Settings, Utilisation
+from experiments.shared.settings import Settings, UtilisationSettings
 from experiments.training.distill_student import TRAINING_PRECISIONS
 
 GIB = 2**30
@@ -15,7 +15,7 @@ WIDTH = 80
 RESERVE = 1.0  # GiB that CUDA, its libraries and gaps between tensors take
 
 
-def gpu_hours(stage: Stage, gpu: Gpu, utilisation: Utilisation) -> float:
+def gpu_hours(stage: Stage, gpu: Gpu, utilisation: UtilisationSettings) -> float:
     """Hours on one GPU that computes at `utilisation` (half, single) of its peaks."""
     rate = gpu.half * utilisation.half if stage.half else gpu.single * utilisation.single
     return stage.operations / (1e12 * rate) / 3600

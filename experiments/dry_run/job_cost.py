@@ -14,13 +14,12 @@ from common.cost.macs import Macs, count_macs, count_parameters, probe_inputs
 from common.cost.peak_memory import step_bytes
 from common.diffusion.noise_schedule import check_learns_from_noise
 from common.diffusion.sampling import guidance_size, predict
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.forecast import CalibrationSize
 from common.pruning.plan import apply_plan
-from common.training.distillation import FeatureTaps
+from common.training.distillation import FeatureHooks
 from experiments.evaluation.samples import evaluation_scheduler
-from experiments.shared.settings import Calibration as CalibrationSettings
-from experiments.shared.settings import Settings
+from experiments.shared.settings import CalibrationSettings, Settings
 from experiments.training.distill_student import feature_pairs
 
 SINGLE_BYTES = 4
@@ -45,7 +44,7 @@ def optimizer_bytes(make: Callable[..., torch.optim.Optimizer]) -> float:
     return sum(value.nbytes for value in states) / parameter.numel()
 
 
-def calibration_size(settings: CalibrationSettings, teacher: Teacher) -> CalibrationSize:
+def calibration_size(settings: CalibrationSettings, teacher: LatentDiffusion) -> CalibrationSize:
     """How much the calibration set of a job on `teacher` holds."""
     captioned = bool(teacher.text_encoders)
     return CalibrationSize(
@@ -67,7 +66,7 @@ class JobCost:
 
         self.settings = settings
         self.peaks: dict[tuple[int, bool, bool], int] = {}  # of distillation steps, as each takes seconds
-        self.teacher: Teacher = meta_teacher(settings.teacher.config or settings.teacher.path)
+        self.teacher: LatentDiffusion = meta_teacher(settings.teacher.config or settings.teacher.path)
         if settings.distill.steps:
             check_learns_from_noise(self.teacher.scheduler, guidance_size(self.teacher.denoiser) is not None)
         self.method = hydra.utils.instantiate(settings.method, _convert_="all")
@@ -186,9 +185,9 @@ class JobCost:
         pairs, losses = [], hydra.utils.instantiate(settings.feature_loss)
         if settings.feature_weight:
             pairs = feature_pairs(list(settings.features), self.student, self.teacher.denoiser)
-        taps = [
-            FeatureTaps(self.student, [ours for ours, _ in pairs]),
-            FeatureTaps(self.teacher.denoiser, [p for _, p in pairs]),
+        hooks = [
+            FeatureHooks(self.student, [ours for ours, _ in pairs]),
+            FeatureHooks(self.teacher.denoiser, [p for _, p in pairs]),
         ]
 
         def loss() -> torch.Tensor:
@@ -199,14 +198,14 @@ class JobCost:
                     wanted = predict(self.teacher.denoiser, *inputs, conditions)
                 total = total + F.mse_loss(prediction.float(), wanted.float())
             if settings.feature_weight:
-                total = total + torch.stack(losses(taps[0].features(), taps[1].features())).sum()
+                total = total + torch.stack(losses(hooks[0].features(), hooks[1].features())).sum()
             return total
 
         try:
             return step_bytes(self.student, loss, mixed, checkpointing, [self.teacher.denoiser])
         finally:
-            for tap in taps:
-                tap.remove()
+            for hook in hooks:
+                hook.remove()
 
     def measured(self) -> int:
         """Bytes of the networks while models are compared: the distilled one comes to those that were there."""

@@ -5,7 +5,7 @@ from functools import cached_property
 import torch
 from torch.nn.functional import cosine_similarity
 
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 from common.runtime.content import content_name
 from experiments.evaluation.real_features import Reference
 from experiments.evaluation.samples import draw_images
@@ -19,7 +19,7 @@ class CaptionAlignment:
     captions, as the calibration's are. content: changes with any of them, and with the images.
     """
 
-    def __init__(self, job: Job, teacher: Teacher, names: list[str]):
+    def __init__(self, job: Job, teacher: LatentDiffusion, names: list[str]):
         self.job, self.teacher, self.names = job, teacher, names
         self.batch_size = job.settings.evaluation.batch_size
         self.content = content_name(job.features_identity, job.data_identity, names, self.batch_size)

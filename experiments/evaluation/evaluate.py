@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from common.errors import InputError
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 from common.runtime.files import write_atomically
 from common.runtime.processes import is_first
 from experiments.evaluation.models import Models
@@ -66,7 +66,7 @@ def evaluate(
     return rows, first_images
 
 
-def check_image_size(images: torch.Tensor, teacher: Teacher) -> None:
+def check_image_size(images: torch.Tensor, teacher: LatentDiffusion) -> None:
     """InputError when the teacher's images and real ones (uint8) differ in size or in colours: their features would as well."""
     size = tuple(images.shape[2:])
     if size != teacher.image_size:

@@ -99,7 +99,7 @@ def measure_cost(job: Job, models: Models, plans: Mapping[str, Plan]) -> dict[st
     def arguments(batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], Conditions]:
         latents = torch.zeros(batch, *teacher.latent_shape, device=teacher.device)
         timesteps = torch.full((batch,), 500, device=teacher.device)
-        empty = with_guidance(teacher.denoiser, teacher.empty_condition(), evaluation.guidance_scale)
+        empty = with_guidance(teacher.denoiser, teacher.null_condition(), evaluation.guidance_scale)
         conditions = {name: value.expand(batch, *value.shape[1:]) for name, value in empty.items()}
         return (latents, timesteps), conditions
 

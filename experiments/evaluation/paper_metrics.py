@@ -47,13 +47,13 @@ def metric_settings(settings: Settings) -> dict[str, dict[str, Any]]:
     }
 
 
-def told_apart(settings: dict[str, Any]) -> Any:
+def comparable(settings: dict[str, Any]) -> Any:
     """A metric's settings as they are compared: what local files hold, and not where they lie."""
     held = settings.get("content", {})
     return identified({name: value for name, value in settings.items() if name not in held})
 
 
-def measure(job: Job, names: list[str], folders: Mapping[str, Path]) -> tuple[Figures, dict[str, str]]:
+def measure_metrics(job: Job, names: list[str], folders: Mapping[str, Path]) -> tuple[Figures, dict[str, str]]:
     """Figures by model of the metrics `names`, and why others of them are missing, which is told on standard error as well.
 
     folders: of each model, the batches that experiments.evaluation.samples.sampled_batches keeps.
@@ -100,7 +100,7 @@ def sample_rows(job: Job, name: str, metric: Any, who: str, folder: Path) -> tor
         images = through_files(images, settings["saved_images"])
         return {"rows": metric.rows(images, captions[rows.start : rows.stop] if captioned else None)}
 
-    kept = folder / content_name("rows", told_apart(settings))
+    kept = folder / content_name("rows", comparable(settings))
     return rows_in_batches(f"{name}: {who}", kept, len(captions), job.settings.evaluation.batch_size, compute)
 
 
@@ -119,7 +119,7 @@ def real_rows(job: Job, name: str, metric: Any) -> torch.Tensor:
         images = data.images[chosen[rows.start : rows.stop]]
         return {"rows": metric.rows(through_files(images, settings["saved_images"]), None)}
 
-    kept = content_name("real rows", told_apart(settings), job.data_identity, evaluation.split, chosen.tolist())
+    kept = content_name("real rows", comparable(settings), job.data_identity, evaluation.split, chosen.tolist())
     return rows_in_batches(f"{name}: real images", job.cache / kept, len(chosen), REAL_IMAGES_AT_ONCE, compute)
 
 
@@ -139,7 +139,7 @@ def lacking(settings: Settings, row: dict[str, Any]) -> list[str]:
     """The metrics of the settings that a row lacks, or has measured in another way than they say."""
     measured = row["protocol"].get("metrics", {})
     wanted = metric_settings(settings)
-    return [name for name in wanted if name not in measured or told_apart(measured[name]) != told_apart(wanted[name])]
+    return [name for name in wanted if name not in measured or comparable(measured[name]) != comparable(wanted[name])]
 
 
 def measure_into(job: Job, row: dict[str, Any], models: list[str], fingerprint: str) -> None:
@@ -154,7 +154,7 @@ def measure_into(job: Job, row: dict[str, Any], models: list[str], fingerprint: 
         where = samples if steps is None else samples / f"steps={steps}"
         folders = sample_folders(changed, models, fingerprint, where)
         had = [name for name in names if name not in missing]
-        found, absent = measure(changed, had, folders)
+        found, absent = measure_metrics(changed, had, folders)
         missing |= absent
         for who, values in found.items():
             figures[who] |= values

@@ -14,7 +14,7 @@ from common.diffusion.images import with_channels
 from common.diffusion.noise_schedule import same_noise
 from common.diffusion.sampling import sample_latents
 from common.errors import InputError
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 from common.runtime.content import content_name
 from common.runtime.progress import progress_bar
 from common.runtime.seeding import SharedNoise, mix_seed, seeded_normal
@@ -33,7 +33,7 @@ SEEDS = {
 
 
 def sampled_batches(
-    job: Job, model: Teacher, captions: list[str], extractor: nn.Module, who: str, folder: Path, read: bool = True
+    job: Job, model: LatentDiffusion, captions: list[str], extractor: nn.Module, who: str, folder: Path, read: bool = True
 ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """File name and `latents`, `images` (uint8) and `features` of each batch, sample i from the seed of (evaluation.seed, i).
 
@@ -49,7 +49,7 @@ def sampled_batches(
     draw = SharedNoise(settings.seed) if shared else seeded_normal
 
     def compute(rows: range) -> dict[str, torch.Tensor]:
-        conditions, empty = model.encode_captions(captions[rows.start : rows.stop]), model.empty_condition()
+        conditions, empty = model.encode_captions(captions[rows.start : rows.stop]), model.null_condition()
         with job.autocast():
             latents = sample_latents(
                 model.denoiser,
@@ -72,7 +72,7 @@ def sampled_batches(
             bar.advance(min(settings.batch_size, len(captions) - place * settings.batch_size))
 
 
-def draw_images(job: Job, model: Teacher, latents: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+def draw_images(job: Job, model: LatentDiffusion, latents: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
     """uint8 images of final latents with the channels that the task's data has: 1 of spectrograms, else 3."""
     return with_channels(model.decode_latents(latents, batch_size), 3 if job.settings.task.sound is None else 1)
 

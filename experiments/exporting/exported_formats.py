@@ -29,7 +29,7 @@ from common.export.onnx_openvino import (
     write_onnx,
     write_openvino,
 )
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 from common.runtime.progress import Counter, progress_bar
 
 BATCHES = (1, 3)  # at which outputs are compared
@@ -50,11 +50,11 @@ class Wanted:
     seed: int
 
 
-def given_noise(teacher: Teacher, count: int, seed: int) -> tuple[torch.Tensor, dict[str, Any], dict[str, Any]]:
+def given_noise(teacher: LatentDiffusion, count: int, seed: int) -> tuple[torch.Tensor, dict[str, Any], dict[str, Any]]:
     """Unit noise (count, *latent_shape), conditions of as many captions, and the condition of none."""
     noise = torch.randn(count, *teacher.latent_shape, generator=torch.Generator().manual_seed(seed))
     conditions = teacher.encode_captions(["a tree under a blue sky", "a red house"][:count])
-    return noise, conditions, teacher.empty_condition() if conditions else {}
+    return noise, conditions, teacher.null_condition() if conditions else {}
 
 
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> dict[str, float]:
@@ -73,7 +73,7 @@ def check(what: str, figures: dict[str, Any], tolerance: float) -> None:
 
 
 @torch.no_grad()
-def loads_alone(folder: Path, teacher: Teacher, guidance: float, seed: int) -> dict[str, Any]:
+def loads_alone(folder: Path, teacher: LatentDiffusion, guidance: float, seed: int) -> dict[str, Any]:
     """Has a process without this project load `folder` and draw; how far its latents and images are from ours.
 
     "pipeline" is the class that diffusers built; where it cannot (`reason` tells why), the parts are loaded one by one.
@@ -116,7 +116,7 @@ def time_part(part: ExportedPart, runners: dict[str, Runner], wanted: Wanted) ->
     return {name: asdict(latency) for name, latency in compare_latency(calls, "pytorch", rounds=wanted.rounds).items()}
 
 
-def compare_sampling(teacher: Teacher, runners: dict[str, Runner], guidance: float, wanted: Wanted) -> dict[str, Any]:
+def compare_sampling(teacher: LatentDiffusion, runners: dict[str, Runner], guidance: float, wanted: Wanted) -> dict[str, Any]:
     """Latents of a few DDIM steps with each format's denoiser in the place of PyTorch's, against PyTorch's."""
     from diffusers import DDIMScheduler
 
@@ -155,7 +155,7 @@ def export_part(part: ExportedPart, folder: Path, wanted: Wanted, bar: Counter) 
     return figures, runners
 
 
-def export_formats(teacher: Teacher, folder: Path, guidance: float, wanted: Wanted) -> dict[str, Any]:
+def export_formats(teacher: LatentDiffusion, folder: Path, guidance: float, wanted: Wanted) -> dict[str, Any]:
     """Every network in every format below `folder` (<format>/<part>/), and what was found, as export.json has it.
 
     InputError, after which the caller throws `folder` away, when an output is further from PyTorch's than the tolerance.

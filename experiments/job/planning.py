@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.plan import Plan
 from common.scoring.calibration import Calibration
 from experiments.shared.job import Job
@@ -43,7 +43,7 @@ def calibrate(job: Job) -> Calibration:
     conditions = teacher.encode_captions([data.captions[i] for i in chosen]) if captioned else {}
     return build_calibration(
         with_guidance(teacher.denoiser, conditions, settings.guidance_scale),
-        teacher.empty_condition(),
+        teacher.null_condition(),
         teacher.latent_shape,
         teacher.scheduler,
         num_conditions=conditioned,
@@ -56,7 +56,7 @@ def calibrate(job: Job) -> Calibration:
     ).to(teacher.device)
 
 
-def kept_plan(folder: Path, teacher: Teacher, make: Callable[[], Plan]) -> Plan:
+def kept_plan(folder: Path, teacher: LatentDiffusion, make: Callable[[], Plan]) -> Plan:
     """The plan in `folder`, made when it is not there; InputError when it is of another teacher."""
     from common.pruning.plan import PLAN_FILE
     from common.runtime.collectives import on_first
@@ -96,7 +96,7 @@ def make_plans(job: Job) -> dict[str, Plan]:
     return plans
 
 
-def prune(job: Job, plans: dict[str, Plan]) -> Teacher:
+def prune(job: Job, plans: dict[str, Plan]) -> LatentDiffusion:
     """The pipeline with its pruned parts; init=scratch gives the denoiser random weights."""
     import torch
 

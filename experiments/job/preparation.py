@@ -7,7 +7,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from common.errors import InputError, first_line
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.method import Method
 from experiments.shared.job import Job
 from experiments.shared.job_id import check_unchanged
@@ -64,12 +64,12 @@ def check_parts(job: Job) -> None:
     check_captions(settings.task.name, teacher, job.data("train"))
     check_sampling(settings, teacher)
     check_steps(settings, method)
-    check_method(settings, teacher, method)
+    check_forecast(settings, teacher, method)
     if distill.steps and distill.feature_weight:
         feature_pairs(list(distill.features), teacher.denoiser, teacher.denoiser)
 
 
-def check_sampling(settings: Settings, teacher: Teacher) -> None:
+def check_sampling(settings: Settings, teacher: LatentDiffusion) -> None:
     """InputError where a scheduler cannot be made of evaluation.scheduler, or has fewer steps than are asked for."""
     from common.diffusion.noise_schedule import check_noise
     from experiments.evaluation.samples import evaluation_scheduler
@@ -108,7 +108,7 @@ def check_steps(settings: Settings, method: Method) -> None:
             raise InputError(f"{name}=0: method.schedule=gradual prunes during training; give steps, or oneshot.")
 
 
-def check_method(settings: Settings, teacher: Teacher, method: Method) -> None:
+def check_forecast(settings: Settings, teacher: LatentDiffusion, method: Method) -> None:
     """InputError for what the method's forecast finds wrong with this teacher: a k or a ratio out of reach, say."""
     import torch
 

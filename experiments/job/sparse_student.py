@@ -6,12 +6,12 @@ from pathlib import Path
 
 from torch import nn
 
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.plan import Plan, has_masks
 from experiments.reporting.figures import plotting, save_figure, short_path
 
 
-def masked_parts(student: Teacher, plans: Mapping[str, Plan]) -> dict[str, nn.Module]:
+def masked_parts(student: LatentDiffusion, plans: Mapping[str, Plan]) -> dict[str, nn.Module]:
     """The networks of the student that a plan of masks made, by part ("denoiser", "autoencoder")."""
     return {part: getattr(student, part) for part, plan in plans.items() if has_masks(plan.edits)}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from common.errors import InputError
-from common.runtime.collectives import speaks
+from common.runtime.collectives import reports_the_end
 from common.runtime.files import ROOT, refusal
 from common.runtime.processes import is_first
 from common.runtime.signals import Ended, raised_signals
@@ -52,7 +52,7 @@ def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
         except Exception as error:
             end_if_unread()
             message = explain(error)
-            if not speaks():
+            if not reports_the_end():
                 sys.exit(2)
             if message is None:
                 raise
@@ -67,7 +67,7 @@ def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def tell_end(ended: Ended) -> NoReturn:
     """Says what ended the command, in one line of one process, and exits with 128 and the signal's number."""
     worker = current_process().name.startswith("Loky")  # of joblib's launcher: the command itself tells it
-    if not worker and speaks():
+    if not worker and reports_the_end():
         print(f"{ended}; the same command goes on from here", file=sys.stderr, flush=True)
     sys.exit(ended.exit_code)
 
@@ -156,10 +156,10 @@ def ending(code: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        print(f"error: {told(error)}", file=sys.stderr)
+        print(f"error: {error_line(error)}", file=sys.stderr)
         sys.exit(code)
 
 
-def told(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """What to tell of any error in one line."""
     return explain(error) or f"{type(error).__name__}: {one_line(error)}"

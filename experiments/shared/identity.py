@@ -4,9 +4,9 @@ A file or folder counts by what it holds and not by where it lies: the same teac
 one in its place is another. A repository of a hub counts by its commit, so that it is known before anything is downloaded. A
 class or function counts by its own name and not by its module, and a number by its value.
 
-Teacher.fingerprint() is computed of what has been loaded, and names what was computed with it (scores, latents, samples);
-here nothing is loaded, and all files of a teacher count, whether they will be read or not. So jobs may differ whose teachers
-have one fingerprint (the same weights in another format), and never the other way round.
+LatentDiffusion.fingerprint() is computed of what has been loaded, and names what was computed with it (scores, latents,
+samples); here nothing is loaded, and all files of a teacher count, whether they will be read or not. So jobs may differ whose
+teachers have one fingerprint (the same weights in another format), and never the other way round.
 """
 
 from pathlib import Path

@@ -12,7 +12,7 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 from common.models.loading import load_teacher
 from common.pruning.method import Method
 from common.runtime.processes import pick_device
@@ -70,7 +70,7 @@ class Job:
         return torch.device(pick_device(self.settings.device))
 
     @cached_property
-    def teacher(self) -> Teacher:
+    def teacher(self) -> LatentDiffusion:
         """On the job's device."""
         teacher = self.settings.teacher
         return load_teacher(teacher.path, teacher.revision, teacher.config).to(self.device)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from common.errors import InputError
-from experiments.shared.settings import Distillation, Settings
+from experiments.shared.settings import DistillationSettings, Settings
 
 PER_PASS = ("rows", "batch_size", "copies", "weight_rows")  # settings of methods: what one forward pass holds
 
@@ -27,7 +27,7 @@ def smaller(settings: Settings, stage: str) -> list[str]:
     if stage == "encoding":
         return [f"training_rows.batch_size={settings.training_rows.batch_size}"]
     recipe = settings.distill
-    if stage == "distilling" and isinstance(recipe, Distillation):
+    if stage == "distilling" and isinstance(recipe, DistillationSettings):
         return [
             f"distill.batch_size={recipe.batch_size} (with distill.accumulate={recipe.accumulate} as much larger)",
             f"distill.gradient_checkpointing={str(recipe.gradient_checkpointing).lower()}",

@@ -29,7 +29,7 @@ from experiments.shared.gpus import GPUS
 
 
 @dataclass
-class Calibration:
+class CalibrationSettings:
     num_conditions: AtLeastOne
     samples: AtLeastOne
     steps: AtLeastOne
@@ -39,7 +39,7 @@ class Calibration:
 
 
 @dataclass
-class TrainingRows:
+class TrainingRowsSettings:
     dtype: Literal["float32", "float16", "bfloat16"]
     flip: bool
     rows_per_shard: AtLeastOne
@@ -49,7 +49,7 @@ class TrainingRows:
 
 
 @dataclass
-class Evaluation:
+class EvaluationSettings:
     prompts: str | None
     images: Annotated[int, Ge(2)]
     reference_images: Annotated[int, Ge(2)]
@@ -68,7 +68,7 @@ class Evaluation:
 
 
 @dataclass
-class SavedImages:
+class SavedImagesSettings:
     quality: Annotated[int, Ge(1), Le(100)]
     size: AtLeastOne | None
     filter: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -85,7 +85,7 @@ class WeightsAndBiases:
 
 
 @dataclass
-class Task:
+class TaskSettings:
     data: Target
     name: Literal["t2i", "uig", "uag"]
     features: Target
@@ -102,20 +102,20 @@ class TeacherSettings:
 
 
 @dataclass
-class Utilisation:
+class UtilisationSettings:
     half: Annotated[float, Gt(0), Le(1)]
     single: Annotated[float, Gt(0), Le(1)]
 
 
 @dataclass
-class Schedule:
+class ScheduleSettings:
     name: Literal["constant", "cosine", "trapezoid"]
     warmup: Count
     cooldown: Annotated[float, Gt(0), Le(1)] = 0.2
 
 
 @dataclass
-class AutoencoderTraining:
+class AutoencoderSettings:
     steps: Count
     batch_size: AtLeastOne
     codebook_weight: NonNegative
@@ -125,7 +125,7 @@ class AutoencoderTraining:
 
 
 @dataclass
-class Trainer:
+class TrainerSettings:
     """Further arguments of lightning.Trainer may stand beside these; see check_trainer."""
 
     strategy: Literal["auto", "ddp", "fsdp"]
@@ -134,7 +134,7 @@ class Trainer:
 
 
 @dataclass
-class Distillation:
+class DistillationSettings:
     task_weight: NonNegative
     output_weight: NonNegative
     feature_weight: NonNegative
@@ -148,9 +148,9 @@ class Distillation:
     gradient_checkpointing: bool
     compile: dict[str, Any] | None
     checkpoint_every: AtLeastOne
-    autoencoder: AutoencoderTraining
+    autoencoder: AutoencoderSettings
     optimizer: Target
-    schedule: Schedule
+    schedule: ScheduleSettings
     trainer: dict[str, Any]
     recipe: str | None = None
     coefficients: dict[str, NonNegative] | None = None
@@ -162,7 +162,7 @@ class NoAutoencoderTraining:
 
 
 @dataclass
-class NoDistillation:
+class NoDistillationSettings:
     steps: Count
     autoencoder: NoAutoencoderTraining
 
@@ -176,7 +176,7 @@ class PaperTable:
 
 
 @dataclass
-class Additivity:
+class AdditivitySettings:
     criteria: Annotated[tuple[Literal["output", "task", "alignment", "magnitude", "random"], ...], MinLen(1)]
     sizes: Annotated[tuple[AtLeastOne, ...], MinLen(1)]
     per_size: Annotated[int, Ge(2)]
@@ -187,10 +187,10 @@ class Additivity:
 class Settings:
     """config.yaml, and with `additivity` additivity.yaml."""
 
-    task: Task
+    task: TaskSettings
     method: Target
     teacher: TeacherSettings
-    distill: Distillation
+    distill: DistillationSettings
     budget: Any
     wandb: WeightsAndBiases | None
     metrics: dict[str, Target]
@@ -202,20 +202,20 @@ class Settings:
     table: PaperTable | None
     dry_run: bool
     gpu: Literal[*GPUS]
-    utilisation: Utilisation
+    utilisation: UtilisationSettings
     outputs: str
-    calibration: Calibration
-    training_rows: TrainingRows
-    evaluation: Evaluation
-    saved_images: SavedImages | None
-    additivity: Additivity | None = None
+    calibration: CalibrationSettings
+    training_rows: TrainingRowsSettings
+    evaluation: EvaluationSettings
+    saved_images: SavedImagesSettings | None
+    additivity: AdditivitySettings | None = None
 
 
 @dataclass
 class SettingsWithoutTraining(Settings):
     """With distill=none."""
 
-    distill: NoDistillation  # type: ignore[assignment]
+    distill: NoDistillationSettings  # type: ignore[assignment]
 
 
 @dataclass
@@ -226,7 +226,7 @@ class TrainedAutoencoder:
     objective: Target
     steps: AtLeastOne
     batch_size: AtLeastOne
-    schedule: Schedule
+    schedule: ScheduleSettings
     optimizer: Target
 
 
@@ -252,7 +252,7 @@ class TrainedDenoiser:
     initial_weights: InitialWeights
     steps: AtLeastOne
     batch_size: AtLeastOne
-    schedule: Schedule
+    schedule: ScheduleSettings
     condition_dropout: Probability
     ema_decay: Decay | None
     optimizer: Target
@@ -277,7 +277,7 @@ class TeacherTraining:
 class TrainTeacher:
     """train_teacher.yaml."""
 
-    task: Task
+    task: TaskSettings
     teacher: TeacherSettings
     teacher_training: TeacherTraining
     seed: Seed
@@ -287,7 +287,7 @@ class TrainTeacher:
     work: str
 
 
-def kind_of(values: Mapping[str, Any]) -> Any:
+def schema_of(values: Mapping[str, Any]) -> Any:
     """The schema of a configuration."""
     if "teacher_training" in values:
         return TrainTeacher
@@ -303,7 +303,7 @@ def typed_settings(cfg: DictConfig) -> Any:
     """
     own = OmegaConf.masked_copy(cfg, [name for name in cfg if name != "hydra"])
     values = OmegaConf.to_container(own, resolve=True)
-    return typed(values, kind_of(values))
+    return typed(values, schema_of(values))
 
 
 def typed(value: Any, kind: Any) -> Any:

@@ -22,7 +22,7 @@ from common.settings import (
     normalize,
 )
 from experiments.shared.command_line import ending
-from experiments.shared.settings import Trainer, kind_of
+from experiments.shared.settings import TrainerSettings, schema_of
 
 DECIDED = (  # arguments of lightning.Trainer that other settings, or the project, decide
     *("accumulate_grad_batches", "callbacks", "default_root_dir", "enable_checkpointing", "enable_model_summary"),
@@ -54,7 +54,7 @@ def checked_values(values: dict[str, Any]) -> dict[str, Any]:
 def checked_fields(values: dict[str, Any]) -> dict[str, Any]:
     """Each setting by itself: those of a sweep may only go together as its jobs have them."""
     values = normalize(values)
-    values = checked_call(values, kind_of(values), "")
+    values = checked_call(values, schema_of(values), "")
     return {name: value if name == "budget" else with_checked_targets(value, name) for name, value in values.items()}
 
 
@@ -169,8 +169,8 @@ def check_method(settings: Mapping[str, Any]) -> None:
 
 def check_trainer(settings: Mapping[str, Any]) -> None:
     """Those of Trainer by its fields; further ones by lightning.Trainer, which is made of them once."""
-    names = {field.name for field in fields(Trainer)}
-    checked_call({name: value for name, value in settings.items() if name in names}, Trainer, "distill.trainer")
+    names = {field.name for field in fields(TrainerSettings)}
+    checked_call({name: value for name, value in settings.items() if name in names}, TrainerSettings, "distill.trainer")
     further = {name: value for name, value in settings.items() if name not in names}
     if not further:
         return

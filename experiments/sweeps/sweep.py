@@ -23,13 +23,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from common.errors import InputError
-from common.runtime.collectives import all_failed, speaks
+from common.runtime.collectives import all_failed, reports_the_end
 from common.runtime.files import write_atomically, write_json, write_text
 from common.runtime.locks import held
 from common.runtime.processes import is_first
 from common.runtime.strict_json import read_json
 from common.shown_text import spelt_out
-from experiments.shared.command_line import ending, told
+from experiments.shared.command_line import ending, error_line
 from experiments.shared.job_id import register_job_folder
 
 VARIABLE = "BONSAI_SWEEP"  # tells a job, in whatever process, the folder of its sweep
@@ -79,8 +79,8 @@ def sweep_job(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             value = job(cfg)
             (folder / ERROR_FILE).unlink(missing_ok=True)
         except Exception as error:
-            message = told(error)
-            spoken = speaks(hydra_config.job.num)
+            message = error_line(error)
+            spoken = reports_the_end(hydra_config.job.num)
             if not all_failed(hydra_config.job.num):  # the others wait for this process: all must end
                 if spoken:
                     print(f"error: {message}", file=sys.stderr, flush=True)
@@ -138,7 +138,7 @@ class SweepEnd(Callback):
         # never released by hand: the end of the process does that, be it a kill
         self.lock = held(self.folder / ".lock", f"This sweep is running already, in another process ({self.folder}).")
         read_records(self.folder)  # a damaged one is told now, and not after the work
-        self.optimized = stamp(Path(config.hydra.sweep.dir) / OPTIMIZED)
+        self.optimized = modified_at(Path(config.hydra.sweep.dir) / OPTIMIZED)
         asked = [*config.hydra.overrides.hydra, *config.hydra.overrides.task]
         command = shlex.join(["python", "run.py", "-m", *(word for word in asked if word != "hydra.mode=MULTIRUN")])
         table = None if config.table is None else OmegaConf.to_container(config.table, resolve=True)
@@ -168,20 +168,20 @@ class SweepEnd(Callback):
             print(spelt_out(f"failed: #{number}: {record['error']} ({where})"), file=sys.stderr)
         if failed:
             print("the same command runs only what is missing", file=sys.stderr)
-        self.tidy(records, Path(config.hydra.sweep.dir) / OPTIMIZED)
+        self.clean_up(records, Path(config.hydra.sweep.dir) / OPTIMIZED)
         done = {Path(config.outputs) / record["folder"]: None for record in records.values() if record["error"] is None}
         if done:
             print(f"report: {self.report(list(done), failed)}")
         if failed:
             sys.exit(1)
 
-    def tidy(self, records: dict[int, dict[str, Any]], optimized: Path) -> None:
+    def clean_up(self, records: dict[int, dict[str, Any]], optimized: Path) -> None:
         """Counts the jobs, deletes records of earlier runs, and keeps what this sweep's optimiser has written."""
         write_json(self.folder / "sweep.json", {**read_sweep(self.folder), "jobs": len(records)})
         for path in (self.folder / "jobs").glob("*.json"):
             if int(path.stem) not in records:
                 path.unlink()
-        if stamp(optimized) != self.optimized:
+        if modified_at(optimized) != self.optimized:
             write_atomically(self.folder / OPTIMIZED, optimized.read_bytes())
 
     def report(self, folders: list[Path], failed: dict[int, dict[str, Any]]) -> Path:
@@ -202,7 +202,7 @@ class SweepEnd(Callback):
         return write_report(rows, self.folder / "report", f"sweep {self.folder.name}", notes, table)
 
 
-def stamp(path: Path) -> int | None:
+def modified_at(path: Path) -> int | None:
     """When the file was written; None where there is none."""
     return path.stat().st_mtime_ns if path.is_file() else None
 

@@ -104,7 +104,7 @@ def start_run(job: Job, settings: WeightsAndBiases) -> Any:
         return None
     place = Path(settings.dir or job.folder)
     try:
-        return begun_run(job, settings, place, mode)
+        return init_run(job, settings, place, mode)
     except Exception as error:
         if mode == "offline":
             tell(f"W&B cannot begin a run ({in_short(error)}); the job goes on without")
@@ -112,13 +112,13 @@ def start_run(job: Job, settings: WeightsAndBiases) -> Any:
         os.environ["WANDB_MODE"] = "offline"
         tell(f"W&B does not answer ({in_short(error)}); going on offline, to send later: wandb sync {place}/wandb/*")
     try:
-        return begun_run(job, settings, place, "offline", again=True)
+        return init_run(job, settings, place, "offline", again=True)
     except Exception as error:
         tell(f"W&B cannot begin a run offline either ({in_short(error)}); the job goes on without")
         return None
 
 
-def begun_run(job: Job, settings: WeightsAndBiases, place: Path, mode: str, again: bool = False) -> Any:
+def init_run(job: Job, settings: WeightsAndBiases, place: Path, mode: str, again: bool = False) -> Any:
     """A run in the folder `place`. again: another could not begin, by which the id stays taken."""
     import wandb
 

@@ -63,7 +63,7 @@ class Captions(Unconditional):
         return {"input_ids": self.tokenize(self.captions)}
 
     def options(self) -> dict[str, Any]:
-        return {"empty_condition": {"input_ids": self.tokenize([""])}, "text_encoder": self.text_encoder}
+        return {"null_condition": {"input_ids": self.tokenize([""])}, "text_encoder": self.text_encoder}
 
     def networks(self) -> Sequence[nn.Module]:
         return (self.text_encoder,)

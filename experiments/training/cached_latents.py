@@ -8,24 +8,24 @@ import torch
 from common.data.lazy_images import subset
 from common.data.shards import Shard, fill_shards, list_shards, open_columns, unsound
 from common.errors import InputError
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 from common.runtime.collectives import on_first
 from common.runtime.content import content_name
 from common.training.batches import MirroredRows, TensorRows
 from experiments.shared.job import Job
 from experiments.shared.out_of_memory import memory_advice
-from experiments.shared.settings import TrainingRows
+from experiments.shared.settings import TrainingRowsSettings
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def check_captions(task: str, teacher: Teacher, data: Any) -> None:
+def check_captions(task: str, teacher: LatentDiffusion, data: Any) -> None:
     """InputError when the teacher takes captions and the data of the task has none."""
     if teacher.text_encoder is not None and not hasattr(data, "captions"):
         raise InputError(f"The teacher {teacher.name} takes captions, and the data of task={task} has none.")
 
 
-def row_shards(job: Job, teacher: Teacher, folder: Path) -> list[Shard]:
+def row_shards(job: Job, teacher: LatentDiffusion, folder: Path) -> list[Shard]:
     """The files of the training rows: their folder is named for the teacher, the data and what they hold."""
     settings, count = job.settings.training_rows, len(job.data("train"))
     held = {name: getattr(settings, name) for name in ("dtype", "flip", "rows_per_shard")}
@@ -33,7 +33,9 @@ def row_shards(job: Job, teacher: Teacher, folder: Path) -> list[Shard]:
     return list_shards(folder / f"rows-{name}", count, settings.rows_per_shard)
 
 
-def encode_rows(settings: TrainingRows, teacher: Teacher, data: Any, rows: range, advance: Any) -> dict[str, torch.Tensor]:
+def encode_rows(
+    settings: TrainingRowsSettings, teacher: LatentDiffusion, data: Any, rows: range, advance: Any
+) -> dict[str, torch.Tensor]:
     """Columns of some training rows: `latents`, the conditions of their captions, and with flip `mirrored` latents."""
     latents, mirrored = [], []
     for images in subset(data.images, slice(rows.start, rows.stop), settings.workers).split(settings.batch_size):
@@ -59,7 +61,7 @@ def stored(column: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
     return kept
 
 
-def check_latents(latents: torch.Tensor, teacher: Teacher) -> None:
+def check_latents(latents: torch.Tensor, teacher: LatentDiffusion) -> None:
     """InputError when images become latents of another size than the teacher's."""
     if tuple(latents.shape[1:]) != teacher.latent_shape:
         made, wanted = (" x ".join(map(str, shape)) for shape in (latents.shape[1:], teacher.latent_shape))
@@ -67,7 +69,7 @@ def check_latents(latents: torch.Tensor, teacher: Teacher) -> None:
         raise InputError(f"The data set's images become {made} latents, the teacher's are {wanted}: give images of {size}.")
 
 
-def training_rows(job: Job, teacher: Teacher, folder: Path) -> TensorRows:
+def training_rows(job: Job, teacher: LatentDiffusion, folder: Path) -> TensorRows:
     """Latents and conditions of the training images, by training_rows in shards below `folder` (common/data/shards.py).
 
     What an earlier or another running process has computed is kept. With flip, a batch holds the latents of the mirrored image

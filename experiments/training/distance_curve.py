@@ -8,13 +8,13 @@ from typing import Any
 import lightning as L
 import torch
 
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.pruning_callback import PruningCallback
 from common.runtime.collectives import barrier, on_first
 from common.runtime.files import write_json
 from common.runtime.strict_json import read_json
 from common.training.fit import ExponentialAverage
-from experiments.evaluation.paper_metrics import measure
+from experiments.evaluation.paper_metrics import measure_metrics
 from experiments.evaluation.real_features import Reference
 from experiments.evaluation.samples import sampled_batches
 from experiments.shared.job import Job
@@ -31,7 +31,7 @@ class DistanceCurve(L.Callback):
     def __init__(
         self,
         job: Job,
-        student: Teacher,
+        student: LatentDiffusion,
         reference: Reference,
         folder: Path,
         callbacks: Sequence[PruningCallback],
@@ -79,7 +79,7 @@ class DistanceCurve(L.Callback):
 
     def paper_metrics(self, samples: Path) -> dict[str, float]:
         """What can be had of the settings' metrics over `samples`."""
-        figures, _ = measure(self.job, list(self.job.settings.metrics), {"student": samples})
+        figures, _ = measure_metrics(self.job, list(self.job.settings.metrics), {"student": samples})
         return figures["student"]
 
 

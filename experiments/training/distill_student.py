@@ -14,12 +14,12 @@ from torch import nn
 from common.cost.macs import probe_inputs
 from common.diffusion.sampling import predict
 from common.errors import InputError
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.pruned_unet import REPLACEMENTS
 from common.pruning.pruning_callback import PruningCallback
 from common.training.batches import TensorRows
 from common.training.fit import ExponentialAverage
-from experiments.shared.settings import Distillation, Settings
+from experiments.shared.settings import DistillationSettings, Settings
 
 TRAINING_PRECISIONS = {"32-true": False, "16-mixed": True, "bf16-mixed": True}  # whether matrix products are in half precision
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record them
@@ -72,7 +72,7 @@ def unread_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
     return [denoiser.get_parameter(name) for name, weight in twin.named_parameters() if weight not in read]
 
 
-def trainer_settings(distill: Distillation, device: torch.device, whole: bool = False) -> dict[str, Any]:
+def trainer_settings(distill: DistillationSettings, device: torch.device, whole: bool = False) -> dict[str, Any]:
     """Lightning's arguments: distill.trainer on the device that the teacher is on, and with the processes of this job.
 
     whole: each process holds the whole network, whatever the strategy. InputError for devices and nodes, which are as many as
@@ -107,7 +107,7 @@ def trainer_settings(distill: Distillation, device: torch.device, whole: bool = 
 
 def distill(
     given: Settings,
-    teacher: Teacher,
+    teacher: LatentDiffusion,
     student: nn.Module,
     rows: TensorRows,
     folder: Path,
@@ -146,7 +146,7 @@ def distill(
         scheduler(**asdict(settings.schedule), steps=settings.steps),
         given.seed,
         condition_dropout=settings.condition_dropout,
-        empty_condition={name: value.cpu() for name, value in teacher.empty_condition().items()},
+        null_condition={name: value.cpu() for name, value in teacher.null_condition().items()},
         task_weight=settings.task_weight,
         output_weight=settings.output_weight,
         feature_weight=settings.feature_weight,
@@ -171,7 +171,7 @@ def distill(
         callbacks=[*callbacks, *further],
         loggers=loggers,
     )
-    module.remove_taps()
+    module.remove_hooks()
     if sharded:
         gather_into(finished, student)
     if average:

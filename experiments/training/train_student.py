@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from common.models.latent_diffusion import Teacher
+from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.plan import Plan
 from common.pruning.pruning_callback import PruningCallback
 from common.runtime.collectives import on_first
@@ -22,11 +22,11 @@ REPORT = "report.json"
 
 def train_student(
     job: Job,
-    pruned: Teacher,
+    pruned: LatentDiffusion,
     plans: dict[str, Plan],
     reference: Reference,
     loggers: Sequence[Any] = (),
-) -> Teacher:
+) -> LatentDiffusion:
     """A trained copy of `pruned`; goes on from what an interrupted run has left in the job's folder.
 
     A part of 0 steps stays as it is. The method's callbacks act in the training of each part; what they report is in

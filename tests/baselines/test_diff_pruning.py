@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from baselines.diff_pruning import DiffPruning, Trial, accumulate_gradients, nearest_trial
 from common.cost.macs import count_macs, count_parameters, probe_inputs
-from common.diffusion.noise_schedule import noising_scheduler
+from common.diffusion.noise_schedule import noise_scheduler
 from common.diffusion.objective import training_target
 from common.errors import InputError
 from common.pruning.plan import Plan, apply_plan
@@ -81,7 +81,7 @@ def plain_gradients(unet, calibration, every, rows):
     latents, conditions = calibration.data()
     latents, conditions = latents[:rows], {name: value[:rows] for name, value in conditions.items()}
     noise = seeded_normal([mix_seed(0, 2, row) for row in range(rows)], latents.shape[1:])
-    scheduler = noising_scheduler(calibration.scheduler)
+    scheduler = noise_scheduler(calibration.scheduler)
     total = 0.0
     unet.requires_grad_(True)
     for timestep in range(0, 1000, every):

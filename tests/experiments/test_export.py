@@ -109,7 +109,7 @@ torch.save(pipe("a red apple", latents=noise, num_inference_steps=3, guidance_sc
     ours = load_teacher(str(tmp_path / "student"))
     assert type(ours.denoiser).__name__ == "PrunedUNet2DConditionModel"
     noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    conditions, empty = ours.encode_captions(["a red apple"]), ours.empty_condition()
+    conditions, empty = ours.encode_captions(["a red apple"]), ours.null_condition()
     latents = denoise(ours.denoiser, ours.scheduler, noise, conditions, empty, 3, 2.0)
     assert torch.allclose(torch.load(tmp_path / "out.pt"), latents, atol=1e-5)
 

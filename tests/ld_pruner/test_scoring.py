@@ -22,7 +22,7 @@ def setting(tiny_teacher_folder):
 
     teacher = load_teacher(str(tiny_teacher_folder))
     captions = ["a red apple, noto style", "a teddy bear, fluent style", "a flag of france, openmoji style"]
-    conditions, empty = teacher.encode_captions(captions), teacher.empty_condition()
+    conditions, empty = teacher.encode_captions(captions), teacher.null_condition()
     sizes = {"num_conditions": 3, "samples": 2, "steps": 2, "guidance_scale": 2.0, "seed": 0}
     calibration = build_calibration(conditions, empty, teacher.latent_shape, teacher.scheduler, **sizes)
     operators = list_operators(teacher.denoiser, SMALL)

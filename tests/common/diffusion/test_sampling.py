@@ -13,7 +13,7 @@ def draw(teacher, seeds, batch_size, guidance_scale=2.0, steps=3):
         teacher.latent_shape,
         seeds,
         teacher.encode_captions(captions),
-        teacher.empty_condition(),
+        teacher.null_condition(),
         steps,
         guidance_scale,
         batch_size,

@@ -42,7 +42,7 @@ def final_latents(teacher, seeds, captions, guidance_scale=5.0, steps=4):
         teacher.latent_shape,
         seeds,
         teacher.encode_captions(captions),
-        teacher.empty_condition(),
+        teacher.null_condition(),
         steps,
         guidance_scale,
         batch_size=3,
@@ -63,7 +63,7 @@ def test_samples_equal_those_of_the_diffusers_pipeline(folder):
 def test_embeddings_equal_those_of_the_diffusers_pipeline(sdxl, tiny_sdxl_folder):
     pipeline = pipeline_of(tiny_sdxl_folder)
     states, empty_states, pooled, empty_pooled = pipeline.encode_prompt(CAPTIONS, do_classifier_free_guidance=True)
-    conditions, empty = sdxl.encode_captions(CAPTIONS), sdxl.empty_condition()
+    conditions, empty = sdxl.encode_captions(CAPTIONS), sdxl.null_condition()
     assert torch.equal(conditions["encoder_hidden_states"], states) and torch.equal(conditions["text_embeds"], pooled)
     assert states.shape == (3, 12, 40) and pooled.shape == (3, 12)
     assert conditions["time_ids"].tolist() == [[64, 64, 0, 0, 64, 64]] * 3
@@ -79,15 +79,15 @@ def test_an_empty_prompt_is_encoded_where_the_pipeline_encodes_it(tiny_sdxl_fold
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"force_zeros_for_empty_prompt": False}))
     _, expected, _, pooled = pipeline_of(folder).encode_prompt(["x"], do_classifier_free_guidance=True)
-    empty = load_teacher(str(folder)).empty_condition()
+    empty = load_teacher(str(folder)).null_condition()
     assert torch.equal(empty["encoder_hidden_states"], expected) and torch.equal(empty["text_embeds"], pooled)
 
 
 @torch.no_grad()
 def test_the_u_net_s_inputs_can_be_guessed_from_its_configuration(sdxl):
-    _, conditions = probe_inputs(sdxl.denoiser, sdxl.empty_condition())
+    _, conditions = probe_inputs(sdxl.denoiser, sdxl.null_condition())
     assert {name: value.shape for name, value in conditions.items()} == {
-        name: value.shape for name, value in sdxl.empty_condition().items()
+        name: value.shape for name, value in sdxl.null_condition().items()
     }
 
 
@@ -99,7 +99,7 @@ def test_dropped_conditions_are_empty_in_every_column(sdxl):
         lambda optimizer: None,
         seed=0,
         condition_dropout=0.5,
-        empty_condition={name: value + 9 for name, value in sdxl.empty_condition().items()},
+        null_condition={name: value + 9 for name, value in sdxl.null_condition().items()},
     )
     conditions = sdxl.encode_captions(CAPTIONS)
     rows = TensorRows(latents=torch.zeros(3, *sdxl.latent_shape), **conditions)
@@ -108,7 +108,7 @@ def test_dropped_conditions_are_empty_in_every_column(sdxl):
     for name, value in found.items():
         assert torch.equal(value[1], conditions[name][1])
         for row in (0, 2):
-            assert torch.equal(value[row], sdxl.empty_condition()[name][0] + 9)
+            assert torch.equal(value[row], sdxl.null_condition()[name][0] + 9)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from common.audio.spectrogram import Spectrogram
 from common.diffusion.images import with_channels
 from common.diffusion.latents import scale_latents
-from common.diffusion.noise_schedule import noising_scheduler, same_noise
+from common.diffusion.noise_schedule import noise_scheduler, same_noise
 from common.diffusion.sampling import is_guided, row_generators, sample_latents, with_guidance
 from common.diffusion.text_encoding import token_ids
 from common.errors import InputError
@@ -23,7 +23,7 @@ MEANS = {"scaling_factor": 0.5, "latents_mean": [-1.7, 1.9, -1.4, 2.5], "latents
 
 def final_latents(teacher, seeds=(5, 6, 7), steps=4, guidance_scale=5.0, batch_size=3):
     captions = CAPTIONS[: len(seeds)] if teacher.text_encoder is not None else [""] * len(seeds)
-    conditions, empty = teacher.encode_captions(captions), teacher.empty_condition()
+    conditions, empty = teacher.encode_captions(captions), teacher.null_condition()
     arguments = (teacher.latent_shape, list(seeds), conditions, empty, steps, guidance_scale, batch_size)
     return sample_latents(teacher.denoiser, teacher.scheduler, *arguments)
 
@@ -96,18 +96,18 @@ def test_scores_of_a_latent_consistency_model_are_of_it_as_it_is_sampled(lcm_fol
     from common.cost.macs import count_macs, probe_inputs
     from common.pruning.plan import Edit
     from common.scoring.calibration import build_calibration
-    from common.scoring.trajectories import roll_out
+    from common.scoring.trajectories import edited_latents
 
     teacher = load_teacher(str(lcm_folder))
     conditions = with_guidance(teacher.denoiser, teacher.encode_captions(CAPTIONS[:2]), 3.0)
     sizes = {"num_conditions": 2, "samples": 2, "steps": 1, "guidance_scale": 3.0, "seed": 0}
-    calibration = build_calibration(conditions, teacher.empty_condition(), teacher.latent_shape, teacher.scheduler, **sizes)
+    calibration = build_calibration(conditions, teacher.null_condition(), teacher.latent_shape, teacher.scheduler, **sizes)
     edits = [Edit("down_blocks.0.attentions.0", "identity"), Edit("mid_block.resnets.0", "shortcut")]
     with torch.no_grad():
-        both = roll_out(teacher.denoiser, calibration, slice(0, 2), edits)
-        alone = [roll_out(teacher.denoiser, calibration, slice(0, 2), [edit])[0] for edit in edits]
+        both = edited_latents(teacher.denoiser, calibration, slice(0, 2), edits)
+        alone = [edited_latents(teacher.denoiser, calibration, slice(0, 2), [edit])[0] for edit in edits]
     assert torch.allclose(both, torch.stack(alone), atol=1e-5)
-    inputs, probe = probe_inputs(teacher.denoiser, teacher.empty_condition())
+    inputs, probe = probe_inputs(teacher.denoiser, teacher.null_condition())
     assert probe["timestep_cond"].shape == (1, 17) and count_macs(teacher.denoiser, inputs, probe).total > 0
 
 
@@ -243,7 +243,7 @@ def test_noise_is_the_teacher_s_in_every_scheduler(kind):
     assert torch.equal(found.betas, lcm.betas) and not torch.equal(
         getattr(diffusers, kind).from_config(lcm.config).betas, lcm.betas
     )
-    assert torch.equal(noising_scheduler(lcm).alphas_cumprod, lcm.alphas_cumprod)
+    assert torch.equal(noise_scheduler(lcm).alphas_cumprod, lcm.alphas_cumprod)
 
 
 @torch.no_grad()

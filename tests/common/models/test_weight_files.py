@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from common.errors import InputError
 from common.models.loading import load_denoiser, load_teacher
 from common.models.saving import save_student
-from common.models.weight_files import Weights, best_weights, kind_of
+from common.models.weight_files import Weights, best_weights, weight_format
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "pytorch_model"}
 
@@ -38,7 +38,7 @@ WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", 
     ],
 )
 def test_what_a_file_holds(name, expected):
-    assert kind_of(name) == (expected and Weights(*expected))
+    assert weight_format(name) == (expected and Weights(*expected))
 
 
 def test_one_sort_of_weights_is_chosen():

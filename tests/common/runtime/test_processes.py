@@ -27,7 +27,7 @@ def environment(monkeypatch):
 
 def test_alone_without_a_starter(environment):
     assert (processes.process_count(), processes.rank(), processes.on_this_machine()) == (1, 0, (0, 1))
-    assert processes.is_first() and collectives.speaks() and collectives.all_failed(0)
+    assert processes.is_first() and collectives.reports_the_end() and collectives.all_failed(0)
     assert collectives.shared_out([1, 2, 3], lambda item: item * item) == [1, 4, 9]
     assert collectives.on_first(lambda: "found") == "found"
     processes.refuse_others("a command")

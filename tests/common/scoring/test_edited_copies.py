@@ -4,7 +4,7 @@ import torch
 
 from common.pruning.layers import list_layers
 from common.pruning.plan import edited
-from common.scoring.edited_copies import PrefixCache, branched, edited_outputs
+from common.scoring.edited_copies import PrefixCache, edited_copies, edited_outputs
 from ld_pruner.initial_weights import initial_weights
 from ld_pruner.operators import list_operators
 
@@ -28,7 +28,7 @@ def test_copies_equal_single_edits(tiny_teacher):
     chosen = [operator for operator in operators if operator.site.startswith("down_blocks.1")][:12]
     assert any(other.site != o.site and other.site.startswith(f"{o.site}.") for o in chosen for other in chosen)
     arguments, conditions = inputs(len(chosen))
-    with branched(unet, [operator.edit for operator in chosen], tensors):
+    with edited_copies(unet, [operator.edit for operator in chosen], tensors):
         together = unet(*arguments, **conditions).sample.unflatten(0, (len(chosen), -1))
     single_arguments, single_conditions = inputs()
     for operator, output in zip(chosen, together, strict=True):

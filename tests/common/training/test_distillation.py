@@ -39,7 +39,7 @@ def build(teacher, steps=6, attention="down_blocks.0.attentions.0", **weights):
         scheduler("cosine", steps, 2),
         seed=5,
         condition_dropout=0.3,
-        empty_condition=teacher.empty_condition(),
+        null_condition=teacher.null_condition(),
         feature_pairs=feature_pairs(["down_blocks.*", "up_blocks.*"], student, teacher.denoiser),
         teacher=teacher.denoiser,
         **weights,
@@ -72,7 +72,7 @@ def train(teacher, folder, steps=6, stop_after=None, callbacks=()):
         trainer=TRAINER,
         callbacks=[average, Kill(), *callbacks],
     )
-    module.remove_taps()
+    module.remove_hooks()
     return module, average
 
 
@@ -115,7 +115,7 @@ def test_terms_are_what_their_formulas_say(four_level_teacher_folder):
 
 def test_an_unpruned_student_has_no_distillation_loss(tiny_teacher):
     module = build(tiny_teacher)
-    module.remove_taps()
+    module.remove_hooks()
     same = DenoiserTraining(
         copy.deepcopy(tiny_teacher.denoiser),
         tiny_teacher.scheduler,
@@ -178,12 +178,12 @@ def test_feature_pairs(tiny_teacher):
 def test_training_noise_does_not_depend_on_the_sampler(tiny_teacher):
     from diffusers import EulerDiscreteScheduler, PNDMScheduler
 
-    from common.diffusion.noise_schedule import noising_scheduler
+    from common.diffusion.noise_schedule import noise_scheduler
 
     config = tiny_teacher.scheduler.config
     found = []
     for sampler in (tiny_teacher.scheduler, EulerDiscreteScheduler.from_config(config), PNDMScheduler.from_config(config)):
-        forward = noising_scheduler(sampler)
+        forward = noise_scheduler(sampler)
         latents, noise, timesteps = torch.ones(2, 4, 8, 8), torch.zeros(2, 4, 8, 8), torch.tensor([10, 900])
         found.append(
             torch.stack([forward.add_noise(latents, noise, timesteps), forward.get_velocity(latents, noise, timesteps)])
@@ -219,7 +219,7 @@ def test_compiled_networks_train_alike(tiny_teacher):
         losses = {}
         module.log, module.log_dict = (lambda *_, **__: None), losses.update
         module.training_step(batch, 0).backward()
-        module.remove_taps()
+        module.remove_hooks()
         assert not any("_orig_mod" in name for name in module.state_dict())
         gradients.append([parameter.grad.clone() for parameter in module.student.parameters()])
         logged.append({name: value.item() for name, value in losses.items()})
@@ -237,7 +237,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_teacher):
         if checkpointing:
             module.student.enable_gradient_checkpointing()
         module.training_step(batch, 0).backward()
-        module.remove_taps()
+        module.remove_hooks()
         gradients.append([parameter.grad.clone() for parameter in module.student.parameters()])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
 

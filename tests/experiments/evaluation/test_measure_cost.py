@@ -25,7 +25,7 @@ def test_figures_of_a_teacher_against_itself(tiny_teacher, precision):
 def test_no_2_to_4_kernels_on_a_cpu_nor_for_other_patterns(tiny_teacher):
     inputs = torch.zeros(1, *tiny_teacher.latent_shape), torch.tensor([500])
     plan = Plan("l1_diff", (Edit("conv_in", "mask"),), settings={"pattern": "2:4"})
-    assert semi_structured_latency(tiny_teacher.denoiser, plan, inputs, tiny_teacher.empty_condition(), 1) == {}
+    assert semi_structured_latency(tiny_teacher.denoiser, plan, inputs, tiny_teacher.null_condition(), 1) == {}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -34,4 +34,4 @@ def test_2_to_4_kernels_are_timed_on_a_gpu(tiny_teacher):
     inputs = torch.zeros(1, *teacher.latent_shape, device="cuda"), torch.tensor([500], device="cuda")
     for pattern, expected in (("2:4", {"semi_structured"}), (None, set())):
         plan = Plan("l1_diff", (), settings={"pattern": pattern})
-        assert set(semi_structured_latency(teacher.denoiser, plan, inputs, teacher.empty_condition(), 1)) == expected
+        assert set(semi_structured_latency(teacher.denoiser, plan, inputs, teacher.null_condition(), 1)) == expected

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from common.errors import InputError
 from common.settings import arguments_of, checked_call, describe, is_kind, normalize
 from experiments.shared.job_id import register_job_folder
-from experiments.shared.settings import Distillation, NoDistillation, Settings, Trainer, TrainTeacher
+from experiments.shared.settings import DistillationSettings, NoDistillationSettings, Settings, TrainerSettings, TrainTeacher
 from experiments.shared.settings_check import SettingsCheck, checked, checked_values, resolved, target_of
 from tests.commands import run
 from tests.test_conf import CONF, compose_config
@@ -88,9 +88,9 @@ def schemas(values: Any, where: str, schema: Any):
         place, value = f"{where}.{name}".lstrip("."), values[name]
         inner = next((each for each in (annotation, *get_args(annotation)) if dataclasses.is_dataclass(each)), None)
         if place == "distill":
-            inner = Distillation if "optimizer" in value else NoDistillation
+            inner = DistillationSettings if "optimizer" in value else NoDistillationSettings
         elif place == "distill.trainer":
-            inner = Trainer
+            inner = TrainerSettings
         if isinstance(value, dict) and "_target_" in value:
             yield place, annotation
             if not value["_target_"].startswith(("torch.", "diffusers.")):
