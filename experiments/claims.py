@@ -20,8 +20,9 @@ from common.shown_text import code_span, markdown_text
 from experiments.reporting.lookup import find
 from experiments.reporting.metric_table import higher_is_better
 from experiments.reporting.paper_table import markdown
-from experiments.reporting.rows import ROWS_FILE, Row, comparable, group_name, read_rows
+from experiments.reporting.rows import ROWS_FILE, comparable, group_name, read_rows
 from experiments.shared.command_line import one_line_errors
+from experiments.shared.row import Row
 from experiments.sweeps.result_index import fault_lines, write_index
 
 CLAIMS = Path(__file__).with_name("claims.yaml")

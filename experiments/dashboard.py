@@ -24,7 +24,7 @@ def quality_panels(metric: str) -> list[Any]:
     over = {f"method.{knob}": wr.Config(f"method.{knob}") for knob in KNOBS}
     over |= {cost: wr.SummaryMetric(f"student/{cost}") for cost in COSTS}
     value = wr.SummaryMetric(f"student/{metric}")
-    return [wr.ScatterPlot(title=f"{metric} over {name}", x=x, y=value) for name, x in over.items()]
+    return [wr.ScatterPlot(title=f"{find_metric(metric).title} over {name}", x=x, y=value) for name, x in over.items()]
 
 
 def training_panels() -> list[Any]:
@@ -48,7 +48,7 @@ def sampling_panels() -> list[Any]:
 
     return [
         wr.LinePlot(
-            title=f"{metric} over sampling steps",
+            title=f"{find_metric(metric).title} over sampling steps",
             x="sampling/steps",
             y=[f"sampling/{who}/{metric}" for who in ("teacher", "student")],
         )

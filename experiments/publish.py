@@ -19,8 +19,9 @@ from typing import Any
 from common.errors import InputError
 from common.shown_text import spelt_out
 from experiments.reporting.result_pages import shown_command, write_additivity, write_page
-from experiments.reporting.rows import Row, read_rows
+from experiments.reporting.rows import read_rows
 from experiments.shared.command_line import one_line_errors, told
+from experiments.shared.row import Row
 from experiments.sweeps.result_index import write_index
 from experiments.sweeps.sweep import read_records, read_sweep
 

@@ -28,6 +28,7 @@ from common.runtime.seeding import generator_for
 from experiments.evaluation.samples import captions_of, sample_folders
 from experiments.shared.identity import file_contents, identified
 from experiments.shared.job import Job
+from experiments.shared.row import Row
 from experiments.shared.settings import Settings
 from experiments.shared.tensor_cache import cached_batches, load_tensors
 
@@ -135,14 +136,14 @@ def rows_in_batches(
     return torch.cat(rows)
 
 
-def lacking(settings: Settings, row: dict[str, Any]) -> list[str]:
+def lacking(settings: Settings, row: Row) -> list[str]:
     """The metrics of the settings that a row lacks, or has measured in another way than they say."""
     measured = row["protocol"].get("metrics", {})
     wanted = metric_settings(settings)
     return [name for name in wanted if name not in measured or comparable(measured[name]) != comparable(wanted[name])]
 
 
-def measure_into(job: Job, row: dict[str, Any], models: list[str], fingerprint: str) -> None:
+def measure_into(job: Job, row: Row, models: list[str], fingerprint: str) -> None:
     """Measures what the job's row lacks of the settings' metrics, over the samples of `models`, and enters it there.
 
     fingerprint: the teacher's. What could not be had stands in row["metrics_missing"]; a row without either is as it was.

@@ -12,9 +12,10 @@ from common.errors import InputError, first_line
 from experiments.job.preparation import empty_folder_goes, prepare
 from experiments.reporting.rows import CHOICES, read_row
 from experiments.shared.job import Job
+from experiments.shared.row import Row
 
 
-def run_job(job: Job) -> dict[str, Any]:
+def run_job(job: Job) -> Row:
     """Runs or finds the job and returns its result row, as written to result.json."""
     from common.runtime.collectives import join
 
@@ -25,10 +26,10 @@ def run_job(job: Job) -> dict[str, Any]:
 
 def found_or_made(
     folder: Path,
-    find: Callable[[], dict[str, Any] | None],
+    find: Callable[[], Row | None],
     ready: Callable[[], None],
-    make: Callable[[], dict[str, Any]],
-) -> dict[str, Any]:
+    make: Callable[[], Row],
+) -> Row:
     """The row that `find` finds in `folder`, or else that of `make`, which no other job's process runs there meanwhile.
 
     `ready` is called before: what it refuses is told before any wait for another process.
@@ -49,7 +50,7 @@ def found_or_made(
     return row
 
 
-def find_row(job: Job) -> dict[str, Any] | None:
+def find_row(job: Job) -> Row | None:
     """The row of a finished job, which is shown; None where there is none yet.
 
     What it lacks of the settings' metrics is measured over the samples that the job has kept, and the row written anew.
@@ -68,7 +69,7 @@ def find_row(job: Job) -> dict[str, Any] | None:
     return row
 
 
-def new_row(job: Job) -> dict[str, Any]:
+def new_row(job: Job) -> Row:
     """Runs the job and writes its row; the first of several processes does, with what all have computed."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -82,10 +83,10 @@ def new_row(job: Job) -> dict[str, Any]:
     }
     with tracking(job) as tracker:
         finish = compute(job, tracker)
-        return on_first(lambda: write_row(job.folder, {"settings": job.described, **made_by, **finish()}))
+        return on_first(lambda: write_row(job.folder, {**finish(), **made_by}))
 
 
-def write_row(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
+def write_row(folder: Path, row: Row) -> Row:
     """Writes result.json, and prints the table and where to look."""
     from common.runtime.files import write_json
     from experiments.reporting.job_report import print_table
@@ -98,7 +99,7 @@ def write_row(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def add_to_row(job: Job, row: dict[str, Any]) -> bool:
+def add_to_row(job: Job, row: Row) -> bool:
     """Measures what a finished job's row lacks of the settings' metrics; whether the row has changed."""
     from experiments.evaluation.paper_metrics import lacking, measure_into
     from experiments.shared.out_of_memory import memory_advice
@@ -123,7 +124,7 @@ def kept_student(teacher: Any, folder: Path) -> Any:
         raise InputError(f"{folder} is damaged ({told}); delete it and the student is trained anew.") from error
 
 
-def compute(job: Job, tracker: Any) -> Callable[[], dict[str, Any]]:
+def compute(job: Job, tracker: Any) -> Callable[[], Row]:
     """The stages of a job that its processes share; each finds what an interrupted run has left and goes on there.
 
     tracker: the job's W&B run, or None. Returns what is left for one process to do: measure speeds, draw, put the row together.

@@ -11,11 +11,12 @@ from common.pruning.plan import Plan
 from common.runtime.strict_json import read_json
 from experiments.evaluation.models import Models
 from experiments.shared.job import Job
+from experiments.shared.row import Row
 
 
 def result_row(
     job: Job, tracker: Any, models: Models, plans: dict[str, Plan], images: dict[str, Any], found: dict[str, Any]
-) -> dict[str, Any]:
+) -> Row:
     """The row of a job, with costs measured and pictures drawn. images: the first samples by model. found: `models`, metrics
     by model, and `by_steps`.
     """
@@ -33,7 +34,8 @@ def result_row(
         sparse_files = export_sparse(masked, folder / "sparse")
     with job.stage("drawing"):
         drawn = draw_job(job, plans, masked, images)
-    row = {
+    row: Row = {
+        "settings": job.described,
         "models": {who: {**found["models"].get(who, {}), **costs.get(who, {})} for who in ("real", *names)},
         "plan": [edit.to_dict() for edit in plan.edits],
         "reached": {name: value for name, value in plan.settings.items() if name.endswith("_reached")},
@@ -94,7 +96,7 @@ def protocol_of(job: Job) -> dict[str, Any]:
     }
 
 
-def add_training(row: dict[str, Any], folder: Path) -> None:
+def add_training(row: Row, folder: Path) -> None:
     """What the method's callbacks told of the training in `folder`, where they did."""
     from experiments.training.train_student import REPORT
 

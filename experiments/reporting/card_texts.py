@@ -9,8 +9,10 @@ from common.models.hub import is_repository
 from common.runtime.files import SHIPPED
 from common.shown_text import code_block, code_span, markdown_text
 from experiments.reporting.job_report import metrics_note
+from experiments.reporting.metric_table import find_metric
 from experiments.reporting.paper_table import markdown
-from experiments.reporting.rows import COUNTS, KNOBS, Row, method_name, metric_names, nonzero_parameters, recipe, student
+from experiments.reporting.rows import COUNTS, KNOBS, method_title, metric_names, nonzero_parameters, recipe, student
+from experiments.shared.row import Row
 
 OPERATIONS = {
     "identity": "its input goes on unchanged",
@@ -44,10 +46,10 @@ def data_name(row: Row) -> str:
 
 
 def method_in_words(row: Row) -> str:
-    """The method with its knobs, such as "ld_pruner (k=72)"."""
+    """The method with its knobs, such as "LD-Pruner (k=72)"."""
     method = row["settings"]["method"]
     knobs = [f"{name}={method[name]}" for name in KNOBS if method.get(name) is not None]
-    return f"{method_name(row)} ({', '.join(knobs)})" if knobs else method_name(row)
+    return f"{method_title(row)} ({', '.join(knobs)})" if knobs else method_title(row)
 
 
 def counted(edits: Sequence[Mapping[str, Any]]) -> str:
@@ -83,10 +85,12 @@ def metric_table(row: Row) -> str:
     names = metric_names([row])
     names += [name for who in row["models"].values() for name in who if name not in (*names, *COUNTS) and is_metric(who[name])]
     names = [name for name in dict.fromkeys(names) if not name.endswith("_spread")]
+    metrics = {name: find_metric(name) for name in names}
     lines = [
-        [who, *(f"{figures[name]:.5g}" if name in figures else "" for name in names)] for who, figures in row["models"].items()
+        [who, *(metric.form.format(figures[name]) if name in figures else "" for name, metric in metrics.items())]
+        for who, figures in row["models"].items()
     ]
-    return markdown(["", *names], lines)
+    return markdown(["", *(metric.title for metric in metrics.values())], lines)
 
 
 def is_metric(value: Any) -> bool:
@@ -102,9 +106,9 @@ def protocol_text(row: Row) -> str:
     return (
         f"{protocol['images']} samples of each model against {row['models']['real']['reference_images']} real ones of "
         f"{code_span(data_name(row))}; {protocol['steps']} sampling steps{guidance}; seeds: {protocol['seeds']} with seed "
-        f"{protocol['seed']}; captions and images of the split {split}. `fd_`, `kd_`: Fréchet and kernel "
-        f"distance (x1000) over {protocol['extractor']}; they are no FID. `real`: as many other real images. `latent_mse`, "
-        f"`ssim`: against the teacher's samples from equal seeds.{published}"
+        f"{protocol['seed']}; captions and images of the split {split}. FD, KD: Fréchet and kernel "
+        f"distance (x1000) over {protocol['extractor']}; they are no FID. real: as many other real images. MSE and SSIM to t.: "
+        f"against the teacher's samples from equal seeds.{published}"
     )
 
 

@@ -14,7 +14,6 @@ from experiments.reporting.figures import logarithmic, picture_label, plotting, 
 from experiments.reporting.metric_table import find_metric, higher_is_better
 from experiments.reporting.rows import (
     KNOBS,
-    Row,
     distance_name,
     labels,
     method_title,
@@ -23,6 +22,7 @@ from experiments.reporting.rows import (
     setting,
     student,
 )
+from experiments.shared.row import Row
 
 Points = list[tuple[float, float]]
 # what a job costs: title, and how to read it from the row

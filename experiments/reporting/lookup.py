@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import InputError
-from experiments.reporting.rows import Row, distance_name, flat, left, metric_names, student, value_of
+from experiments.reporting.rows import distance_name, flat, left, metric_names, student, value_of
+from experiments.shared.row import Row
 
 WHICH = ("model", "at", "steps")  # of the figures; all else is compared with the row
 TOLERANCE = 0.04  # of the training

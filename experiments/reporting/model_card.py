@@ -25,9 +25,11 @@ from experiments.reporting.card_texts import (
     teacher_name,
     training_text,
 )
+from experiments.reporting.metric_table import find_metric
 from experiments.reporting.paper_table import markdown
 from experiments.reporting.result_pages import shown_command
-from experiments.reporting.rows import Row, method_name, metric_names, nonzero_parameters, student
+from experiments.reporting.rows import method_name, metric_names, nonzero_parameters, student
+from experiments.shared.row import Row
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 PICTURES = ("samples.png", "plan.png", "sparsity.png")
@@ -58,7 +60,14 @@ def front_matter(row: Row, licence: str | None, licensed_by: Sequence[Path]) -> 
         told["pipeline_tag"] = PIPELINE_TAGS[task]
     figures, data = row["models"][student(row)], data_name(row)
     results = [
-        EvalResult(PIPELINE_TAGS.get(task, task), data, data, metric_type=name, metric_value=figures[name])
+        EvalResult(
+            PIPELINE_TAGS.get(task, task),
+            data,
+            data,
+            metric_type=name,
+            metric_value=figures[name],
+            metric_name=find_metric(name).title,
+        )
         for name in (*metric_names([row]), "parameters", "macs")
         if name in figures
     ]

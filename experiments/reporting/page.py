@@ -11,7 +11,8 @@ from common.runtime.files import write_text
 from experiments.reporting.curves import COSTS, cost, draw_curves, plot_data
 from experiments.reporting.metric_table import find_metric, higher_is_better, is_drawn
 from experiments.reporting.paper_table import note, paper_table
-from experiments.reporting.rows import Row, groups_of, labels, left, metric_names, recipe, student
+from experiments.reporting.rows import groups_of, labels, left, metric_names, recipe, student
+from experiments.shared.row import Row
 
 TEMPLATE = Path(__file__).with_name("page.html")
 PICTURES = {"samples.png": "samples from equal seeds", "plan.png": "plan", "scores.png": "scores", "sparsity.png": "sparsity"}

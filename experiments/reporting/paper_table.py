@@ -13,7 +13,8 @@ from typing import Any
 
 from experiments.reporting.lookup import find
 from experiments.reporting.metric_table import METRICS
-from experiments.reporting.rows import Row, distance_name, metric_names, value_of
+from experiments.reporting.rows import distance_name, metric_names, value_of
+from experiments.shared.row import Row
 
 PUBLISHED = (
     "Left of |: as published. Right: measured here, on another model and by another metric; compare the order, no number. "

@@ -14,9 +14,10 @@ from common.errors import InputError
 from common.runtime.files import write_atomically, write_json, write_text
 from common.runtime.strict_json import read_json, to_json
 from common.shown_text import code_block, markdown_text, one_line, spelt_out
-from experiments.reporting.metric_table import is_drawn
+from experiments.reporting.metric_table import find_metric, is_drawn
 from experiments.reporting.paper_table import markdown, note, paper_table
-from experiments.reporting.rows import ROWS_FILE, Row, distance_name, groups_of, labels, metric_names, student
+from experiments.reporting.rows import ROWS_FILE, distance_name, groups_of, labels, metric_names, student
+from experiments.shared.row import Row
 
 FIRST = 8  # samples of each model
 
@@ -83,20 +84,22 @@ def draw_sheet(rows: Sequence[Row], path: Path) -> None:
         draw_samples(path, lines, captions[:FIRST])
 
 
-def write_group(rows: Sequence[Row], folder: Path, prefix: str) -> list[Path]:
-    """The pictures of rows that compare: metrics over costs, and samples where they are there."""
+def write_group(rows: Sequence[Row], folder: Path, prefix: str) -> dict[Path, str]:
+    """The pictures of rows that compare, and what each shows: metrics over costs, and samples where they are there."""
     from experiments.reporting.curves import draw_curves
 
-    paths = [folder / f"{prefix}{metric}.png" for metric in metric_names(rows) if is_drawn(metric)]
-    for path in paths:
-        draw_curves(rows, path, path.stem.removeprefix(prefix))
+    found = {}
+    for metric in filter(is_drawn, metric_names(rows)):
+        path = folder / f"{prefix}{metric}.png"
+        draw_curves(rows, path, metric)
+        found[path] = find_metric(metric).title
     sheet = folder / f"{prefix}samples.webp"
     sheet.unlink(missing_ok=True)
     try:
         draw_sheet(rows, sheet)
     except (InputError, OSError) as error:  # a damaged file; the data set, which has the captions, is not here
         print(one_line(f"{sheet}: not drawn: {error}"), file=sys.stderr)
-    return [*paths, *([sheet] if sheet.is_file() else [])]
+    return found | ({sheet: "samples from equal seeds"} if sheet.is_file() else {})
 
 
 def write_page(sweep: Mapping[str, Any], rows: Sequence[Row], done: int, folder: Path) -> None:
@@ -114,9 +117,9 @@ def write_page(sweep: Mapping[str, Any], rows: Sequence[Row], done: int, folder:
     for number, (name, members) in enumerate(groups.items(), 1):
         drawn = write_group(members, folder, f"{number}-" if len(groups) > 1 else "")
         lines += [f"## {markdown_text(name)}", "", code_block(table_of_jobs(members), "text"), ""]
-        for path in drawn:
+        for path, what in drawn.items():
             told = ["Samples from equal seeds:", ""] if path.suffix == ".webp" else []
-            lines += [*told, f"![{path.stem}]({path.name})", ""]
+            lines += [*told, f"![{what}]({path.name})", ""]
         pictures += drawn
     texts = [to_json({key: value for key, value in row.items() if key != "path"}) for row in rows]
     write_atomically(folder / ROWS_FILE, ("\n".join(texts) + "\n").encode())

@@ -12,6 +12,7 @@ from common.errors import InputError
 from common.runtime.strict_json import from_json, read_json
 from common.shown_text import spelt_out
 from experiments.shared.identity import by_value
+from experiments.shared.row import Figures, Row
 
 SAMPLED_BY = ("images", "reference_images", "steps", "guidance_scale", "split", "seed", "seeds", "scheduler")  # of a protocol
 KNOBS = ("variant", "k", "ratio", "parameters", "sparsity")  # what a sweep of a method is usually over
@@ -39,8 +40,6 @@ METHODS = {  # as their papers call them; one from elsewhere is called as on the
 }
 ROWS_FILE = "rows.jsonl"
 PARTS = ("settings", "models", "plan", "protocol")
-
-Row = dict[str, Any]
 
 
 def read_rows(folders: Iterable[Path]) -> list[Row]:
@@ -191,12 +190,12 @@ def recipe(row: Row) -> str:
     return f"{row.get('choices', {}).get('distill', '')} {row['settings']['distill']['steps']}"
 
 
-def left(row: Row, figures: dict[str, Any]) -> float:
+def left(row: Row, figures: Figures) -> float:
     """The share of the teacher's parameters that a model has and that are not zero."""
     return nonzero_parameters(figures) / row["models"]["teacher"]["parameters"]
 
 
-def nonzero_parameters(figures: dict[str, Any]) -> int:
+def nonzero_parameters(figures: Figures) -> int:
     """A model's parameters that are not zero; all of them where zeros were not counted."""
     return figures.get("nonzero_parameters", figures["parameters"])
 
@@ -235,7 +234,7 @@ def in_words(name: str, value: Any) -> str:
     return f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
 
 
-def flat(figures: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(figures: Figures, prefix: str = "") -> dict[str, Any]:
     """Nested figures side by side: {"latency": {"ratio": 1}} becomes {"latency_ratio": 1}."""
     found: dict[str, Any] = {}
     for name, value in figures.items():

@@ -12,8 +12,9 @@ import torch
 from common.errors import InputError
 from common.pruning.plan import Plan
 from common.runtime.processes import is_first
-from experiments.reporting.rows import Row, flat, metric_names, student
+from experiments.reporting.rows import flat, metric_names, student
 from experiments.shared.job import Job
+from experiments.shared.row import Row
 from experiments.shared.settings import WeightsAndBiases
 from experiments.sweeps.sweep import sweep_folder
 
