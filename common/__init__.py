@@ -1,8 +1,7 @@
 """What every method shares: teachers, plans, sampling, distillation, measuring.
 
-The names that other projects import are here too: common.load_teacher, common.load_denoiser, common.apply_plan, common.Method,
-common.Plan, common.Edit, common.save_sparse, common.load_sparse. They are loaded when first asked for, so that
-`import common` stays cheap.
+The names that other projects import are here too (PUBLIC): common.load_teacher, common.apply_plan, common.Method, ... They are
+loaded when first asked for, so that `import common` stays cheap.
 """
 
 from typing import Any
@@ -14,6 +13,7 @@ torchvision_import.install()
 PUBLIC = {
     "load_teacher": "common.models.loading",
     "load_denoiser": "common.models.loading",
+    "save_student": "common.models.saving",
     "apply_plan": "common.pruning.plan",
     "Method": "common.pruning.method",
     "Plan": "common.pruning.plan",

@@ -1,0 +1,23 @@
+"""Jobs, sweeps, training and reports, on what common and the methods make possible.
+
+The steps of a job are here for Python too: experiments.Job, make_plans, prune, train_student (README.md, "In Python"). They are
+loaded when first asked for, so that `python run.py --help` stays fast.
+"""
+
+from typing import Any
+
+PUBLIC = {
+    "Job": "experiments.shared.job",
+    "make_plans": "experiments.job.planning",
+    "prune": "experiments.job.planning",
+    "train_student": "experiments.training.train_student",
+}
+__all__ = list(PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'experiments' has no attribute {name!r}")
+    return getattr(import_module(PUBLIC[name]), name)

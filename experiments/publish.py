@@ -20,7 +20,7 @@ from common.errors import InputError
 from common.shown_text import spelt_out
 from experiments.reporting.result_pages import shown_command, write_additivity, write_page
 from experiments.reporting.rows import read_rows
-from experiments.shared.command_line import one_line_errors, told
+from experiments.shared.command_line import error_line, one_line_errors
 from experiments.shared.row import Row
 from experiments.sweeps.result_index import write_index
 from experiments.sweeps.sweep import read_records, read_sweep
@@ -95,7 +95,7 @@ def publish(arguments: argparse.Namespace) -> None:
         try:
             yield
         except Exception as error:
-            print(spelt_out(f"not published: {what}: {told(error)}"), file=sys.stderr)
+            print(spelt_out(f"not published: {what}: {error_line(error)}"), file=sys.stderr)
             failed = True
 
     best: dict[Path, Shown] = {}

@@ -12,7 +12,7 @@ from tests.small_jobs import job
         ("method=ld_prune", "ld_pruner"),
         ("task=t2v", "t2i"),
         ("metrics=[nope]", "fid_clean"),
-        ("row=nope", "bk_sdm/small"),
+        ("preset=nope", "bk_sdm/small"),
         ("method=null", "Config group override must be a string or a list. Got NoneType"),
         ("method.kk=3", "error: method.kk: there is no such setting"),
         ("teacher.path=nobody", "There is no teacher 'nobody'"),

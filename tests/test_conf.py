@@ -24,7 +24,7 @@ def compose_config(name="config", *overrides):
 
 def choice(path):
     """The override that picks a file: conf/method/ld_pruner.yaml -> method=ld_pruner."""
-    nested = path.parts[0] in ("experiment", "row")
+    nested = path.parts[0] in ("experiment", "preset", "table")
     group, option = (path.parts[0], Path(*path.parts[1:])) if nested else (path.parent, path.name)
     return f"{group}={option}"
 
@@ -34,6 +34,8 @@ def test_each_file_composes(path):
     lines = (CONF / path.with_suffix(".yaml")).read_text().splitlines()
     if str(path) in ROOTS:
         cfg = compose_config(str(path))
+    elif path.parts[0] == "recipes":
+        cfg = compose_config("config", f"scale={path.name}")
     elif path.parts[0] == "teacher_training":
         cfg = compose_config("train_teacher", f"task={path.name}")
     else:

@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from common.cost.macs import count_parameters
+from common.models.loading import load_denoiser
 from tests.commands import ROOT, run
 from tests.small_jobs import job, start_and_kill, the_row, without_clock
 
@@ -128,6 +130,30 @@ def test_a_method_from_outside_the_tree(tiny_teacher_folder, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = (tmp_path / "out" / "t2i" / "my_method").glob("*/result.json")
     assert [edit["operation"] for edit in json.loads(path.read_text())["plan"]] == ["zero"] * 4
+
+
+def test_a_job_in_python(tiny_teacher_folder, tmp_path, monkeypatch):
+    """The README's own lines, on a tiny teacher."""
+    from experiments.shared.job import Job
+
+    block = (ROOT / "README.md").read_text().split("<!-- python: a job -->")[1].split("```python")[1].split("```")[0]
+    assert len(block.strip().splitlines()) <= 12
+    made, compose = [], Job.compose
+    small = job("t2i", tiny_teacher_folder, tmp_path / "outputs", method="laptop_diff")[3:]
+
+    def compose_small(*overrides):
+        made.append(compose(*overrides, *small, "distill.steps=2"))
+        return made[0]
+
+    monkeypatch.setattr(Job, "compose", compose_small)
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(block.replace('"method.ratio=0.4", "distill.steps=100"', f'"task.data.folder={ROOT}/data/emoji"'), scope)
+    student = load_denoiser(tmp_path / "student")
+    assert count_parameters(student) == count_parameters(scope["student"].denoiser)
+    assert count_parameters(student) < count_parameters(made[0].teacher.denoiser)
+    weights = scope["student"].denoiser.state_dict()
+    assert any(not torch.equal(weight, scope["pruned"].denoiser.state_dict()[name]) for name, weight in weights.items())
 
 
 def test_help_answers_without_loading_torch():

@@ -91,7 +91,7 @@ def test_bad_sweeps_are_told_in_one_line(tmp_path):
         "method.nokey=1,2": "method.nokey: there is no such setting; there are k, ratio",
         "method=ld_prune,bk_sdm": "ld_pruner",
         "experiment=bk_sdm/mian": "experiment/bk_sdm/mian",
-        "row=bk_sdm/smal": "row/bk_sdm/smal",
+        "preset=bk_sdm/smal": "row/bk_sdm/smal",
     }.items():
         done = sweep(tmp_path, override)
         assert done.returncode in (1, 2) and len(done.stderr.splitlines()) == 1

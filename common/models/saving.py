@@ -22,7 +22,7 @@ def load_student(teacher: LatentDiffusion, folder: Path) -> LatentDiffusion:
     return teacher.with_parts(denoiser=load_denoiser(folder), autoencoder=load_autoencoder(folder))
 
 
-def save_student(teacher: LatentDiffusion, student: LatentDiffusion, folder: Path) -> None:
+def save_student(teacher: LatentDiffusion, student: LatentDiffusion, folder: str | Path) -> None:
     """Writes the student as a pipeline folder in the teacher's layout, whole or not at all.
 
     A part that is the very network of the teacher is copied from the teacher's folder; what is not, and what is there as a
@@ -38,7 +38,7 @@ def save_student(teacher: LatentDiffusion, student: LatentDiffusion, folder: Pat
         part = getattr(student, attribute)
         if part is not getattr(teacher, attribute) or variant_alone(teacher.folder / name):
             own[name] = part
-    with whole_folder(folder) as scratch:
+    with whole_folder(Path(folder)) as scratch:
         for name in index:
             if name in (*PARTS, "mel") and name not in own and (teacher.folder / name).is_dir():
                 shutil.copytree(teacher.folder / name, scratch / name, ignore=other_weights)
@@ -89,6 +89,6 @@ def clean_configs(folder: Path) -> None:
 def save_whole(part: Any, folder: Path) -> None:
     """part.save_pretrained(folder), whole or not at all, with clean_configs."""
     without_library_bars()
-    with whole_folder(folder) as scratch:
+    with whole_folder(Path(folder)) as scratch:
         part.save_pretrained(scratch)
         clean_configs(scratch)

@@ -24,7 +24,7 @@ class Weights(NamedTuple):
         return {"use_safetensors": self.format == "safetensors", "variant": self.variant or None}
 
 
-def kind_of(file_name: str) -> Weights | None:
+def weight_format(file_name: str) -> Weights | None:
     """What a file holds by its name, shards and their index (.index.json) included; None for anything but weights.
 
     model.safetensors, diffusion_pytorch_model.fp16.bin, model.fp16-00001-of-00002.safetensors,
@@ -39,5 +39,5 @@ def kind_of(file_name: str) -> Weights | None:
 
 def best_weights(file_names: Iterable[str]) -> Weights | None:
     """The weights to read among the files of one folder; None where there are none."""
-    known = {kind for name in file_names if (kind := kind_of(name))}
+    known = {kind for name in file_names if (kind := weight_format(name))}
     return min(known, key=lambda kind: (kind.variant != "", FORMATS.index(kind.format), kind.variant), default=None)

@@ -20,7 +20,6 @@ from common.runtime.progress import progress_bar
 from common.runtime.seeding import SharedNoise, mix_seed, seeded_normal
 from experiments.shared.identity import identified
 from experiments.shared.job import Job
-from experiments.shared.precision import precision_suffix
 from experiments.shared.tensor_cache import cached_batches
 
 # what the samples of a model depend on
@@ -99,7 +98,7 @@ def shared_samples(job: Job, fingerprint: str) -> Path:
     """The folder of the samples of the teacher with this fingerprint, for all jobs of the same data and protocol."""
     protocol = identified({name: value for name, value in asdict(job.settings.evaluation).items() if name in SAMPLING})
     name = content_name("samples", fingerprint, job.features_identity, job.data_identity, protocol)
-    return job.cache / f"samples-{name}{precision_suffix(job.settings.inference_precision)}"
+    return job.cache / f"samples-{name}{job.precision_suffix}"
 
 
 def captions_of(samples: Path, captions: list[str]) -> bytes:

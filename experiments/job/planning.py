@@ -75,11 +75,10 @@ def make_plans(job: Job) -> dict[str, Plan]:
     from common.runtime.collectives import first_enters
     from common.runtime.content import content_name
     from common.runtime.locks import locked
-    from experiments.shared.precision import precision_suffix
 
     teacher, method, folder, calibration = job.teacher, job.method, job.folder, calibrate(job)
     known = teacher.fingerprint()
-    scores = job.cache / f"scores{precision_suffix(job.settings.inference_precision)}"
+    scores = job.cache / f"scores{job.precision_suffix}"
 
     def denoiser_plan() -> Plan:
         shared = scores / f".{content_name(type(method).__name__, known)}.lock"  # by the jobs whose scores may be the same

@@ -25,7 +25,7 @@ COUNTS = (  # whole numbers beside the metrics of a model
     "reference_images",
     "images",
 )
-CHOICES = ("task", "scale", "teacher", "method", "distill", "experiment", "row")  # groups whose option a row names
+CHOICES = ("task", "scale", "teacher", "method", "distill", "experiment", "preset")  # groups whose option a row names
 TELLING = ("distill", "init", "seed", "distill.output_weight", "distill.feature_weight", "distill.accumulate")
 METHODS = {  # as their papers call them; one from elsewhere is called as on the command line
     "bk_sdm": "BK-SDM",

@@ -1,8 +1,9 @@
 """A job: its settings, and what they describe, each made once and when it is first asked for."""
 
 import copy
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +16,15 @@ from omegaconf import DictConfig
 from common.models.latent_diffusion import LatentDiffusion
 from common.models.loading import load_teacher
 from common.pruning.method import Method
+from common.runtime.files import ROOT
 from common.runtime.processes import pick_device
+from common.runtime.progress import under_way
 from experiments.shared.identity import data_identity, identified
-from experiments.shared.job_id import job_settings
-from experiments.shared.precision import inference_autocast
+from experiments.shared.job_id import chosen, job_folder, job_settings, register_job_folder
+from experiments.shared.out_of_memory import memory_advice
 from experiments.shared.prompts import Prompts, evaluation_prompts
 from experiments.shared.settings import Settings, typed_settings
-from experiments.shared.stages import stage
+from experiments.shared.settings_check import checked
 
 
 class Job:
@@ -38,6 +41,19 @@ class Job:
         self.cache = Path(self.settings.outputs) / "cache"
         self.seconds: dict[str, float] = {}
         self._data: dict[str, Any] = {}
+
+    @classmethod
+    def compose(cls, *overrides: str) -> "Job":
+        """The job that `python run.py <overrides>` would be, in the same folder.
+
+        InputError in one line, or Hydra's error, for settings that cannot be composed or that do not pass the check.
+        """
+        register_job_folder()
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = hydra.compose("config", overrides=[*overrides], return_hydra_config=True)
+        method = chosen(cfg, "method")
+        cfg = checked(cfg)
+        return cls(cfg, Path(cfg.outputs, job_folder(cfg, method)))
 
     def data(self, split: str) -> Any:
         """The data set of a split, "train" or "test": `images`, and where it has them `captions` and `names`."""
@@ -89,14 +105,30 @@ class Job:
         return hydra.utils.instantiate(self.settings.task.features).to(self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision in which the denoiser is scored and sampled."""
-        return inference_autocast(self.settings.inference_precision, self.device)
+        """Matrix products and convolutions inside run in inference_precision, from weights in float32 (torch.autocast).
+
+        float32 or bfloat16; not float16: gradients that are scored would vanish without a scaled loss. Training has a precision
+        of its own (distill.trainer.precision).
+        """
+        if self.settings.inference_precision != "bf16":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)  # copies would be kept until the end
+
+    @property
+    def precision_suffix(self) -> str:
+        """Sets the files of what was computed in another precision than float32 apart."""
+        return "-bf16" if self.settings.inference_precision == "bf16" else ""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """A stage of the job: its time is entered in `seconds`, and memory that does not suffice is told with advice."""
-        with stage(name, self.seconds, self.settings):
+        """A stage of the job: its time is added to seconds[name], and a log says that it begins and ends.
+
+        InputError with advice where memory does not suffice.
+        """
+        started = time.perf_counter()
+        with memory_advice(name, self.settings), under_way(f"stage: {name}"):
             yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 1)
 
     def with_evaluation(self, **changes: Any) -> "Job":
         """The same job under another protocol: with_evaluation(steps=10). What else has been made is shared."""

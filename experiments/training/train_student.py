@@ -24,14 +24,15 @@ def train_student(
     job: Job,
     pruned: LatentDiffusion,
     plans: dict[str, Plan],
-    reference: Reference,
+    reference: Reference | None = None,
     loggers: Sequence[Any] = (),
 ) -> LatentDiffusion:
     """A trained copy of `pruned`; goes on from what an interrupted run has left in the job's folder.
 
     A part of 0 steps stays as it is. The method's callbacks act in the training of each part; what they report is in
     distill/report.json. plans: of the parts that are pruned ("denoiser", "autoencoder"). reference: what samples are compared
-    with on the way (evaluation.every). loggers: Lightning's, for the training of the denoiser.
+    with on the way (evaluation.every); by default the images of the job's own split. loggers: Lightning's, for the training of
+    the denoiser.
     """
     settings, teacher, folder = job.settings, job.teacher, job.folder / "distill"
     student = pruned.with_parts(**{part: copy.deepcopy(getattr(pruned, part)) for part in plans})
@@ -47,8 +48,10 @@ def train_student(
     if settings.distill.steps:
         rows = training_rows(job, encoder, rows_folder)
         callbacks = job.method.training_callbacks(student.denoiser, plans["denoiser"])
-        watch = partial(DistanceCurve, job, student, reference, folder / "curve", callbacks)
-        watch = watch if settings.evaluation.every else None
+        watch = None
+        if settings.evaluation.every:
+            reference = reference or Reference(job, settings.evaluation.split)
+            watch = partial(DistanceCurve, job, student, reference, folder / "curve", callbacks)
         trained = distill(settings, teacher, student.denoiser, rows, folder, callbacks, watch, loggers)
         student = student.with_parts(denoiser=trained)
         reports["denoiser"] = reports_of(callbacks)

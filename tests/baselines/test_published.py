@@ -63,7 +63,7 @@ def test_rows_of_full_size_are_recognised(row, variant, count):
     """The teacher's configuration is of diffusers 0.2: mid_block_type, which Small changes, is one of its many defaults."""
     unet = meta_teacher("CompVis/stable-diffusion-v1-4").denoiser
     assert "mid_block_type" in unet.config["_use_default_values"]
-    cfg = compose_config("config", "scale=paper", "teacher=sd14", f"row=published/{row}")
+    cfg = compose_config("config", "scale=paper", "teacher=sd14", f"preset=published/{row}")
     plan = instantiate(cfg.method).forecast(unet, None).plan
     assert plan.settings["variant"] == variant
     assert count_parameters(apply_plan(unet, plan)) == count

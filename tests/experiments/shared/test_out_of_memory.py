@@ -6,10 +6,10 @@ from hydra import compose, initialize_config_dir
 
 from common.errors import InputError
 from common.runtime.files import ROOT
+from experiments.shared.job import Job
 from experiments.shared.job_id import job_folder, register_job_folder
 from experiments.shared.out_of_memory import ADVICE, DOING, GOES_ON, memory_advice, smaller
 from experiments.shared.settings import typed_settings
-from experiments.shared.stages import stage
 
 
 def settings(*overrides):
@@ -42,7 +42,7 @@ def exhaust():
     ],
 )
 def test_each_stage_names_its_settings(name, overrides, expected):
-    with pytest.raises(InputError) as told, stage(name, {}, typed_settings(settings(*overrides))):
+    with pytest.raises(InputError) as told, Job(settings(*overrides)).stage(name):
         exhaust()
     assert str(told.value).startswith(f"out of memory while {DOING.get(name, name)}: ")
     assert expected in str(told.value)
