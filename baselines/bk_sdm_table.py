@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
 from common.errors import InputError
-from common.pruning.plan import Edit, Plan
+from common.pruning.plan import Edit, Plan, own_settings
 
 Variant = Literal["base", "small", "tiny"]
 VARIANTS = get_args(Variant)
@@ -28,20 +28,22 @@ def check_topology(unet: nn.Module, variant: str) -> None:
         raise InputError(f"method.variant={variant!r} is none of {', '.join(VARIANTS)}.")
     if not isinstance(unet, UNet2DConditionModel | UNet2DModel):
         raise InputError(f"BK-SDM fits UNet2DConditionModel and UNet2DModel, not a {type(unet).__name__}.")
-    pairs = unet.config.layers_per_block
-    levels = len(unet.down_blocks)
-    other = [f"down_blocks.{i}" for i, block in enumerate(unet.down_blocks) if len(block.resnets) != 2]
+    config = own_settings(unet)
+    pairs = config["layers_per_block"]
+    blocks: Any = unet.down_blocks
+    levels = len(blocks)
+    other = [f"down_blocks.{i}" for i, block in enumerate(blocks) if len(block.resnets) != 2]
     if other:
         raise InputError(f"BK-SDM drops one of two layers per block; this U-Net has layers_per_block={pairs} at {other[0]}.")
     if levels < 2:
         raise InputError("BK-SDM needs at least two levels; this U-Net lacks level 'down_blocks.1'.")
     if variant != "base" and unet.mid_block is None:
         raise InputError(f"BK-SDM-{variant} removes the middle block; this U-Net has no level 'mid_block'.")
-    plain = isinstance(unet, UNet2DModel) or unet.config.down_block_types[-1] == "DownBlock2D"
+    plain = isinstance(unet, UNet2DModel) or config["down_block_types"][-1] == "DownBlock2D"
     if variant == "tiny" and (levels < 4 or not plain):
         raise InputError(
             "BK-SDM-tiny removes an innermost stage without attention (DownBlock2D) below three others; this U-Net has "
-            f"{', '.join(unet.config.down_block_types)}: such a level 'down_blocks.{max(3, levels - 1)}' is missing."
+            f"{', '.join(config['down_block_types'])}: such a level 'down_blocks.{max(3, levels - 1)}' is missing."
         )
 
 
@@ -51,17 +53,17 @@ def student_config(unet: nn.Module, variant: str) -> dict[str, Any]:
     if variant != "base":
         changes["mid_block_type"] = None
     if variant == "tiny":
-        config = unet.config
+        config = own_settings(unet)
         for name in ("down_block_types", "block_out_channels"):
             changes[name] = list(config[name][:-1])
-        changes["up_block_types"] = list(config.up_block_types[1:])
+        changes["up_block_types"] = list(config["up_block_types"][1:])
         for name in ("attention_head_dim", "num_attention_heads", "only_cross_attention", "transformer_layers_per_block"):
             if isinstance(config.get(name), (list, tuple)):
                 changes[name] = list(config[name][:-1])
     return changes
 
 
-def teacher_paths(unet: nn.Module, variant: str) -> dict[str, str]:
+def teacher_paths(unet: Any, variant: str) -> dict[str, str]:
     """Where a student's module comes from: prefixes of student paths to prefixes of teacher paths, the longest counts."""
     skipped = 1 if variant == "tiny" else 0
     paths = {}
@@ -73,7 +75,7 @@ def teacher_paths(unet: nn.Module, variant: str) -> dict[str, str]:
     return paths
 
 
-def removed_sites(unet: nn.Module, variant: str) -> list[str]:
+def removed_sites(unet: Any, variant: str) -> list[str]:
     """Paths in the teacher of all that the student lacks, outermost modules only."""
     sites = []
     levels = len(unet.down_blocks)

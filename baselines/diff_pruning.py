@@ -48,7 +48,7 @@ from common.runtime.files import write_atomically
 from common.runtime.processes import is_first
 from common.runtime.progress import progress_bar
 from common.runtime.seeding import generator_for, mix_seed, seeded_normal
-from common.scoring.calibration import Calibration
+from common.scoring.calibration import Calibration, training_rows
 from common.settings import AtLeastOne, Probability, Seed, Share, check_fields
 
 Variant = Literal["diff_pruning", "taylor", "magnitude", "random"]
@@ -65,9 +65,7 @@ def accumulate_gradients(
     largest loss so far, from 0 (all timesteps) to 1. InputError for an empty calibration set and a loss that is no number.
     """
     check_learns_from_noise(calibration.scheduler, "timestep_cond" in calibration.conditions)
-    latents, conditions = calibration.data()
-    if not len(latents):
-        raise InputError("The calibration set is empty: calibration.data_rows must be at least 1.")
+    latents, conditions = training_rows(calibration.data)
     latents, conditions = latents[:rows], {name: value[:rows] for name, value in conditions.items()}
     noise = seeded_normal([mix_seed(seed, 2, row) for row in range(len(latents))], latents.shape[1:]).to(latents)
     scheduler = noise_scheduler(calibration.scheduler)
@@ -106,7 +104,8 @@ def nearest_trial(prune: Callable[[float], Trial], parameters: float) -> Trial:
     or above what goes before the layers are too narrow to work.
     """
     with progress_bar("searching channel ratio", HALVINGS + 1) as bar:
-        below, above = prune(0.5**HALVINGS), None
+        below = prune(0.5**HALVINGS)
+        above: Trial | None = None
         bar.advance()
         if parameters < below.removed:
             raise _too_few(parameters, below)
@@ -123,12 +122,14 @@ def nearest_trial(prune: Callable[[float], Trial], parameters: float) -> Trial:
                 else:
                     high, above = middle, trial
             bar.advance()
-    if above is None and below.removed < parameters:
-        most = math.floor(1e4 * below.removed) / 1e4
-        raise InputError(f"method.parameters={parameters}: the most channels that can go are {most} of the parameters.")
+    if above is None:
+        if below.removed < parameters:
+            most = math.floor(1e4 * below.removed) / 1e4
+            raise InputError(f"method.parameters={parameters}: the most channels that can go are {most} of the parameters.")
+        return below
     if not below.removed and above.removed > parameters:
         raise _too_few(parameters, above)
-    return min((trial for trial in (below, above) if trial), key=lambda trial: abs(trial.removed - parameters))
+    return min((below, above), key=lambda trial: abs(trial.removed - parameters))
 
 
 def _too_few(parameters: float, least: Trial) -> InputError:
@@ -168,11 +169,16 @@ class DiffPruning(Method):
         `teacher` names the weights (LatentDiffusion.fingerprint). The plan's scores are shares: how much of a group's
         importance went. InputError for a share of the parameters that is out of reach.
         """
-        losses, gradients = [], {}
+        losses: list[float] = []
+        gradients: dict[str, torch.Tensor] = {}
         if self.variant in ("diff_pruning", "taylor"):
             losses, gradients = self._gradients(unet, calibration, teacher, scores)
+        return self._plan(unet, losses, gradients, teacher)
+
+    def _plan(self, unet: nn.Module, losses: list[float], gradients: dict[str, torch.Tensor], teacher: str) -> Plan:
         prune = partial(self._trial, unet, gradients)
-        found = prune(self.ratio) if self.parameters is None else nearest_trial(prune, self.parameters)
+        share = next(given for given in (self.ratio, self.parameters) if given is not None)
+        found = prune(share) if self.parameters is None else nearest_trial(prune, share)
         if not found.pruning.edits:
             raise InputError(
                 f"A share of {found.channel_ratio} removes no channel: all are excluded, or in too narrow norm groups and "
@@ -195,8 +201,8 @@ class DiffPruning(Method):
 
         For a share of the parameters the ratio is not searched: a ratio r leaves about (1 - r)^2 of them.
         """
-        ratio = 1 - math.sqrt(1 - self.parameters) if self.ratio is None else self.ratio
-        plan = replace(self, variant="random", ratio=ratio, parameters=None).plan(unet, None, "", None)
+        ratio = self.ratio if self.parameters is None else 1 - math.sqrt(1 - self.parameters)
+        plan = replace(self, variant="random", ratio=ratio, parameters=None)._plan(unet, [], {}, "")
         scored = self.variant in ("diff_pruning", "taylor")
         samples = math.ceil(size.timesteps / self.every) * min(self.rows, size.rows) if scored else 0
         return Forecast(

@@ -44,7 +44,7 @@ def check_same_task(unet: nn.Module, published: nn.Module, folder: Path) -> None
     if type(published) is not type(unet):
         raise InputError(f"{folder} holds a {type(published).__name__}, and the teacher's is a {type(unet).__name__}.")
     for name in SAME:
-        theirs, ours = published.config.get(name), unet.config.get(name)
+        theirs, ours = own_settings(published).get(name), own_settings(unet).get(name)
         if theirs != ours:
             raise InputError(f"{folder}: its U-Net has {name}={theirs}, the teacher's {ours}: give a teacher of its kind.")
 
@@ -68,7 +68,7 @@ def equal_variants(unet: nn.Module, published: nn.Module, teacher: str) -> Itera
             yield plan
 
 
-def student_sizes(unet: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
+def student_sizes(unet: Any, plan: Plan) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights of the plan's student."""
     import torch
 

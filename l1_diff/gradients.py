@@ -6,7 +6,7 @@ neither alpha nor beta, and magnitudes and gradients have different scales: `imp
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ Loss = tuple[float, Callable[[], torch.Tensor]]
 
 
 @contextmanager
-def differentiable(weights: Iterable[nn.Parameter]) -> Iterator[None]:
+def differentiable(weights: Iterable[torch.Tensor]) -> Iterator[None]:
     """The weights require gradients inside the context, and are as before afterwards."""
     before = [(weight, weight.requires_grad) for weight in weights]
     try:
@@ -38,7 +38,7 @@ def differentiable(weights: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 def average_gradients(
-    weights: Mapping[str, nn.Parameter], losses: Iterable[Loss], average: str = "mean"
+    weights: Mapping[str, torch.Tensor], losses: Iterable[Loss], average: str = "mean"
 ) -> dict[str, torch.Tensor]:
     """dL/dw by site in float32, with L the sum of share * loss() over `losses`; the shares sum to 1.
 
@@ -73,7 +73,7 @@ def denoising_losses(unet: nn.Module, calibration: Calibration, timesteps: str, 
         yield batch.share, loss
 
 
-def reconstruction_losses(autoencoder: nn.Module, images: torch.Tensor, batch_size: int) -> Iterator[Loss]:
+def reconstruction_losses(autoencoder: Any, images: torch.Tensor, batch_size: int) -> Iterator[Loss]:
     """The squared error of decoded against given pixels in [-1, 1], a batch at a time.
 
     images: uint8 (count, 3, height, width). An AutoencoderKL decodes the posterior's mean; a VQModel quantises, and gradients

@@ -22,7 +22,7 @@ Masks = dict[str, torch.Tensor]
 
 def prunable_weights(
     model: nn.Module, modules: Sequence[str] = ("conv", "linear"), exclude: Sequence[str] = (), setting: str = "exclude"
-) -> dict[str, nn.Parameter]:
+) -> dict[str, torch.Tensor]:
     """The weights of all convolutions and linear maps by site, without biases; works on the meta device.
 
     modules: of "conv", "linear"; exclude: shell patterns over module paths; setting: what errors call it.

@@ -103,6 +103,8 @@ class L1Diff(Method):
     def __post_init__(self) -> None:
         check_fields(self, "method")
         self.checked()
+        self.pruned_parts = self.parts
+        self.prunes_in_training = self.schedule == "gradual" and self.variant != "reference"
 
     def checked(self) -> "L1Diff":
         """These settings as they take effect (variant "reference" fixes most); InputError for those that do not go together."""
@@ -123,15 +125,6 @@ class L1Diff(Method):
             raise InputError(f"How much to prune is said by {named}; give one of sparsity, threshold, pattern, others null.")
         if self.pattern is not None:
             parse_pattern(self.pattern)
-
-    @property
-    def pruned_parts(self) -> tuple[Part, ...]:
-        return self.parts
-
-    @property
-    def prunes_in_training(self) -> bool:
-        """Whether the plan is but the beginning, so that a part that is not trained would stay unpruned."""
-        return self.schedule == "gradual" and self.variant != "reference"
 
     def plan(self, unet: nn.Module, calibration: Calibration, teacher: str, scores: Path | None) -> Plan:
         """Masks for `unet`, none where `parts` leaves it out; a site's score in the plan is the share of its weights that stay.
@@ -202,14 +195,14 @@ class L1Diff(Method):
         return importances(weights, gradients, self.alpha, self.beta, self.balance)
 
     def _masks(self, network: nn.Module, scores: dict[str, torch.Tensor], exclude: str) -> Masks:
-        if self.variant == "reference":
-            return reference_masks(network, self.sparsity)
         if self.threshold is not None:
             return threshold_masks(scores, self.threshold)
         if self.pattern is not None:
             return pattern_masks(scores, self.pattern, exclude)
-        amount = self.initial_sparsity if self.schedule == "gradual" else self.sparsity
-        return sparsity_masks(scores, amount, self.scope)
+        sparsity = self.sparsity or 0.0
+        if self.variant == "reference":
+            return reference_masks(network, sparsity)
+        return sparsity_masks(scores, self.initial_sparsity if self.schedule == "gradual" else sparsity, self.scope)
 
     def training_callbacks(self, network: nn.Module, plan: Plan) -> "list[PruningCallback]":
         """The Lightning callback that keeps the masks of `plan` on `network`, with penalty, gradual pruning and regrowth.

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from common.errors import InputError
 from common.pruning.masks import apply_masks, masked_weight, pack_bits, unpack_bits
@@ -57,7 +58,8 @@ class SparseTraining(PruningCallback):
         self.keeps_gradients = (uses_gradient and scores_again) or (regrows and regrowth.by == "gradient")
         self.gradients: dict[str, torch.Tensor] = {}
         self.regrown, self.acted = 0, 0  # acted: the last optimiser step that took place
-        self.student, self.hook = student, None
+        self.student = student
+        self.hook: RemovableHandle | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.set_masks({site: mask.to(self.weights[site].device) for site, mask in self.masks.items()})

@@ -51,7 +51,9 @@ def feature_factors(mean_square: torch.Tensor, norm: torch.Tensor, variant: str)
     raise InputError(f"feature loss variant {variant!r} is none of {', '.join(VARIANTS)}.")
 
 
-def normalized_feature_loss(student_features: Features, teacher_features: Features, variant: str = "inv_l2_sq") -> torch.Tensor:
+def normalized_feature_loss(
+    student_features: Features, teacher_features: Features, variant: Variant = "inv_l2_sq"
+) -> torch.Tensor:
     """sum_i alpha_i * mean squared error of the i-th pair; a scalar, with gradient to the student's features alone.
 
     Features are (batch, ...) tensors, equal shapes within a pair.
@@ -66,6 +68,8 @@ class NormalizedFeatureLosses(nn.Module):
     kept in buffers so that a resumed run goes on with the same factors.
     """
 
+    running: torch.Tensor
+
     def __init__(self, variant: Variant = "inv_l2_sq", momentum: Decay | None = None):
         super().__init__()
         if variant not in VARIANTS:
@@ -79,7 +83,7 @@ class NormalizedFeatureLosses(nn.Module):
             if self.running.shape == scales.shape:
                 scales = torch.lerp(scales, self.running, self.momentum)
             self.running = scales
-        factors = feature_factors(*scales, self.variant)
+        factors = feature_factors(scales[0], scales[1], self.variant)
         errors = squared_feature_losses(student_features, [feature.detach() for feature in teacher_features])
         return [factor * error for factor, error in zip(factors, errors, strict=True)]
 

@@ -112,8 +112,8 @@ def _in_question(states: list[Kept], room: int, best: int, more: tuple[int, int]
 
 def _reach(state: Kept, room: int, more: tuple[int, int], less: tuple[int, int] | None) -> int:
     """What the summed loss could become by a part of the next layer until the room is full, times the two sizes."""
-    left = room - state[0]
-    (loss, size), (_, other) = (more, less or (0, 1)) if left >= 0 else (less, more)
+    left, less = room - state[0], less or (0, 1)
+    (loss, size), (_, other) = (more, less) if left >= 0 else (less, more)
     return (left * loss - state[1] * size) * other
 
 

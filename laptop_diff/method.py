@@ -1,6 +1,6 @@
 """LAPTOP-Diff (arXiv 2404.11098): the layers whose summed single-layer losses are least, for a wanted size removed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -90,6 +90,10 @@ class LaptopDiff(LayerPruner):
         """Names what the losses depend on, to the last bit: not the ratio, not how layers are selected."""
         free = ("ratio", "unit", "selection")
         settings = {name: value for name, value in asdict(self).items() if name not in free}
-        depends = {"alignment": calibration.alignment_fingerprint, "magnitude": str, "random": str}
+        depends: dict[str, Callable[[], str]] = {
+            "alignment": calibration.alignment_fingerprint,
+            "magnitude": str,
+            "random": str,
+        }
         sampled = depends.get(self.criterion, calibration.data_fingerprint)()
         return content_name("laptop_diff", settings, sampled, teacher)

@@ -7,12 +7,12 @@ from zlib import crc32
 import torch
 from torch import nn
 
-from common.diffusion.sampling import predict
+from common.diffusion.sampling import Conditions, predict
 from common.errors import InputError
 from common.runtime.seeding import generator_for
 from ld_pruner.operators import Operator
 
-Batch = tuple[tuple, dict[str, Any]]
+Batch = tuple[tuple[torch.Tensor, torch.Tensor], Conditions]
 Initial = Literal["random", "identity", "slice", "least_squares"]
 CHOICES = get_args(Initial)
 
@@ -24,7 +24,7 @@ def initial_weights(
 
     random: uniform in +-1/sqrt(in) (PyTorch's default for convolutions). identity: output channel i copies input channel
     i modulo in. slice: the centre tap of the old kernel (a ResNet block: its own 1x1 shortcut, divided as the block divides).
-    least_squares: the linear map that fits the operator's outputs best on batch(), the positional and named arguments of one
+    least_squares: the linear map that fits the operator's outputs best on batch(), (latents, timesteps) and conditions of one
     forward pass.
     """
     if choice not in CHOICES:
@@ -47,7 +47,7 @@ def initial_weights(
         elif choice == "identity":
             weight = torch.eye(sizes["in"])[torch.arange(sizes["out"]) % sizes["in"]]
         else:
-            old = module.conv_shortcut if hasattr(module, "conv_shortcut") else module
+            old: Any = module.conv_shortcut if hasattr(module, "conv_shortcut") else module
             weight = old.weight[:, :, old.weight.shape[2] // 2, old.weight.shape[3] // 2].detach().clone()
             bias = bias if old.bias is None else old.bias.detach().clone()
             divisor = getattr(module, "output_scale_factor", 1)

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from common.cost.macs import probe_inputs
 from common.errors import InputError, check_one_given
 from common.pruning.forecast import CalibrationSize, Forecast
 from common.pruning.method import Method
@@ -76,8 +77,15 @@ class LDPruner(Method):
         costs = operator_costs(unet, operators, self.score_per, scores, teacher, calibration.null_condition)
         batch = partial(self._batch, unet, calibration)
         tensors = initial_weights(unet, operators, self.initial_weights, batch, self.seed)
-        settings = {"formula": self.formula, "squared": self.squared, "correction": self.correction}
-        scorer = LatentScorer(unet, calibration, tensors, **settings, rows=self.rows)
+        scorer = LatentScorer(
+            unet,
+            calibration,
+            tensors,
+            formula=self.formula,
+            squared=self.squared,
+            correction=self.correction,
+            rows=self.rows,
+        )
         select = self._oneshot if self.selection == "oneshot" else self._iterate
         chosen, found, k = select(scorer, operators, costs, file, removal)
         by_site = {operator.site: operator for operator in operators}
@@ -102,14 +110,16 @@ class LDPruner(Method):
             raise InputError(f"calibration.samples={size.samples} are too few for method.correction={self.correction}.")
         order = torch.randperm(len(operators), generator=generator_for(self.seed)).tolist()
         ranked = [operators[index].site for index in order]
-        k = self.k if self.ratio is None else removal.smallest_k(self.ratio, ranked, len(ranked), self.nested)
+        k = len(ranked) if self.k is None else self.k
+        if self.ratio is not None:
+            k = removal.smallest_k(self.ratio, ranked, k, self.nested) or k
         chosen = set(choose(ranked, k, self.nested))
         gone = [operator for operator in operators if operator.site in chosen]
-        tensors = initial_weights(unet, gone, "random", dict, self.seed)
+        tensors = initial_weights(unet, gone, "random", partial(probe_inputs, unet), self.seed)
         rounds = 1 if self.selection == "oneshot" else math.ceil(k / self.every)
         note = f"student: {k} operators drawn at random"
         if self.ratio is None:
-            ends = [removal.share(sites) for sites in self._extremes(removal)]
+            ends = [removal.share(sites) for sites in self._extremes(removal, k)]
             note += "; {} of them are from {:.0%} to {:.0%} of the parameters".format(k, *ends)
         return Forecast(
             forward=(rounds * len(operators) + 1) * size.edited_latents,
@@ -127,10 +137,10 @@ class LDPruner(Method):
         self._check_reach(operators, removal)
         return operators, removal
 
-    def _extremes(self, removal: Removal) -> tuple[list[str], list[str]]:
+    def _extremes(self, removal: Removal, k: int) -> tuple[list[str], list[str]]:
         """The k operators that save the fewest parameters, and k that save many: the largest, none inside another one."""
         ascending = sorted(removal.saved, key=removal.saved.__getitem__)
-        return choose(ascending, self.k, self.nested), choose(ascending[::-1], self.k, "skip")
+        return choose(ascending, k, self.nested), choose(ascending[::-1], k, "skip")
 
     def _check_reach(self, operators: list[Operator], removal: Removal) -> None:
         """InputError when there are fewer than k operators, or when they do not hold the ratio of the parameters."""
@@ -139,10 +149,10 @@ class LDPruner(Method):
             if self.ratio > largest:
                 reachable = math.floor(1e4 * largest) / 1e4
                 raise InputError(f"method.ratio={self.ratio}: all operators together save {reachable} of the parameters.")
-            return
-        most = len(choose([o.site for o in sorted(operators, key=lambda o: o.site.count("."))], 10**9, self.nested))
-        if not 0 <= self.k <= most:
-            raise InputError(f"method.k={self.k}: this U-Net has {most} removable operators, so k is from 0 to {most}.")
+        if self.k is not None:
+            most = len(choose([o.site for o in sorted(operators, key=lambda o: o.site.count("."))], 10**9, self.nested))
+            if not 0 <= self.k <= most:
+                raise InputError(f"method.k={self.k}: this U-Net has {most} removable operators, so k is from 0 to {most}.")
 
     def _key(self, calibration: Calibration, teacher: str) -> str:
         """Names what the scores depend on, to the last bit: not k or the ratio, not how they are selected."""
@@ -186,7 +196,9 @@ class LDPruner(Method):
         Only the k lowest that were asked for are exact: k grows until they reach the ratio, and their smallest choice counts.
         """
         known = ScoreFile.open(file)
-        k = removal.lower_bound(self.ratio) if self.k is None else self.k
+        k = len(operators) if self.k is None else self.k
+        if self.ratio is not None:
+            k = removal.lower_bound(self.ratio)
         while True:
             found = self._score(scorer, operators, costs, known, k)
             ranked = sorted(found, key=lambda site: found[site] / costs[site])
@@ -203,7 +215,7 @@ class LDPruner(Method):
         found: dict[str, float] = {}
         k = 0
         scorer.original_latents()
-        while (len(chosen) < self.k) if self.ratio is None else (removal.share(chosen) < self.ratio):
+        while (self.k is not None and len(chosen) < self.k) or (self.ratio is not None and removal.share(chosen) < self.ratio):
             removed = [operator.edit for operator in operators if operator.site in chosen]
             rest = [o for o in operators if o.site not in chosen and not inside(o.site, set(chosen))]
             if not rest:

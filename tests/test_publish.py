@@ -133,7 +133,7 @@ def test_jobs_of_the_same_name_have_each_a_line_of_samples(outputs, monkeypatch,
     drawn = {}
     monkeypatch.setattr(result_pages, "labels", lambda rows: ["same"] * len(rows))
     monkeypatch.setattr(result_pages, "first_samples", lambda row: images)
-    monkeypatch.setattr(jobs, "evaluation_prompts", lambda *_: Prompts([""] * 8))
+    monkeypatch.setattr(jobs.Job, "prompts", Prompts([""] * 8))
     monkeypatch.setattr(job_report, "draw_samples", lambda path, lines, captions: drawn.update(lines))
     result_pages.draw_sheet(rows, tmp_path / "samples.webp")
     assert list(drawn) == ["teacher", "same", "same b"]

@@ -57,13 +57,14 @@ def test_a_failed_job_neither_stops_nor_hides_the_others(tmp_path, launcher):
     if launcher == "ray" and find_spec("hydra_plugins.hydra_ray_launcher") is None:
         pytest.skip("ray is an extra that the tests do not install")
     begin = sweep if launcher == "basic" else sweep_afresh
-    done = begin(tmp_path, "method.k=13,4,999,8", *LAUNCHERS[launcher])
+    asked = [13, 4, 999, 8] if launcher == "basic" else [13, 4]  # others start an interpreter for each
+    done = begin(tmp_path, f"method.k={','.join(map(str, asked))}", *LAUNCHERS[launcher])
     assert done.returncode == 1, done.stderr
-    assert set(rows(tmp_path)) == {4, 8}
-    assert "2 of 4 jobs are done" in done.stdout
-    assert "failed: #0: RuntimeError: out of luck" in done.stderr and "failed: #2: method.k=999 is too large" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(list(tmp_path.glob("t2i/*/*/error.txt"))) == 2
+    assert set(rows(tmp_path)) == {4, 8}.intersection(asked)
+    assert f"{len(asked) // 2} of {len(asked)} jobs are done" in done.stdout
+    assert "failed: #0: RuntimeError: out of luck" in done.stderr and "Traceback" not in done.stderr
+    assert ("failed: #2: method.k=999 is too large" in done.stderr) == (999 in asked)
+    assert len(list(tmp_path.glob("t2i/*/*/error.txt"))) == len(asked) // 2
     (page,) = tmp_path.glob("sweeps/*/report/index.html")
     assert "method.k=4" in (text := page.read_text()) and "failed: " in text and "out of luck" in text
     assert len((tmp_path / "scored.log").read_text().splitlines()) == 1
@@ -91,7 +92,7 @@ def test_bad_sweeps_are_told_in_one_line(tmp_path):
         "method.nokey=1,2": "method.nokey: there is no such setting; there are k, ratio",
         "method=ld_prune,bk_sdm": "ld_pruner",
         "experiment=bk_sdm/mian": "experiment/bk_sdm/mian",
-        "preset=bk_sdm/smal": "row/bk_sdm/smal",
+        "preset=bk_sdm/smal": "preset/bk_sdm/smal",
     }.items():
         done = sweep(tmp_path, override)
         assert done.returncode in (1, 2) and len(done.stderr.splitlines()) == 1

@@ -136,7 +136,7 @@ def _ignored(unet: nn.Module, exclude: Sequence[str]) -> list[nn.Module]:
 
 def _parts(unet: nn.Module) -> dict[nn.Module, int]:
     """Into how many equal parts the channels of a module fall: groups of norms, heads of queries, keys and values."""
-    parts = {module: module.num_groups for module in unet.modules() if isinstance(module, nn.GroupNorm)}
+    parts: dict[nn.Module, int] = {module: module.num_groups for module in unet.modules() if isinstance(module, nn.GroupNorm)}
     for module in unet.modules():
         if isinstance(module, Attention):
             parts |= dict.fromkeys((module.to_q, module.to_k, module.to_v), module.heads)
@@ -195,7 +195,7 @@ def _least_important(values: torch.Tensor, parts: int, ratio: float, rounding: R
 def _tell_samplers(unet: nn.Module) -> None:
     """Gives up- and downsamplers the width they check their input for, in a forward pass that also proves the sizes fit."""
 
-    def take_width(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+    def take_width(module: Downsample2D | Upsample2D, arguments: tuple[torch.Tensor, ...]) -> None:
         module.channels = arguments[0].shape[1]
 
     handles = [module.register_forward_pre_hook(take_width) for module in unet.modules() if isinstance(module, SAMPLERS)]
@@ -209,7 +209,7 @@ def _tell_samplers(unet: nn.Module) -> None:
             handle.remove()
 
 
-def _sizes(module: nn.Module) -> dict[str, int]:
+def _sizes(module: Any) -> dict[str, int]:
     """The numbers that the "resize" of a module needs (common/pruning/pruned_unet.py)."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         return {"in": module.weight.shape[1], "out": module.weight.shape[0]}

@@ -131,7 +131,8 @@ def layer_sizes(
     }
     sites = ["", *(layer.site for layer in layers), *kept.values()]
     found = site_costs(unet, sites, unit, folder, teacher, conditions)
-    return [max(0.0, found[layer.site] - found.get(kept.get(layer.site), 0.0)) for layer in layers], found[""]
+    staying = {site: found[shortcut] for site, shortcut in kept.items()}
+    return [max(0.0, found[layer.site] - staying.get(layer.site, 0.0)) for layer in layers], found[""]
 
 
 @torch.no_grad()

@@ -133,7 +133,8 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     from common.pruning import pruned_unet
 
     check_sites(unet, plan)
-    if unet.config.get("plan"):
+    settings = own_settings(unet)
+    if settings.get("plan"):
         raise InputError("This U-Net carries a plan already; a plan applies to the unpruned teacher.")
     if has_masks(plan.edits) or not (plan.edits or plan.tensors):
         return masked_copy(unet, plan_masks(plan.edits, plan.tensors))
@@ -141,7 +142,6 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     if base is None:
         raise InputError(f"A plan applies to UNet2DConditionModel and UNet2DModel, not to {type(unet).__name__}.")
     weight = next(unet.parameters())
-    settings = own_settings(unet)
     if plan.config_changes or not plan.edits:
         student_class, settings = base, settings | plan.config_changes
     else:
@@ -162,7 +162,7 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     return student.train(unet.training)
 
 
-def own_settings(unet: nn.Module) -> dict[str, Any]:
+def own_settings(unet: Any) -> dict[str, Any]:
     """The entries of its configuration without diffusers' notes on it, above all `_use_default_values`: what from_config finds
     in that list it drops, also where a plan changes it."""
     return {name: value for name, value in unet.config.items() if not name.startswith("_")}
@@ -192,7 +192,8 @@ def has_masks(edits: Sequence[Edit]) -> bool:
 def kept_weights(module: nn.Module, site: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The weights of `module` at the kept indices, by their names in the whole network."""
     weights = {}
-    for name, weight in module.named_parameters(recurse=False):
+    for name, parameter in module.named_parameters(recurse=False):
+        weight: torch.Tensor = parameter
         for dimension, side in enumerate(("out", "in")[: weight.dim()]):
             if f"{site}.{side}" in tensors:
                 weight = weight.detach().index_select(dimension, tensors[f"{site}.{side}"].to(weight.device))

@@ -74,8 +74,8 @@ class Conv1x1(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, bias: bool):
         super().__init__(in_channels, out_channels, 1, bias=bias)
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return super().forward(hidden_states)
+    def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return super().forward(input)
 
 
 class AveragePool(nn.Module):
@@ -135,13 +135,15 @@ def build_replacement(module: nn.Module, edit: dict[str, Any]) -> nn.Module:
 def resized(module: nn.Module, edit: dict[str, Any]) -> nn.Module:
     """A new layer like `module` for the channels that `edit` tells; a sampler keeps the very layers it holds."""
     if isinstance(module, Downsample2D | Upsample2D):
-        twin = copy.copy(module)
-        twin._modules = dict(module._modules)  # else an edit inside the twin would reach the original
-        twin.channels = edit["channels"]
-        return twin
+        sampler = copy.copy(module)
+        sampler._modules = dict(module._modules)  # else an edit inside the copy would reach the original
+        sampler.channels = edit["channels"]
+        return sampler
+    twin: nn.Module
     if isinstance(module, nn.Conv2d):
-        form = (module.kernel_size, module.stride, module.padding, module.dilation, module.groups)
-        twin = nn.Conv2d(edit["in"], edit["out"], *form, module.bias is not None, module.padding_mode)
+        names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        form = {name: getattr(module, name) for name in names}
+        twin = nn.Conv2d(edit["in"], edit["out"], bias=module.bias is not None, **form)
     elif isinstance(module, nn.Linear):
         twin = nn.Linear(edit["in"], edit["out"], module.bias is not None)
     elif isinstance(module, nn.GroupNorm):
@@ -170,7 +172,7 @@ def apply_edits(network: nn.Module, edits: list[dict[str, Any]]) -> None:
         gone.append(site)
 
 
-def _with_plan(base: type) -> type:
+def _with_plan(base: Any) -> type:
     """A subclass of a diffusers U-Net whose configuration has one more entry, `plan`."""
 
     class Pruned(base):
@@ -189,8 +191,9 @@ def _with_plan(base: type) -> type:
 
     # diffusers reads the accepted configuration keys off the signature
     known = [p for p in inspect.signature(base.__init__).parameters.values() if p.name != "self"]
-    own = [p for p in inspect.signature(Pruned.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    Pruned.__init__.__signature__ = inspect.Signature([*own, *known])
+    init: Any = Pruned.__init__
+    own = [p for p in inspect.signature(init).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    init.__signature__ = inspect.Signature([*own, *known])
     Pruned.__name__ = Pruned.__qualname__ = f"Pruned{base.__name__}"
     Pruned.__module__ = __name__
     Pruned.__doc__ = f"diffusers' {base.__name__} with a pruning plan in its configuration."

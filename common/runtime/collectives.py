@@ -1,6 +1,6 @@
 """What the processes of one job do together: wait, tell each other, share work out, compute over all of a batch.
 
-Every process of the job must come to these calls in the same order (but speaks and all_failed, which are for their end). With
+Every process of the job must come to these calls in the same order (but reports_the_end and all_failed, which are for their end). With
 one process they do nothing, or the obvious.
 """
 
@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import InputError
 from common.runtime.processes import is_first, process_count, rank
+
+if TYPE_CHECKING:
+    import torch
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -24,17 +27,17 @@ class Group:
 
     joined: "Group | None" = None
 
-    def __init__(self, device: str):
+    def __init__(self, device: "torch.device"):
         from torch import distributed
 
-        backend = "nccl" if device.startswith("cuda") else "gloo"
+        backend = "nccl" if device.type == "cuda" else "gloo"
         self.store, *_ = next(iter(distributed.rendezvous("env://", rank(), process_count(), timeout=timedelta(minutes=10))))
         settings = {"store": distributed.PrefixStore("job", self.store), "rank": rank(), "world_size": process_count()}
         distributed.init_process_group(backend, **settings, timeout=OF_A_STEP)
         self.objects = distributed.new_group(backend="gloo", timeout=PATIENCE)  # for what is not on a device
 
 
-def join(device: str) -> None:
+def join(device: "torch.device") -> None:
     """Connects the processes that were started together, by NCCL on CUDA devices and else by gloo; does so once."""
     if process_count() > 1 and Group.joined is None:
         Group.joined = Group(device)

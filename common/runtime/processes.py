@@ -8,8 +8,12 @@ such a starter there is one process, and nothing here costs anything. All of the
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from common.errors import InputError, first_line
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def on_this_machine() -> tuple[int, int]:
     return int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def pick_device(name: str) -> str:
+def pick_device(name: str) -> "torch.device":
     """The device that is asked for, made the current one: "auto" takes CUDA where there is one, each process one of its own.
 
     On CUDA products of float32 matrices are taken in TF32 from here on.
@@ -109,7 +113,7 @@ def pick_device(name: str) -> str:
     if name.startswith("cuda"):
         torch.cuda.set_device(name if ":" in name else 0)  # what is not told which device waits for this one
         torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions have by default
-    return name
+    return torch.device(name)
 
 
 def refuse_others(command: str) -> None:

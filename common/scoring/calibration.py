@@ -11,6 +11,8 @@ from common.diffusion.sampling import Conditions, describe_scheduler, repeat_con
 from common.errors import InputError
 from common.runtime.seeding import mix_seed, seeded_normal
 
+Data = Callable[[], tuple[torch.Tensor, Conditions]]
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -30,13 +32,14 @@ class Calibration:
     scheduler: Any
     steps: int
     guidance_scale: float
-    data: Callable[[], tuple[torch.Tensor, Conditions]] | None = None
+    data: Data | None = None
     alignment: Callable[[torch.Tensor, slice], float] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(conditions, samples)"""
-        return tuple(self.noise.shape[:2])
+        conditions, samples = self.noise.shape[:2]
+        return conditions, samples
 
     def to(self, device: str | torch.device) -> "Calibration":
         """The same calibration with its tensors on `device`."""
@@ -69,11 +72,21 @@ class Calibration:
 
     def data_fingerprint(self) -> str:
         """Changes with the training rows and the scheduler: what a criterion over training data depends on."""
-        latents, conditions = self.data()
+        latents, conditions = training_rows(self.data)
         digest = hashlib.sha256(describe_scheduler(self.scheduler).encode())
         for tensor in (latents, *conditions.values(), *self.null_condition.values()):
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def training_rows(data: Data | None) -> tuple[torch.Tensor, Conditions]:
+    """What a calibration's data() gives; InputError where there is no `data`, or none in it."""
+    if data is None:
+        raise InputError("This calibration has no training rows, and the error on data is asked for: give it `data`.")
+    latents, conditions = data()
+    if not len(latents):
+        raise InputError("The calibration set is empty: calibration.data_rows must be at least 1.")
+    return latents, conditions
 
 
 def build_calibration(
@@ -87,16 +100,16 @@ def build_calibration(
     steps: int,
     guidance_scale: float,
     seed: int,
-    data: Callable[[], tuple[torch.Tensor, Conditions]] | None = None,
+    data: Data | None = None,
     alignment: Callable[[torch.Tensor, slice], float] | None = None,
 ) -> Calibration:
     """Noise seeded by (seed, condition, sample). InputError when a size is below 1 or the conditions' rows differ."""
     for name, value in (("num_conditions", num_conditions), ("samples", samples), ("steps", steps)):
         if value < 1:
             raise InputError(f"calibration.{name}={value}: at least 1 is needed.")
-    for name, value in conditions.items():
-        if len(value) != num_conditions:
-            raise InputError(f"calibration: {len(value)} rows of {name} for num_conditions={num_conditions}.")
+    for name, rows in conditions.items():
+        if len(rows) != num_conditions:
+            raise InputError(f"calibration: {len(rows)} rows of {name} for num_conditions={num_conditions}.")
     seeds = [mix_seed(seed, c, s) for c in range(num_conditions) for s in range(samples)]
     noise = seeded_normal(seeds, latent_shape).unflatten(0, (num_conditions, samples))
     return Calibration(noise, conditions, null_condition, scheduler, steps, guidance_scale, data, alignment)

@@ -111,7 +111,7 @@ class PrefixCache:
 
     def record(self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """Runs the network, keeps what its blocks put out and returns its output."""
-        inside = ()
+        inside: tuple[str, ...] = ()
         handles = []
         for name, module in self.network.named_modules():
             if isinstance(module, SHARED_PREFIX_MODULES) and not (inside and name.startswith(inside)):

@@ -9,7 +9,7 @@ from common.diffusion.noise_schedule import check_learns_from_noise, noise_sched
 from common.diffusion.objective import training_target
 from common.errors import InputError
 from common.runtime.seeding import generator_for, mix_seed, seeded_normal
-from common.scoring.calibration import Calibration
+from common.scoring.calibration import Calibration, training_rows
 
 Timesteps = Literal["even", "uniform"]
 TIMESTEPS = get_args(Timesteps)
@@ -34,12 +34,8 @@ def noisy_batches(calibration: Calibration, timesteps: str, batch_size: int, gui
     """
     if timesteps not in TIMESTEPS:
         raise InputError(f"method.timesteps={timesteps!r} is none of {', '.join(TIMESTEPS)}.")
-    if calibration.data is None:
-        raise InputError("This calibration has no training rows, and the error on data is asked for: give it `data`.")
     check_learns_from_noise(calibration.scheduler, "timestep_cond" in calibration.conditions)
-    latents, conditions = calibration.data()
-    if not len(latents):
-        raise InputError("The calibration set is empty: calibration.data_rows must be at least 1.")
+    latents, conditions = training_rows(calibration.data)
     scheduler = noise_scheduler(calibration.scheduler)
     total, rows = scheduler.config.num_train_timesteps, len(latents)
     generator = generator_for(seed, 1)

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,6 +19,8 @@ class AutoencoderTraining(L.LightningModule):
 
     Batches are dictionaries with `images`, uint8 (batch, 3, height, width), and `position` (common.training.batches).
     """
+
+    autoencoder: Any  # of diffusers' class that the kind of training is for
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class AutoencoderTraining(L.LightningModule):
         images = pixels_for(self.autoencoder, batch["images"])
         decoded, penalty = self.reconstruct(images, batch["position"].tolist())
         terms = {"l1": F.l1_loss(decoded, images), "mse": F.mse_loss(decoded, images), "latents": penalty}
-        loss = sum(terms.values())
+        loss = terms["l1"] + terms["mse"] + terms["latents"]
         values = mean_over_processes(torch.stack([loss, *terms.values()]).detach())
         terms = dict(zip(terms, values[1:], strict=True))
         check_loss(values[0], terms, self.global_step)
@@ -59,7 +62,7 @@ class AutoencoderTraining(L.LightningModule):
         """Refuses to save weights that are not finite: the checkpoint before stays."""
         check_finite(self, self.global_step)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.make_optimizer(self.parameters())
         return {
             "optimizer": optimizer,

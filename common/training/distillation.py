@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.nn import functional as F
 
@@ -88,11 +89,11 @@ class DenoiserTraining(L.LightningModule):
             raise ValueError("output_weight and feature_weight need a teacher.")
         self.student, self.text_encoder, self.scheduler = student, text_encoder, noise_scheduler(scheduler)
         self.make_optimizer, self.make_schedule = optimizer, schedule
-        self.seed, self.condition_dropout, self.null_condition = seed, condition_dropout, null_condition
+        self.seed, self.condition_dropout, self.null_condition = seed, condition_dropout, null_condition or {}
         self.task_weight, self.output_weight, self.feature_weight = task_weight, output_weight, feature_weight
         self.feature_losses, self.feature_pairs = feature_losses, [tuple(pair) for pair in feature_pairs]
         # a plain dictionary: neither checkpoints nor EMA see the teacher, or weights by the names of a compiled student
-        self.unregistered = {"teacher": teacher, "student": student}
+        self.unregistered: dict[str, Any] = {"teacher": teacher, "student": student}
         if compile_options is not None:
             compiled = {
                 name: torch.compile(network, **compile_options)
@@ -100,7 +101,7 @@ class DenoiserTraining(L.LightningModule):
                 if network is not None
             }
             self.unregistered |= compiled
-        if feature_weight:
+        if feature_weight and teacher is not None:
             self.student_taps = FeatureHooks(student, [pair[0] for pair in self.feature_pairs])
             self.teacher_taps = FeatureHooks(teacher, [pair[1] for pair in self.feature_pairs])
 
@@ -158,16 +159,16 @@ class DenoiserTraining(L.LightningModule):
         values = mean_over_processes(torch.stack([loss, *terms.values(), *by_pair]).detach())
         loss, values = values[0], values[1:]
         terms = dict(zip(terms, values, strict=False))
-        by_pair = values[len(terms) :]
+        pair_losses = values[len(terms) :]
         check_loss(loss, terms, self.global_step)
         self.log("loss", loss, prog_bar=True)
         self.log_dict({f"loss/{name}": value for name, value in terms.items()})
         weights = {"task": self.task_weight, "output": self.output_weight, "feature": self.feature_weight}
         self.log_dict({f"share/{name}": weights[name] * value / loss for name, value in terms.items()})
-        if len(by_pair):
+        if len(pair_losses):
             paths = [pair[0] for pair in self.feature_pairs]
-            shares = by_pair / terms["feature"].clamp_min(torch.finfo(torch.float32).tiny)
-            self.log_dict({f"feature/{path}": value for path, value in zip(paths, by_pair, strict=True)})
+            shares = pair_losses / terms["feature"].clamp_min(torch.finfo(torch.float32).tiny)
+            self.log_dict({f"feature/{path}": value for path, value in zip(paths, pair_losses, strict=True)})
             self.log_dict({f"feature_share/{path}": share for path, share in zip(paths, shares, strict=True)})
 
     def configure_model(self) -> None:
@@ -179,7 +180,7 @@ class DenoiserTraining(L.LightningModule):
         """Refuses to save weights that are not finite: the checkpoint before stays."""
         check_finite(self, self.global_step)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
         return {
             "optimizer": optimizer,

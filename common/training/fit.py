@@ -180,11 +180,11 @@ def parallel_settings(strategy: str) -> dict[str, Any]:
     if process_count() == 1:
         return {}
     from lightning.fabric.plugins.environments import TorchElasticEnvironment
-    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy
 
     beside = on_this_machine()[1]
     if strategy == "fsdp":
-        way = ModelParallelStrategy(
+        way: ParallelStrategy = ModelParallelStrategy(
             data_parallel_size=process_count(), tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     else:

@@ -34,9 +34,12 @@ class VQTraining(AutoencoderTraining):
     no entry, for a codebook that is trained already.
     """
 
+    unused_steps: torch.Tensor
+
     def __init__(self, *arguments: Any, codebook_weight: float, spread_weight: float, revive_every: int | None, **options: Any):
         super().__init__(*arguments, **options)
         self.codebook_weight, self.spread_weight, self.revive_every = codebook_weight, spread_weight, revive_every
+        self.unused_after = revive_every or USED_WITHIN  # steps
         entries = self.autoencoder.config.num_vq_embeddings
         # in the checkpoint: resuming is exact
         self.register_buffer("unused_steps", torch.full((entries,), revive_every or 0))
@@ -50,14 +53,14 @@ class VQTraining(AutoencoderTraining):
         self.unused_steps[whole_batch(nearest.flatten())] = 0
         spread = divergence_from_normal(whole_batch(latents))
         self.log_dict({"codebook": codebook, "spread": spread}, sync_dist=True)
-        self.log("used_entries", (self.unused_steps < (self.revive_every or USED_WITHIN)).float().mean())
+        self.log("used_entries", (self.unused_steps < self.unused_after).float().mean())
         decoded = self.autoencoder.decode(quantized, force_not_quantize=True).sample
         return decoded, self.codebook_weight * codebook + self.spread_weight * spread
 
     @torch.no_grad()
     def revive(self, latents: torch.Tensor) -> None:
         """Moves the dead entries to latents (batch, channels, height, width) chosen by the seed and the step."""
-        dead = (self.unused_steps >= self.revive_every).nonzero().flatten()
+        dead = (self.unused_steps >= self.unused_after).nonzero().flatten()
         vectors = latents.permute(0, 2, 3, 1).flatten(0, 2)
         chosen = torch.randint(len(vectors), (len(dead),), generator=generator_for(self.seed, self.global_step))
         self.autoencoder.quantize.embedding.weight[dead] = vectors[chosen.to(vectors.device)]

@@ -83,7 +83,7 @@ class Job:
 
     @cached_property
     def device(self) -> torch.device:
-        return torch.device(pick_device(self.settings.device))
+        return pick_device(self.settings.device)
 
     @cached_property
     def teacher(self) -> LatentDiffusion:

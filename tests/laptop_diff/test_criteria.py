@@ -108,7 +108,7 @@ def test_alignment_magnitude_and_random(tiny_teacher, data_calibration):
 @pytest.mark.parametrize("unit", ["parameters", "macs", "milliseconds"])
 def test_the_plan_removes_what_was_asked(tiny_teacher, data_calibration, tmp_path, unit):
     unet = tiny_teacher.denoiser
-    sizes, whole = layer_sizes(unet, list_layers(unet), unit, tmp_path, "tiny", data_calibration.empty)
+    sizes, whole = layer_sizes(unet, list_layers(unet), unit, tmp_path, "tiny", data_calibration.null_condition)
     method = replace(METHOD, unit=unit, ratio=min(0.4, 0.9 * sum(sizes) / whole))  # times are as they are measured
     plan = method.plan(unet, data_calibration, "tiny", tmp_path)
     assert plan.settings["ratio_reached"] >= method.ratio and len(plan.scores) == len(list_layers(unet))

@@ -23,7 +23,6 @@ from tests.small_students import as_teacher, expected, numbers, plan_of, small_u
     ("kind", "task", "layers"),
     [
         ("ld_pruner", "t2i", 1),
-        ("laptop_diff", "t2i", 1),
         ("bk_sdm", "t2i", 2),
         ("diff_pruning", "uig", 1),
     ],

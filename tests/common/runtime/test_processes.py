@@ -73,8 +73,8 @@ def test_each_process_takes_a_device_of_its_own(environment, monkeypatch):
     monkeypatch.setattr(torch, "zeros", lambda *_, device: asked.append(device))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "set_device", asked.append)
-    assert processes.pick_device("auto") == "cuda:3" and asked == ["cuda:3", "cuda:3"]
-    assert processes.pick_device("cpu") == "cpu"
+    assert processes.pick_device("auto") == torch.device("cuda:3") and asked == ["cuda:3", "cuda:3"]
+    assert processes.pick_device("cpu") == torch.device("cpu")
     with pytest.raises(InputError, match="takes a device of its own; give device=cuda"):
         processes.pick_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -91,6 +91,6 @@ def test_alone_on_its_machine_a_process_still_names_its_device(environment, monk
     monkeypatch.setattr(torch, "zeros", lambda *_, device: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    assert processes.pick_device("auto") == "cuda:0"
+    assert processes.pick_device("auto") == torch.device("cuda:0")
     with pytest.raises(InputError, match="each of the 4 processes takes a device of its own"):
         processes.pick_device("cuda:0")
