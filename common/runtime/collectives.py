@@ -1,7 +1,7 @@
 """What the processes of one job do together: wait, tell each other, share work out, compute over all of a batch.
 
-Every process of the job must come to these calls in the same order (but reports_the_end and all_failed, which are for their end). With
-one process they do nothing, or the obvious.
+Every process of the job must come to these calls in the same order (but reports_the_end and all_failed, which are for their
+end). With one process they do nothing, or the obvious.
 """
 
 import time
