@@ -10,7 +10,6 @@ below DEAD changes the output by less than a hundredth of its deviation: whateve
 import hydra
 from omegaconf import DictConfig
 
-from experiments.evaluation.layer_effects import layers_of, report
 from experiments.shared.command_line import one_line_composition_errors, one_line_errors
 from experiments.shared.job_id import register_job_folder
 
@@ -20,6 +19,7 @@ register_job_folder()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 @one_line_errors
 def main(cfg: DictConfig) -> None:
+    from experiments.evaluation.layer_effects import layers_of, report
     from experiments.shared.job import Job
 
     job = Job(cfg)

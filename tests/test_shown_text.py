@@ -103,7 +103,7 @@ def test_markdown(text):
 
 
 def test_pages_in_markdown(tmp_path, monkeypatch):
-    monkeypatch.setattr(result_pages, "write_group", lambda *_: [])  # the pictures
+    monkeypatch.setattr(result_pages, "write_group", lambda *_: {})  # the pictures
     rows = [row_of(tmp_path / str(index), text) for index, text in enumerate(HARD)]
     for index, (text, row) in enumerate(zip(HARD, rows, strict=True)):
         table = {"title": text, "source": text, "columns": [text], "lines": [{"name": text, "published": [text], "ours": {}}]}
@@ -121,10 +121,10 @@ def test_pages_in_markdown(tmp_path, monkeypatch):
 
 def test_the_page_of_the_claims(tmp_path):
     seeds = [row_of(tmp_path / str(seed), HARD[-2]) for seed in range(3)]
-    evidence = SimpleNamespace(seeds=seeds, folder=tmp_path, command=lambda name: HARD[4])
+    evidence = SimpleNamespace(seeds=seeds, folder=tmp_path)
     text = page([{"claim": "a", "published": "b", "experiments": ["x"]}], [(["c"], ["holds"])], evidence)
     found = rendered(text)
-    assert HARD[-2] in found.text and found.text.count(HARD[4]) == 2 and "script" not in found.elements
+    assert HARD[-2] in found.text and "script" not in found.elements
 
 
 @pytest.mark.parametrize("text", HARD)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from common.errors import InputError
+from common.metrics.distances import caption_retrieval, frechet_distance
+from common.metrics.similarity import latent_mse, structural_similarity
 from common.models.latent_diffusion import LatentDiffusion
 from common.runtime.files import write_atomically
 from common.runtime.processes import is_first
@@ -27,9 +29,6 @@ def evaluate(
     The samples of each are kept in <folder>/<who>/; the teacher's are shared by all jobs. Of the processes of a job all sample,
     and the first one compares.
     """
-    from common.metrics.distances import caption_retrieval, frechet_distance
-    from common.metrics.similarity import latent_mse, structural_similarity
-
     captions, names = job.prompts.captions, job.prompts.names
     rows: dict[str, dict[str, Any]] = {}
     if is_first():

@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from common.pruning.layers import Layer
+import torch
+
+from common.cost.macs import count_parameters
+from common.diffusion.sampling import predict
+from common.pruning.layers import Layer, list_layers
+from common.scoring.calibration import build_calibration
+from common.scoring.edited_copies import edited_outputs
+from common.scoring.noisy_batches import noisy_batches
 
 DEAD, FAINT = 1e-4, 1e-3
 ROWS = 128  # images with noise on them: a layer's figure is then good to about a tenth of itself
@@ -22,13 +29,6 @@ def what_layers_do(
 
     latents: (rows, channels, height, width) of training images; conditions: their conditions row by row, {} without text.
     """
-    import torch
-
-    from common.diffusion.sampling import predict
-    from common.pruning.layers import list_layers
-    from common.scoring.calibration import build_calibration
-    from common.scoring.edited_copies import edited_outputs
-    from common.scoring.noisy_batches import noisy_batches
 
     calibration = build_calibration(
         {},
@@ -83,9 +83,6 @@ def level(site: str) -> str:
 
 def summary(denoiser: Any, losses: dict[str, float]) -> str:
     """One line: the shares of dead and faint layers, and the largest loss of each level."""
-    from common.cost.macs import count_parameters
-    from common.pruning.layers import list_layers
-
     layers, total = list_layers(denoiser), count_parameters(denoiser)
     largest: dict[str, float] = {}
     for site, loss in losses.items():
@@ -97,9 +94,6 @@ def summary(denoiser: Any, losses: dict[str, float]) -> str:
 
 def report(denoiser: Any, losses: dict[str, float]) -> str:
     """The table in Markdown, a row for each level, and what it says of the whole."""
-    from common.cost.macs import count_parameters
-    from common.pruning.layers import list_layers
-
     layers, total = list_layers(denoiser), count_parameters(denoiser)
     lines = ["| level | parameters | each layer removed alone |", "|---|---|---|"]
     for name in dict.fromkeys(level(layer.site) for layer in layers):

@@ -9,28 +9,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.cost.latency import compare_latency
+from common.cost.macs import checkpoint_bytes, count_macs, count_nonzero, count_parameters
 from common.diffusion.sampling import Conditions, predict, with_guidance
 from common.errors import InputError, first_line
+from common.metrics.reconstruction import peak_signal_to_noise
 from common.pruning.plan import Plan
 from experiments.evaluation.models import Models
 from experiments.shared.job import Job
+from l1_diff.semi_structured import to_semi_structured
+from l1_diff.sparsity import PRUNABLE, sparsity
 
 HELD_OUT = 512  # images on which an autoencoder's reconstructions are measured
 
 
 def sparsity_figures(network: nn.Module, plan: Plan | None) -> dict[str, float | int]:
     """Zeros of a network in both accountings of l1_diff.sparsity, nominal over the kinds of modules that `plan` prunes."""
-    from l1_diff.sparsity import PRUNABLE, sparsity
-
     counts = sparsity(network, plan.settings.get("modules", PRUNABLE) if plan else PRUNABLE)
     return {"nominal": counts.nominal, "actual": counts.actual, "zeros": counts.zeros, "weights": counts.weights}
 
 
 def measure_autoencoder(autoencoder: nn.Module, images: torch.Tensor, plan: Plan) -> dict[str, Any]:
     """Size, sparsity, and PSNR (dB) of reconstructions of held-out uint8 images (count, channels, height, width)."""
-    from common.cost.macs import checkpoint_bytes, count_nonzero, count_parameters
-    from common.metrics.reconstruction import peak_signal_to_noise
-
     return {
         "parameters": count_parameters(autoencoder),
         "nonzero_parameters": count_nonzero(autoencoder),
@@ -66,9 +66,6 @@ def semi_structured_latency(
     Empty for other patterns and on a CPU, which has no such kernels; `converted` counts the layers that run sparse, and
     `reason` tells why none does.
     """
-    from common.cost.latency import compare_latency
-    from l1_diff.semi_structured import to_semi_structured
-
     if plan.settings.get("pattern") != "2:4" or not inputs[0].is_cuda:
         return {}
     dense = copy.deepcopy(denoiser).half()
@@ -90,9 +87,6 @@ def measure_cost(job: Job, models: Models, plans: Mapping[str, Plan]) -> dict[st
 
     All of the denoiser, and of the autoencoder where `plans` prune it; what is the same in every model is left out.
     """
-    from common.cost.latency import compare_latency
-    from common.cost.macs import checkpoint_bytes, count_macs, count_nonzero, count_parameters
-
     teacher, evaluation = models.teacher, job.settings.evaluation
     rounds = evaluation.latency_rounds
 

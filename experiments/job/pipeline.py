@@ -8,46 +8,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+
 from common.errors import InputError, first_line
+from common.models.saving import load_student, save_student
+from common.runtime.collectives import barrier, join, on_first
+from common.runtime.files import write_json
+from common.training.fit import drop_checkpoints
+from experiments.evaluation.evaluate import evaluate
+from experiments.evaluation.models import Models
+from experiments.evaluation.paper_metrics import lacking, measure_into
+from experiments.evaluation.real_features import Reference
+from experiments.job.claim import found_or_made
+from experiments.job.planning import make_plans, prune
 from experiments.job.preparation import empty_folder_goes, prepare
+from experiments.job.result_row import result_row
+from experiments.reporting.job_report import print_table
 from experiments.reporting.rows import CHOICES, read_row
 from experiments.shared.job import Job
+from experiments.shared.out_of_memory import memory_advice
 from experiments.shared.row import Row
+from experiments.sweeps.wandb_run import loggers, tracking
+from experiments.training.train_student import train_student
 
 
 def run_job(job: Job) -> Row:
     """Runs or finds the job and returns its result row, as written to result.json."""
-    from common.runtime.collectives import join
-
     with empty_folder_goes(job.folder):
         join(job.device)
     return found_or_made(job.folder, partial(find_row, job), partial(prepare, job), partial(new_row, job))
-
-
-def found_or_made(
-    folder: Path,
-    find: Callable[[], Row | None],
-    ready: Callable[[], None],
-    make: Callable[[], Row],
-) -> Row:
-    """The row that `find` finds in `folder`, or else that of `make`, which no other job's process runs there meanwhile.
-
-    `ready` is called before: what it refuses is told before any wait for another process.
-    InputError when another one does already; a job of a sweep waits for its row instead. The processes of one job find it, or
-    make it, together.
-    """
-    from common.runtime.collectives import first_enters, on_first
-    from common.runtime.files import check_writable
-    from common.runtime.locks import claimed
-    from experiments.sweeps.sweep import sweep_folder
-
-    row = on_first(lambda: find())
-    if row is None:
-        on_first(lambda: check_writable(folder, "outputs"))
-        ready()
-        with first_enters(lambda: claimed(folder, wait=sweep_folder() is not None)):
-            row = on_first(lambda: find()) or make()
-    return row
 
 
 def find_row(job: Job) -> Row | None:
@@ -55,9 +44,6 @@ def find_row(job: Job) -> Row | None:
 
     What it lacks of the settings' metrics is measured over the samples that the job has kept, and the row written anew.
     """
-    from common.runtime.files import write_json
-    from experiments.reporting.job_report import print_table
-
     path = job.folder / "result.json"
     if not path.is_file():
         return None
@@ -71,10 +57,6 @@ def find_row(job: Job) -> Row | None:
 
 def new_row(job: Job) -> Row:
     """Runs the job and writes its row; the first of several processes does, with what all have computed."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from common.runtime.collectives import on_first
-    from experiments.sweeps.wandb_run import tracking
 
     hydra_config = HydraConfig.get()
     made_by = {
@@ -88,9 +70,6 @@ def new_row(job: Job) -> Row:
 
 def write_row(folder: Path, row: Row) -> Row:
     """Writes result.json, and prints the table and where to look."""
-    from common.runtime.files import write_json
-    from experiments.reporting.job_report import print_table
-
     path = folder / "result.json"
     write_json(path, row)
     print_table(row)
@@ -101,9 +80,6 @@ def write_row(folder: Path, row: Row) -> Row:
 
 def add_to_row(job: Job, row: Row) -> bool:
     """Measures what a finished job's row lacks of the settings' metrics; whether the row has changed."""
-    from experiments.evaluation.paper_metrics import lacking, measure_into
-    from experiments.shared.out_of_memory import memory_advice
-
     if not job.settings.metrics or not lacking(job.settings, row):
         return False
     before = copy.deepcopy(row)
@@ -115,8 +91,6 @@ def add_to_row(job: Job, row: Row) -> bool:
 
 def kept_student(teacher: Any, folder: Path) -> Any:
     """The student that the job has saved; InputError with the remedy when its folder is damaged."""
-    from common.models.saving import load_student
-
     try:
         return load_student(teacher, folder)
     except (InputError, OSError, LookupError, AttributeError, StopIteration) as error:
@@ -129,17 +103,6 @@ def compute(job: Job, tracker: Any) -> Callable[[], Row]:
 
     tracker: the job's W&B run, or None. Returns what is left for one process to do: measure speeds, draw, put the row together.
     """
-    from common.models.saving import save_student
-    from common.runtime.collectives import barrier, on_first
-    from common.training.fit import drop_checkpoints
-    from experiments.evaluation.evaluate import evaluate
-    from experiments.evaluation.models import Models
-    from experiments.evaluation.real_features import Reference
-    from experiments.job.planning import make_plans, prune
-    from experiments.job.result_row import result_row
-    from experiments.sweeps.wandb_run import loggers
-    from experiments.training.train_student import train_student
-
     teacher, distill, folder = job.teacher, job.settings.distill, job.folder
     with job.stage("scoring"):
         plans = make_plans(job)

@@ -5,29 +5,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from common.diffusion.sampling import with_guidance
 from common.errors import InputError
 from common.models.latent_diffusion import LatentDiffusion
-from common.pruning.plan import Plan
-from common.scoring.calibration import Calibration
+from common.pruning.masks import apply_masks, plan_masks
+from common.pruning.plan import PLAN_FILE, Plan, apply_plan, has_masks
+from common.runtime.collectives import first_enters, on_first
+from common.runtime.content import content_name
+from common.runtime.locks import locked
+from common.runtime.seeding import generator_for
+from common.scoring.calibration import Calibration, build_calibration
+from experiments.evaluation.alignment import CaptionAlignment
 from experiments.shared.job import Job
+from experiments.training.cached_latents import check_captions
 
 
 def training_order(job: Job) -> list[int]:
     """A seeded order of the training images, from whose start calibration takes its rows."""
-    import torch
-
-    from common.runtime.seeding import generator_for
 
     return torch.randperm(len(job.data("train")), generator=generator_for(job.settings.calibration.seed, 4)).tolist()
 
 
 def calibrate(job: Job) -> Calibration:
     """The calibration set: a seeded draw of training captions (no captions for unconditional models), and training rows."""
-    from common.diffusion.sampling import with_guidance
-    from common.scoring.calibration import build_calibration
-    from experiments.evaluation.alignment import CaptionAlignment
-    from experiments.training.cached_latents import check_captions
-
     settings, teacher, data, order = job.settings.calibration, job.teacher, job.data("train"), training_order(job)
     captioned = teacher.text_encoder is not None
     check_captions(job.settings.task.name, teacher, data)
@@ -58,9 +60,6 @@ def calibrate(job: Job) -> Calibration:
 
 def kept_plan(folder: Path, teacher: LatentDiffusion, make: Callable[[], Plan]) -> Plan:
     """The plan in `folder`, made when it is not there; InputError when it is of another teacher."""
-    from common.pruning.plan import PLAN_FILE
-    from common.runtime.collectives import on_first
-
     if not on_first(lambda: (folder / PLAN_FILE).is_file()):
         made = make()
         on_first(lambda: made.save(folder))
@@ -72,10 +71,6 @@ def kept_plan(folder: Path, teacher: LatentDiffusion, make: Callable[[], Plan]) 
 
 def make_plans(job: Job) -> dict[str, Plan]:
     """The plan of each part that is pruned: the denoiser's, and the autoencoder's where the method prunes it."""
-    from common.runtime.collectives import first_enters
-    from common.runtime.content import content_name
-    from common.runtime.locks import locked
-
     teacher, method, folder, calibration = job.teacher, job.method, job.folder, calibrate(job)
     known = teacher.fingerprint()
     scores = job.cache / f"scores{job.precision_suffix}"
@@ -97,10 +92,6 @@ def make_plans(job: Job) -> dict[str, Plan]:
 
 def prune(job: Job, plans: dict[str, Plan]) -> LatentDiffusion:
     """The pipeline with its pruned parts; init=scratch gives the denoiser random weights."""
-    import torch
-
-    from common.pruning.masks import apply_masks, plan_masks
-    from common.pruning.plan import apply_plan, has_masks
 
     teacher = job.teacher
     parts = {part: apply_plan(getattr(teacher, part), plan) for part, plan in plans.items()}

@@ -4,14 +4,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 
+from common.diffusion.noise_schedule import check_learns_from_noise, check_noise
+from common.diffusion.sampling import guidance_size
 from common.errors import InputError, first_line
 from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.method import Method
+from common.runtime.processes import check_shares
+from experiments.dry_run.job_cost import calibration_size
+from experiments.evaluation.evaluate import check_image_size
+from experiments.evaluation.samples import evaluation_scheduler
 from experiments.shared.job import Job
 from experiments.shared.job_id import check_unchanged
 from experiments.shared.settings import Settings
+from experiments.shared.teacher_sound import check_sound
+from experiments.training.cached_latents import check_captions
+from experiments.training.distill_student import feature_pairs, trainer_settings
 
 
 @contextmanager
@@ -38,15 +49,6 @@ def prepare(job: Job) -> None:
 
 def check_parts(job: Job) -> None:
     """InputError for settings, data and teacher that do not fit each other."""
-    import hydra
-
-    from common.diffusion.noise_schedule import check_learns_from_noise
-    from common.diffusion.sampling import guidance_size
-    from common.runtime.processes import check_shares
-    from experiments.evaluation.evaluate import check_image_size
-    from experiments.shared.teacher_sound import check_sound
-    from experiments.training.cached_latents import check_captions
-    from experiments.training.distill_student import feature_pairs, trainer_settings
 
     settings, distill = job.settings, job.settings.distill
     if distill.steps:
@@ -71,9 +73,6 @@ def check_parts(job: Job) -> None:
 
 def check_sampling(settings: Settings, teacher: LatentDiffusion) -> None:
     """InputError where a scheduler cannot be made of evaluation.scheduler, or has fewer steps than are asked for."""
-    from common.diffusion.noise_schedule import check_noise
-    from experiments.evaluation.samples import evaluation_scheduler
-
     evaluation = settings.evaluation
     wanted = {
         "calibration.steps": (teacher.scheduler, [settings.calibration.steps]),
@@ -110,9 +109,6 @@ def check_steps(settings: Settings, method: Method) -> None:
 
 def check_forecast(settings: Settings, teacher: LatentDiffusion, method: Method) -> None:
     """InputError for what the method's forecast finds wrong with this teacher: a k or a ratio out of reach, say."""
-    import torch
-
-    from experiments.dry_run.job_cost import calibration_size
 
     with torch.device("meta"):
         twin = type(teacher.denoiser).from_config(teacher.denoiser.config)

@@ -4,14 +4,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import hydra
 import torch
 from torch import nn
 
+from common.audio.wav import write_sounds
+from common.diffusion.images import upright
 from common.pruning.plan import Plan
 from common.runtime.strict_json import read_json
+from experiments.evaluation.measure_cost import measure_cost
 from experiments.evaluation.models import Models
+from experiments.evaluation.paper_metrics import measure_into
+from experiments.evaluation.samples import SEEDS
+from experiments.job.sparse_student import draw_sparsity, export_sparse, masked_parts
+from experiments.reporting.job_report import draw_samples, draw_scores
+from experiments.reporting.plan_picture import draw_plan
+from experiments.shared.environment import environment
 from experiments.shared.job import Job
 from experiments.shared.row import Row
+from experiments.sweeps.wandb_run import log_result, log_student
+from experiments.training.distance_curve import read_curve
+from experiments.training.train_student import REPORT
 
 
 def result_row(
@@ -20,13 +33,6 @@ def result_row(
     """The row of a job, with costs measured and pictures drawn. images: the first samples by model. found: `models`, metrics
     by model, and `by_steps`.
     """
-    from experiments.evaluation.measure_cost import measure_cost
-    from experiments.evaluation.paper_metrics import measure_into
-    from experiments.job.sparse_student import export_sparse, masked_parts
-    from experiments.shared.environment import environment
-    from experiments.sweeps.wandb_run import log_result, log_student
-    from experiments.training.distance_curve import read_curve
-
     folder, captions, plan, names = job.folder, job.prompts.captions, plans["denoiser"], list(models.by_name())
     with job.stage("measuring"):
         costs = measure_cost(job, models, plans)
@@ -63,12 +69,6 @@ def draw_job(job: Job, plans: dict[str, Plan], masked: dict[str, nn.Module], ima
 
     masked: the networks with masked weights; images: the first samples by model.
     """
-    from common.audio.wav import write_sounds
-    from common.diffusion.images import upright
-    from experiments.job.sparse_student import draw_sparsity
-    from experiments.reporting.job_report import draw_samples, draw_scores
-    from experiments.reporting.plan_picture import draw_plan
-
     folder, teacher = job.folder, job.teacher
     if job.sound is not None:
         write_sounds(folder / "sounds", images, job.sound)
@@ -84,9 +84,6 @@ def draw_job(job: Job, plans: dict[str, Plan], masked: dict[str, nn.Module], ima
 
 def protocol_of(job: Job) -> dict[str, Any]:
     """How the figures of a row were measured."""
-    import hydra
-
-    from experiments.evaluation.samples import SEEDS
 
     return {
         "extractor": hydra.utils.get_class(job.settings.task.features["_target_"]).description,
@@ -98,8 +95,6 @@ def protocol_of(job: Job) -> dict[str, Any]:
 
 def add_training(row: Row, folder: Path) -> None:
     """What the method's callbacks told of the training in `folder`, where they did."""
-    from experiments.training.train_student import REPORT
-
     if (folder / REPORT).is_file():
         row["training"] = read_json(folder / REPORT, f"delete {folder.parent} and run the job again")
         trained = row["training"].get("denoiser", {})

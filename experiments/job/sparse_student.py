@@ -6,9 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
+from common.export.sparse_file import save_sparse
 from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.plan import Plan, has_masks
 from experiments.reporting.figures import plotting, save_figure, short_path
+from l1_diff import sparsity
 
 
 def masked_parts(student: LatentDiffusion, plans: Mapping[str, Plan]) -> dict[str, nn.Module]:
@@ -18,8 +20,6 @@ def masked_parts(student: LatentDiffusion, plans: Mapping[str, Plan]) -> dict[st
 
 def export_sparse(networks: Mapping[str, nn.Module], folder: Path) -> dict[str, int]:
     """Writes <folder>/<part>.safetensors in fp16 (common.load_sparse reads it) and returns "<part>_bytes" of each file."""
-    from common.export.sparse_file import save_sparse
-
     sizes = {}
     for part, network in networks.items():
         path = folder / f"{part}.safetensors"
@@ -30,8 +30,6 @@ def export_sparse(networks: Mapping[str, nn.Module], folder: Path) -> dict[str, 
 
 def draw_sparsity(networks: Mapping[str, nn.Module], plans: Mapping[str, Plan], path: Path) -> None:
     """sparsity.png: the share of zeros of every masked weight, in the order of the network, as planned and as trained."""
-    from l1_diff import sparsity
-
     widest = max(len(plans[part].edits) for part in networks)
     size = (max(8.0, 0.11 * widest), 3.6 * len(networks))
     figure, axes = plotting().subplots(len(networks), 1, figsize=size, squeeze=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from common.data.captions import read_prompts
 from common.errors import InputError
 from common.runtime.seeding import generator_for
 from common.shown_text import spelt_out
@@ -46,8 +47,6 @@ def evaluation_prompts(settings: Settings, data: Any) -> Prompts:
 
 def prompts_of_file(settings: Settings, captioned: bool) -> list[str]:
     """The first evaluation.images prompts of evaluation.prompts; InputError when it has fewer or the task takes none."""
-    from common.data.captions import read_prompts
-
     path, count = settings.evaluation.prompts, settings.evaluation.images
     if not captioned:
         raise InputError(f"evaluation.prompts={path}: task={settings.task.name} takes no captions; give null.")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import hydra
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from common.cost.macs import count_parameters
@@ -64,8 +65,6 @@ def take_equal_weights(network: nn.Module, folder: Path) -> float:
 
     InputError where there are none, or no weights.
     """
-    from safetensors.torch import load_file
-
     path = folder / "diffusion_pytorch_model.safetensors"
     if not path.is_file():
         raise InputError(f"teacher_training.autoencoder.initial={folder}: there is no {path}.")

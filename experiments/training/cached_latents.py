@@ -11,6 +11,7 @@ from common.errors import InputError
 from common.models.latent_diffusion import LatentDiffusion
 from common.runtime.collectives import on_first
 from common.runtime.content import content_name
+from common.runtime.progress import progress_bar
 from common.training.batches import MirroredRows, TensorRows
 from experiments.shared.job import Job
 from experiments.shared.out_of_memory import memory_advice
@@ -75,8 +76,6 @@ def training_rows(job: Job, teacher: LatentDiffusion, folder: Path) -> TensorRow
     What an earlier or another running process has computed is kept. With flip, a batch holds the latents of the mirrored image
     in half of the cases (BK-SDM's random horizontal flip), and the captions' conditions are stored once.
     """
-    from common.runtime.progress import progress_bar
-
     data, settings = job.data("train"), job.settings.training_rows
     check_captions(job.settings.task.name, teacher, data)
     shards = row_shards(job, teacher, folder)

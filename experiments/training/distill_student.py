@@ -17,8 +17,12 @@ from common.errors import InputError
 from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.pruned_unet import REPLACEMENTS
 from common.pruning.pruning_callback import PruningCallback
+from common.runtime.processes import process_count
 from common.training.batches import TensorRows
-from common.training.fit import ExponentialAverage
+from common.training.distillation import DenoiserTraining
+from common.training.fit import ExponentialAverage, fit, parallel_settings
+from common.training.fsdp import gather_into
+from common.training.schedules import scheduler
 from experiments.shared.settings import DistillationSettings, Settings
 
 TRAINING_PRECISIONS = {"32-true": False, "16-mixed": True, "bf16-mixed": True}  # whether matrix products are in half precision
@@ -78,9 +82,6 @@ def trainer_settings(distill: DistillationSettings, device: torch.device, whole:
     whole: each process holds the whole network, whatever the strategy. InputError for devices and nodes, which are as many as
     processes were started, and for a precision that is unknown or that the strategy does not have.
     """
-    from common.runtime.processes import process_count
-    from common.training.fit import parallel_settings
-
     settings = dict(distill.trainer)
     for name in ("devices", "num_nodes"):
         if settings.get(name, 1) not in (1, "1", [0]):
@@ -120,12 +121,6 @@ def distill(
     callbacks: the method's own. watch: makes a callback that looks at the
     student on the way, from the average of its weights or None. loggers: Lightning's, besides the CSV file in `folder`.
     """
-    from common.runtime.processes import process_count
-    from common.training.distillation import DenoiserTraining
-    from common.training.fit import fit
-    from common.training.fsdp import gather_into
-    from common.training.schedules import scheduler
-
     settings = given.distill
     student.train().requires_grad_(True)
     for parameter in unread_parameters(student):  # no gradient reaches them, for which DDP would wait

@@ -10,6 +10,10 @@ import torch
 from torch import nn
 
 from common.training.batches import TensorRows
+from common.training.fit import fit
+from common.training.kl_autoencoder import KLTraining
+from common.training.schedules import scheduler
+from common.training.vq_autoencoder import VQTraining
 from experiments.shared.settings import Settings
 from experiments.training.distill_student import trainer_settings
 
@@ -23,11 +27,6 @@ def finetune_autoencoder(
     normalised anew: they stay where the denoiser knows them. Goes on from the last checkpoint in `folder`.
     callbacks: the method's own (Lightning), as in distill_student.distill.
     """
-    from common.training.fit import fit
-    from common.training.kl_autoencoder import KLTraining
-    from common.training.schedules import scheduler
-    from common.training.vq_autoencoder import VQTraining
-
     settings = given.distill.autoencoder
     autoencoder.train().requires_grad_(True)
     common = (
