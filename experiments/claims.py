@@ -16,9 +16,9 @@ from typing import Any
 from common.errors import InputError
 from common.runtime.files import write_text
 from common.runtime.strict_json import read_json
-from common.shown_text import code_span, markdown_text
-from experiments.reporting.lookup import find
-from experiments.reporting.metric_table import higher_is_better
+from common.shown_text import markdown_text
+from experiments.reporting.lookup import figures_of, find
+from experiments.reporting.metric_table import find_metric, higher_is_better
 from experiments.reporting.paper_table import markdown
 from experiments.reporting.rows import ROWS_FILE, comparable, group_name, read_rows
 from experiments.shared.command_line import one_line_errors
@@ -28,10 +28,20 @@ from experiments.sweeps.result_index import fault_lines, write_index
 CLAIMS = Path(__file__).with_name("claims.yaml")
 SEEDS = "t2i/seeds"  # the rows that show the noise
 LEAST_SEEDS = 3
-PERCENT = ("caption_retrieval", "sparsity_actual", "upward")
-PUBLISH = "publish it anew (experiments.publish)"  # what to do about a damaged file
+TOLD = ("distance", "caption_retrieval", "latent_mse", "time")  # of whose noise the page tells
 HOLDS, FAILS, OPEN, UNKNOWN = "holds", "does not hold", "within the noise", "not measured"
-SHORT = {HOLDS: "hold", FAILS: "do not", OPEN: "within the noise", UNKNOWN: "not measured"}
+PAGE = """# Claims
+
+What the papers claim of large models, looked for in the small ones of this project: other models, data and
+metrics, so that only the direction of a claim can be compared. *distance* is a Fréchet distance over the
+features that the result pages name, never FID. Values stand from the one that should be best to the worst. A
+difference counts that is larger than between {seeds} ({job}), for a trained student: {margins}.
+
+{faults}
+{table}
+
+`python -m experiments.claims experiments/results` writes this page from the rows (experiments/claims.yaml).
+"""
 
 
 def read_claims() -> list[dict[str, Any]]:
@@ -48,8 +58,6 @@ def relative(a: float, b: float) -> float:
 
 def noise(rows: Sequence[Row], metric: str, model: str = "student") -> float:
     """The largest relative difference between two of the rows; 0 for what seeds do not change, as the number of zeros."""
-    from experiments.reporting.lookup import figures_of
-
     values = [figures_of(row, {"model": model}).get(metric) for row in rows]
     known = [value for value in values if value is not None and math.isfinite(value)]
     return abs(relative(min(known), max(known))) if known else 0.0
@@ -82,23 +90,23 @@ class Evidence:
         """The figure that a selector means; None where it was not measured."""
         if "path" in selector:
             path = self.folder / claim["file"]
-            value: Any = read_json(path, PUBLISH) if path.is_file() else {}
+            value: Any = read_json(path, "publish it anew (experiments.publish)") if path.is_file() else {}
             for part in selector["path"].split("."):
                 value = value.get(part) if isinstance(value, dict) else None
         else:
             value = (find(rows, selector) or {}).get(metric)
         return None if value is None or not math.isfinite(value) else value
 
-    def command(self, experiment: str) -> str:
-        """The command whose rows lie in a folder of the results."""
-        path = self.folder / experiment / "sweep.json"
-        return read_json(path, PUBLISH, ("command",))["command"] if path.is_file() else ""
+    def margin(self, selectors: Sequence[Mapping[str, Any]], metric: str) -> float:
+        """By how much seeds alone change the figures that the selectors mean; the teacher is the same under all of them."""
+        models = {selector.get("model", "student") for selector in selectors if "path" not in selector} - {"teacher"}
+        return max((noise(self.seeds, metric, model) for model in models), default=0.0)
 
 
 def cases(check: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], list[Mapping[str, Any]]]]:
     """Each single comparison that a check stands for: metric, what its selectors share, and those."""
     metrics = check.get("metric", "distance")
-    given = check["order"] if "order" in check else [check["value"], *([check["against"]] if "against" in check else [])]
+    given = check["order"] if "order" in check else [check[name] for name in ("value", "against") if name in check]
     for metric in metrics if isinstance(metrics, list) else [metrics]:
         for shared in check.get("each", [{}]):
             yield metric, shared, given
@@ -109,21 +117,14 @@ def with_shared(shared: Mapping[str, Any], selector: Mapping[str, Any]) -> Mappi
     return selector if selector.get("model") == "teacher" else {**shared, **selector}
 
 
-def selector_words(selector: Mapping[str, Any]) -> str:
+def in_words(selector: Mapping[str, Any]) -> str:
     """A selector as a reader needs it: {"method": "magnitude", "method.ratio": 0.5} becomes "magnitude, ratio 0.5"."""
-    words = []
-    for name, value in selector.items():
-        short = name.rpartition(".")[2]
-        is_word = isinstance(value, str) and name != "path"
-        words.append(value.rpartition(".")[2] if is_word else str(value) if name == "path" else f"{short} {value:g}")
-    return ", ".join(words)
-
-
-def number(value: float, metric: str) -> str:
-    """A figure in few digits."""
-    if metric in PERCENT:
-        return f"{100 * value:.1f} %"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    if "path" in selector:
+        return selector["path"]
+    short = {name.rpartition(".")[2]: value for name, value in selector.items()}
+    return ", ".join(
+        value.rpartition(".")[2] if isinstance(value, str) else f"{name} {value:g}" for name, value in short.items()
+    )
 
 
 def verdict(check: Mapping[str, Any], values: Sequence[float], metric: str, margin: float) -> str:
@@ -145,70 +146,44 @@ def verdict(check: Mapping[str, Any], values: Sequence[float], metric: str, marg
 
 def check_claim(claim: Mapping[str, Any], evidence: Evidence) -> tuple[list[str], list[str]]:
     """What was measured, a text for each comparison, and the verdict of each."""
-    rows = evidence.rows(claim)
-    texts, verdicts = [], []
+    rows, texts, verdicts = evidence.rows(claim), [], []
     for check in claim["checks"]:
         for metric, shared, given in cases(check):
             selectors = [with_shared(shared, selector) for selector in given]
             values = [evidence.value(claim, rows, selector, metric) for selector in selectors]
-            if any(value is None for value in values):
+            if None in values:
                 verdicts.append(UNKNOWN)
                 continue
-            students = [selector for selector in selectors if selector.get("model") != "teacher" and "path" not in selector]
-            models = [selector.get("model", "student") for selector in students]
-            margin = check.get("margin", max((noise(evidence.seeds, metric, model) for model in models), default=0.0))
-            found = verdict(check, values, metric, margin)
-            told = "; ".join(
-                f"{selector_words(selector)} **{number(value, metric)}**".strip()
-                for selector, value in zip(given, values, strict=True)
-            )
-            about = (
-                "" if "path" in given[0] else f"{metric.replace('_', ' ')}{f', {selector_words(shared)}' if shared else ''}: "
-            )
-            texts.append(f"{about}{told}{'' if found == HOLDS else f' ({found})'}")
-            verdicts.append(found)
+            verdicts.append(verdict(check, values, metric, check.get("margin", evidence.margin(selectors, metric))))
+            form = find_metric(metric).form
+            of = ", ".join(filter(None, (metric.replace("_", " "), in_words(shared))))
+            told = [f"{in_words(each)} **{form.format(value)}**".strip() for each, value in zip(given, values, strict=True)]
+            ending = "" if verdicts[-1] == HOLDS else f" ({verdicts[-1]})"
+            texts.append(f"{'' if 'path' in given[0] else f'{of}: '}{'; '.join(told)}{ending}")
     return texts, verdicts
 
 
 def summary(verdicts: Sequence[str]) -> str:
     """One verdict where all comparisons agree, else how many of each."""
     kinds = [kind for kind in (HOLDS, FAILS, OPEN, UNKNOWN) if kind in verdicts]
-    return kinds[0] if len(kinds) == 1 else ", ".join(f"{verdicts.count(kind)} {SHORT[kind]}" for kind in kinds)
+    return kinds[0] if len(kinds) == 1 else ", ".join(f"{verdicts.count(kind)} {kind}" for kind in kinds)
 
 
 def page(claims: Sequence[Mapping[str, Any]], found: Sequence[tuple[list[str], list[str]]], evidence: Evidence) -> str:
     """The page of the claims, in Markdown; found: what check_claim says of each."""
-    lines, commands = [], {}
+    lines = []
     for place, (claim, (texts, verdicts)) in enumerate(zip(claims, found, strict=True), 1):
         names = claim.get("experiments", [str(Path(claim["file"]).parent)] if "file" in claim else [])
-        commands |= {name: evidence.command(name) for name in names}
         links = ", ".join(f"[{name}]({name}/README.md)" for name in names)
         lines.append([str(place), claim["claim"], claim["published"], "<br>".join(texts), f"**{summary(verdicts)}**", links])
-    margins = ", ".join(
-        f"{metric.replace('_', ' ')} {100 * noise(evidence.seeds, metric):.1f} %"
-        for metric in ("distance", "caption_retrieval", "latent_mse", "time")
-    )
-    seeds = markdown_text(group_name(evidence.seeds[0]).replace(f", seed {evidence.seeds[0]['settings']['seed']}", ""))
-    return "\n".join(
-        [
-            "# Claims",
-            "",
-            "What the papers claim of large models, looked for in the small ones of this project: other models, data and",
-            "metrics, so that only the direction of a claim can be compared. *distance* is a Fréchet distance over the",
-            "features that the result pages name, never FID. Values stand from the one that should be best to the worst. A",
-            f"difference counts that is larger than between {len(evidence.seeds)} seeds of one job ({seeds}), for a trained",
-            f"student: {margins} ({code_span(evidence.command(SEEDS))}).",
-            "",
-            *fault_lines(evidence.folder),
-            markdown(["", "claim", "published", "measured here", "verdict", "rows"], lines, words=6),
-            "",
-            "The commands:",
-            "",
-            *(f"- {name}: {code_span(command)}" for name, command in sorted(commands.items())),
-            "",
-            "`python -m experiments.claims experiments/results` writes this page from the rows (experiments/claims.yaml).",
-            "",
-        ]
+    first = evidence.seeds[0]
+    margins = ", ".join(f"{name.replace('_', ' ')} {100 * noise(evidence.seeds, name):.1f} %" for name in TOLD)
+    return PAGE.format(
+        seeds=f"[{len(evidence.seeds)} seeds of one job]({SEEDS}/README.md)",
+        job=markdown_text(group_name(first).replace(f", seed {first['settings']['seed']}", "")),
+        margins=margins,
+        faults="\n".join(fault_lines(evidence.folder)),
+        table=markdown(["", "claim", "published", "measured here", "verdict", "rows"], lines, words=6),
     )
 
 

@@ -42,8 +42,8 @@ def test_the_order_of_two_values_and_the_noise():
     assert verdict(between, [1.0, 0.0], "distance", 0.0) == FAILS
     below = {"value": {}, "from": float("-inf"), "to": 1, "margin": 0.02}
     assert [verdict(below, [a, 0.9], "within", 0.02) for a in (-0.1, 0.85, 0.89, 0.95)] == [HOLDS, HOLDS, OPEN, FAILS]
-    assert summary([HOLDS, HOLDS]) == HOLDS and summary([HOLDS, FAILS]) == "1 hold, 1 do not"
-    assert summary([HOLDS, UNKNOWN]) == "1 hold, 1 not measured"
+    assert summary([HOLDS, HOLDS]) == HOLDS and summary([HOLDS, FAILS]) == "1 holds, 1 does not hold"
+    assert summary([HOLDS, UNKNOWN]) == "1 holds, 1 not measured"
 
 
 def test_noise_is_what_seeds_differ_by(results):
