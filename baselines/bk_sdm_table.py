@@ -12,9 +12,9 @@ Every kept weight is copied from the teacher; nothing is new. The same table is 
 
 from typing import Any, Literal, get_args
 
-from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
+from common.diffusion.module_kinds import is_kind
 from common.errors import InputError
 from common.pruning.plan import Edit, Plan, own_settings
 
@@ -26,7 +26,7 @@ def check_topology(unet: nn.Module, variant: str) -> None:
     """InputError saying what is missing when the table of `variant` does not fit `unet`."""
     if variant not in VARIANTS:
         raise InputError(f"method.variant={variant!r} is none of {', '.join(VARIANTS)}.")
-    if not isinstance(unet, UNet2DConditionModel | UNet2DModel):
+    if not is_kind(unet, "UNet2DConditionModel", "UNet2DModel"):
         raise InputError(f"BK-SDM fits UNet2DConditionModel and UNet2DModel, not a {type(unet).__name__}.")
     config = own_settings(unet)
     pairs = config["layers_per_block"]
@@ -39,7 +39,7 @@ def check_topology(unet: nn.Module, variant: str) -> None:
         raise InputError("BK-SDM needs at least two levels; this U-Net lacks level 'down_blocks.1'.")
     if variant != "base" and unet.mid_block is None:
         raise InputError(f"BK-SDM-{variant} removes the middle block; this U-Net has no level 'mid_block'.")
-    plain = isinstance(unet, UNet2DModel) or config["down_block_types"][-1] == "DownBlock2D"
+    plain = is_kind(unet, "UNet2DModel") or config["down_block_types"][-1] == "DownBlock2D"
     if variant == "tiny" and (levels < 4 or not plain):
         raise InputError(
             "BK-SDM-tiny removes an innermost stage without attention (DownBlock2D) below three others; this U-Net has "

@@ -28,7 +28,7 @@ def seconds_of_plain_steps(
     import torch
     from torch.nn import functional as F
 
-    from common.training.distillation import FeatureHooks
+    from common.training.features import FeatureHooks
 
     optimizer = torch.optim.AdamW(student.parameters(), lr=5e-5, weight_decay=0.01)
     hooks = FeatureHooks(student, [pair[0] for pair in pairs]), FeatureHooks(teacher, [pair[1] for pair in pairs])

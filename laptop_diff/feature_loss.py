@@ -18,7 +18,7 @@ from torch import nn
 from common.errors import InputError
 from common.runtime.collectives import mean_over_processes
 from common.settings import Decay
-from common.training.distillation import Features, squared_feature_losses
+from common.training.features import Features, squared_feature_losses
 
 Variant = Literal["inv_l2", "inv_l2_sq", "rel_to_max", "rel_to_mean"]
 VARIANTS = get_args(Variant)

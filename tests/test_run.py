@@ -156,6 +156,18 @@ def test_a_job_in_python(tiny_teacher_folder, tmp_path, monkeypatch):
     assert any(not torch.equal(weight, scope["pruned"].denoiser.state_dict()[name]) for name, weight in weights.items())
 
 
+@pytest.mark.parametrize("override", ["method.k=x", "evaluation.steps=0", "distill.optimizer.lr=x", "task.data.limit=x"])
+def test_a_bad_setting_is_told_without_loading_diffusers(override):
+    """To import it takes longer than a person wants to wait for a line about a typing mistake."""
+    script = (
+        f"import runpy, sys\nsys.argv = ['run.py', {override!r}]\n"
+        "try:\n    runpy.run_path('run.py', run_name='__main__')\nexcept SystemExit as end:\n    assert end.code == 2\n"
+        "assert not {'diffusers', 'lightning', 'transformers'}.intersection(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and override.partition("=")[0] in done.stderr, done.stderr
+
+
 def test_help_answers_without_loading_torch():
     script = (
         "import runpy, sys\nsys.argv = ['run.py', '--help']\nrunpy.run_path('run.py', run_name='__main__')\n"

@@ -7,7 +7,7 @@ import torch
 
 from common.audio.spectrogram import Spectrogram
 from common.data.music import Clips
-from common.data.splits import check_limit, evenly_spaced, files_of_split, tell
+from common.data.splits import evenly_spaced, files_of_split, tell
 from common.errors import InputError
 from common.runtime.content import while_unchanged
 from common.runtime.progress import progress_bar
@@ -26,7 +26,6 @@ def load_audio_folder(folder: str | Path | None, split: str, limit: AtLeastOne |
     What was resampled, mixed to one channel, skipped or left out is told in a line on standard error. InputError for a
     folder that does not exist, and for one without any clip.
     """
-    check_limit(limit, "clip")
     files, total = files_of_split(folder, split, ENDINGS, "recording")
     images, pieces = read_recordings(Path(folder), tuple(files), sound, f"reading {split} recordings")
     if not pieces:

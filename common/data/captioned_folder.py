@@ -3,13 +3,12 @@
 from pathlib import Path
 
 from common.data.captions import read_metadata
-from common.data.lazy_images import Interpolation, check_size
+from common.data.lazy_images import Interpolation
 from common.data.source_images import captioned_images
 from common.data.splits import (
     CaptionedImages,
     Files,
     check_count,
-    check_limit,
     evenly_spaced,
     folder_of_split,
     split_rows,
@@ -39,8 +38,6 @@ def load_captioned_folder(
     file is missing or cannot be read are skipped; these, captions that are empty, and another number of rows than `expected`
     in `folder` are each told in one line on standard error. InputError for a folder without metadata or without any image.
     """
-    check_limit(limit, "image")
-    check_size(size, width, interpolation)
     where, own = folder_of_split(folder, test_folder, split, "captioned image")
     names, captions = read_metadata(where, caption_column)
     if own:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.data.splits import Images, check_limit, evenly_spaced, read_picture, read_split_index
+from common.data.splits import Images, evenly_spaced, read_picture, read_split_index
 from common.errors import InputError
 from common.settings import AtLeastOne
 
@@ -18,7 +18,6 @@ def load_earth(folder: str | Path, split: str, limit: AtLeastOne | None = None, 
     mirrored: the training tiles a second time, east and west exchanged. `folder`: absolute, or relative to the working
     directory or the project.
     """
-    check_limit(limit, "tile")
     folder, document = read_split_index(folder, *BUILT, ("tile", "picture", "splits"))
     if not document["splits"].get(split):
         raise InputError(f"{folder} holds no tile of split={split!r}; the splits are 'train' and 'test'.")

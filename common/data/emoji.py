@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.data.splits import CaptionedImages, check_limit, evenly_spaced, read_picture, read_split_index
+from common.data.splits import CaptionedImages, evenly_spaced, read_picture, read_split_index
 from common.errors import InputError
 from common.settings import AtLeastOne
 
@@ -19,7 +19,6 @@ def load_emoji(
 
     `folder`: absolute, or relative to the working directory or the project.
     """
-    check_limit(limit, "name")
     folder, document = read_split_index(folder, *BUILT, ("tile", "columns", "styles", "entries"))
     known = sorted({entry["category"] for entry in document["entries"]})
     for category in set(without).difference(known):

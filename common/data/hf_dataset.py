@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from common.data.captions import caption_of
-from common.data.lazy_images import Interpolation, check_size
+from common.data.lazy_images import Interpolation
 from common.data.source_images import captioned_images, readable_images
-from common.data.splits import CaptionedImages, Images, check_count, check_limit, evenly_spaced, split_rows
+from common.data.splits import CaptionedImages, Images, check_count, evenly_spaced, split_rows
 from common.errors import InputError, first_line
 from common.runtime.content import content_name, located, path_content, while_unchanged
 from common.runtime.regular_files import read_regular
@@ -62,8 +62,6 @@ def load_hub_dataset(
     is held out. Rows whose image cannot be read are skipped; these, empty captions, and another number of rows of
     `train_split` than `expected` are each told in one line. InputError when the library is missing, or what was asked for.
     """
-    check_limit(limit, "image")
-    check_size(size, width, interpolation)
     if split not in ("train", "test"):
         raise InputError(f"{path} holds no image of split={split!r}; the splits are 'train' and 'test'.")
     own = train_split if split == "train" or test_split is None else test_split

@@ -4,8 +4,8 @@ from functools import partial
 from pathlib import Path
 
 from common.data.image_check import readable
-from common.data.lazy_images import LazyImages, check_size, middle_square
-from common.data.splits import Files, Images, check_count, check_limit, evenly_spaced, files_of_split
+from common.data.lazy_images import LazyImages, middle_square
+from common.data.splits import Files, Images, check_count, evenly_spaced, files_of_split
 from common.errors import InputError
 from common.runtime.content import while_unchanged
 from common.settings import AtLeastOne, Count, ImageSize
@@ -28,9 +28,7 @@ def load_image_folder(
     are skipped and told in one line on standard error, and so is another number of files than `expected`. InputError for a
     folder that does not exist, and for one without any image.
     """
-    check_limit(limit, "image")
     files, total = files_of_split(folder, split, ENDINGS, "image")
-    check_size(size, width)
     check_count(folder, total, expected, "image")
     wanted = evenly_spaced(files, limit)
     source = Files(folder, [str(path.relative_to(folder)) for path in wanted])

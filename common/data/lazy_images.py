@@ -69,15 +69,6 @@ def resized_and_cropped(picture: Image.Image, size: int, interpolation: str, wid
     return picture.resize(wanted, INTERPOLATIONS[interpolation], box=inside)
 
 
-def check_size(size: int, width: int | None, interpolation: str | None = None) -> None:
-    """InputError for images of less than 8 pixels and for an unknown interpolation."""
-    for name, value in (("size", size), ("width", width)):
-        if value is not None and value < 8:
-            raise InputError(f"task.data.{name}={value}: at least 8 pixels are needed.")
-    if interpolation is not None and interpolation not in INTERPOLATIONS:
-        raise InputError(f"task.data.interpolation={interpolation!r} is none of {', '.join(INTERPOLATIONS)}.")
-
-
 class LazyImages:
     """Stands in for a uint8 tensor (count, 3, size, width): an index reads, decodes and crops the images that it names.
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from common.audio.spectrogram import Spectrogram
-from common.data.splits import check_limit, evenly_spaced, read_picture, read_split_index
+from common.data.splits import evenly_spaced, read_picture, read_split_index
 from common.errors import InputError
 from common.settings import AtLeastOne
 
@@ -32,7 +32,6 @@ def load_music(folder: str | Path, split: str, limit: AtLeastOne | None = None, 
     sound: what the spectrograms must have been made with, where that matters; InputError for others.
     `folder`: absolute, or relative to the working directory or the project.
     """
-    check_limit(limit, "clip")
     keys = ("columns", "picture", "spectrogram", "entries")
     folder, document = read_split_index(folder, *BUILT, keys)
     columns = document["columns"]

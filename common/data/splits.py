@@ -1,6 +1,5 @@
 """What the loaders of data sets share: a folder with index.json or of a person's files, splits, and evenly spaced limits."""
 
-import json
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from common.errors import InputError
 from common.runtime.content import check_stamp, content_name, file_digests, located, stamp_of, while_unchanged
 from common.runtime.processes import is_first
 from common.runtime.regular_files import files_below, read_regular
+from common.runtime.strict_json import read_json
 from common.shown_text import spelt_out
 
 Entry = TypeVar("Entry")
@@ -76,14 +76,7 @@ def read_split_index(folder: str | Path, what: str, builder: str, keys: Sequence
     folder = located(folder) or Path(folder)
     if not (folder / "index.json").is_file():
         raise InputError(f"{folder} has no index.json; build the {what} data with {builder}.")
-    try:
-        document = json.loads((folder / "index.json").read_text())
-    except ValueError as error:  # not JSON, or not text
-        raise InputError(f"{folder / 'index.json'} is damaged ({error}); build it anew.") from error
-    absent = [key for key in keys if not isinstance(document, dict) or key not in document]
-    if absent:
-        raise InputError(f"{folder / 'index.json'} is damaged (it lacks {', '.join(absent)}); build it anew.")
-    return folder, document
+    return folder, read_json(folder / "index.json", "build it anew", keys)
 
 
 @while_unchanged  # a job asks for its data several times
@@ -152,12 +145,6 @@ def check_count(folder: str | Path, count: int, expected: int | None, what: str)
     """One line on standard error when a published data set does not have the size that it is known to have."""
     if expected is not None and count != expected:
         print(f"{folder}: {count:,} {what}s, and {expected:,} are expected of this data set", file=sys.stderr)
-
-
-def check_limit(limit: int | None, what: str) -> None:
-    """InputError for a limit below one."""
-    if limit is not None and limit < 1:
-        raise InputError(f"task.data.limit={limit}: at least 1 {what} is needed.")
 
 
 def evenly_spaced(entries: Sequence[Entry], limit: int | None) -> Sequence[Entry]:

@@ -14,12 +14,11 @@ from typing import Any
 
 from common.data.captions import caption_of
 from common.data.image_folder import ENDINGS
-from common.data.lazy_images import Interpolation, check_size
+from common.data.lazy_images import Interpolation
 from common.data.source_images import captioned_images
 from common.data.splits import (
     CaptionedImages,
     check_count,
-    check_limit,
     evenly_spaced,
     folder_of_split,
     split_rows,
@@ -79,8 +78,6 @@ def load_tar_folder(
     captions, damaged tar files, and another number of samples than `expected` are each told in one line on standard error.
     InputError for a folder without tar files or without any image.
     """
-    check_limit(limit, "image")
-    check_size(size, width, interpolation)
     where, own = folder_of_split(folder, test_folder, split, ".tar file")
     samples = list_samples(where, caption_key)
     if own:

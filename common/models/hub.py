@@ -85,13 +85,10 @@ def download(name: str, revision: str | None, setting: str) -> Path:
             raise InputError(f"The hub repository {name!r} has no model_index.json: it is not a diffusers pipeline.")
         return wanted_files(names)
 
-    def settings(names: list[str]) -> list[str]:
-        return [each for each in wanted(names) if weight_format(PurePosixPath(each).name) is None]
+    def check(folder: Path) -> None:
+        check_pipeline_settings(folder, read_json(folder / "model_index.json"))
 
-    instead = f"{setting}=<folder>"
-    folder = snapshot(name, revision, settings, "model_index.json", instead, what=f"the settings of {name}")
-    check_pipeline_settings(folder, read_json(folder / "model_index.json"))
-    return snapshot(name, revision, wanted, "model_index.json", instead)
+    return snapshot(name, revision, wanted, "model_index.json", f"{setting}=<folder>", check=check)
 
 
 def snapshot(
@@ -101,10 +98,12 @@ def snapshot(
     marker: str,
     instead: str,
     what: str | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> Path:
     """The folder of a hub repository's snapshot in the hub's own cache; what is there already is not loaded again.
 
-    wanted: which of its files are loaded; `what` they are, in the progress. Without a connection, which is noticed at once, a
+    wanted: which of its files are loaded; `what` they are, in the progress. check: looks at the settings among them before any
+    weights are loaded. Without a connection, which is noticed at once, a
     snapshot in the cache is taken that has the file `marker`; what it may lack, loading the parts will tell. InputError in one
     line, with what to give `instead`, for a repository that is gated or absent, for an absent revision, and for a hub out of
     reach.
@@ -122,6 +121,10 @@ def snapshot(
     try:
         listed = HfApi().model_info(name, revision=revision).siblings  # list_repo_files waits long for a hub out of reach
         found = wanted([file.rfilename for file in listed])
+        if check is not None:
+            settings = [each for each in found if weight_format(PurePosixPath(each).name) is None]
+            with under_way(f"loading the settings of {name} from the hub"):
+                check(Path(snapshot_download(name, revision=revision, allow_patterns=settings)))
         with under_way(f"loading {what or name} from the hub"):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=found))
         if COMMITS.get((name, revision, "model"), folder.name) != folder.name:

@@ -12,7 +12,7 @@ from torch import nn
 from common.audio.spectrogram import Spectrogram
 from common.diffusion.images import to_uint8
 from common.diffusion.latents import encode_images, scale_latents, unscale_latents
-from common.diffusion.sampling import Conditions, describe_scheduler
+from common.diffusion.sampling import Conditions, describe_scheduler, sample_latents
 from common.diffusion.text_encoding import encode_text, size_conditions
 
 PIXELS_AT_ONCE = 2**22  # through an autoencoder: 16 images of 512 x 512, or 4 of 1024 x 1024
@@ -97,6 +97,15 @@ class LatentDiffusion:
         if self.zeros_for_empty:
             conditions |= {name: torch.zeros_like(value) for name, value in conditions.items() if name != "time_ids"}
         return conditions
+
+    def sample(
+        self, seeds: list[int], captions: list[str], steps: int, guidance_scale: float, batch_size: int = 64, **options: Any
+    ) -> torch.Tensor:
+        """Final latents (len(seeds), *latent_shape) on the CPU, one of each seed and caption; options: of sample_latents."""
+        model = (self.denoiser, options.pop("scheduler", self.scheduler), self.latent_shape)
+        with torch.autocast(self.device.type, enabled=False):  # captions are read in float32 whatever the denoiser computes in
+            conditions = (self.encode_captions(captions), self.null_condition())
+        return sample_latents(*model, seeds, *conditions, steps, guidance_scale, batch_size, **options)
 
     @torch.no_grad()
     def encode_images(self, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:

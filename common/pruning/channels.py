@@ -20,12 +20,10 @@ from fnmatch import fnmatch
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from common.cost.macs import probe_inputs
+from common.diffusion.module_kinds import ATTENTION, SAMPLERS, is_kind
 from common.diffusion.sampling import denoiser_arguments, predict
 from common.errors import InputError, check_share, first_line
 from common.pruning.plan import Edit
@@ -33,7 +31,6 @@ from common.pruning.plan import Edit
 # torch-pruning's group of all channels that go together, the path of its first layer -> (channels,); None: leave it alone
 Importance = Callable[[Any, str], torch.Tensor | None]
 RESIZABLE = (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm)
-SAMPLERS = (Downsample2D, Upsample2D)
 Rounding = Literal["down", "up"]
 
 
@@ -76,7 +73,7 @@ def prune_channels(
     parts = _parts(unet)
     names = {module: name for name, module in unet.named_modules()}
     graph = _dependency_graph(unet)
-    widths = {name: module.channels for name, module in unet.named_modules() if isinstance(module, SAMPLERS)}
+    widths = {name: module.channels for name, module in unet.named_modules() if is_kind(module, *SAMPLERS)}
     scores: dict[str, float] = {}
     counts: dict[str, tuple[int, int]] = {}
     decided: list[tuple[Any, list[int]]] = []  # all before the first removal: indices and weights are of the whole network
@@ -137,9 +134,9 @@ def _ignored(unet: nn.Module, exclude: Sequence[str]) -> list[nn.Module]:
 def _parts(unet: nn.Module) -> dict[nn.Module, int]:
     """Into how many equal parts the channels of a module fall: groups of norms, heads of queries, keys and values."""
     parts: dict[nn.Module, int] = {module: module.num_groups for module in unet.modules() if isinstance(module, nn.GroupNorm)}
-    for module in unet.modules():
-        if isinstance(module, Attention):
-            parts |= dict.fromkeys((module.to_q, module.to_k, module.to_v), module.heads)
+    attentions: list[Any] = [module for module in unet.modules() if is_kind(module, ATTENTION)]
+    for attention in attentions:
+        parts |= dict.fromkeys((attention.to_q, attention.to_k, attention.to_v), attention.heads)
     return parts
 
 
@@ -195,10 +192,10 @@ def _least_important(values: torch.Tensor, parts: int, ratio: float, rounding: R
 def _tell_samplers(unet: nn.Module) -> None:
     """Gives up- and downsamplers the width they check their input for, in a forward pass that also proves the sizes fit."""
 
-    def take_width(module: Downsample2D | Upsample2D, arguments: tuple[torch.Tensor, ...]) -> None:
+    def take_width(module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
         module.channels = arguments[0].shape[1]
 
-    handles = [module.register_forward_pre_hook(take_width) for module in unet.modules() if isinstance(module, SAMPLERS)]
+    handles = [module.register_forward_pre_hook(take_width) for module in unet.modules() if is_kind(module, *SAMPLERS)]
     arguments, conditions = probe_inputs(unet)
     try:
         predict(unet, *arguments, conditions)
@@ -213,4 +210,4 @@ def _sizes(module: Any) -> dict[str, int]:
     """The numbers that the "resize" of a module needs (common/pruning/pruned_unet.py)."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         return {"in": module.weight.shape[1], "out": module.weight.shape[0]}
-    return {"channels": module.channels if isinstance(module, SAMPLERS) else len(module.weight)}
+    return {"channels": module.channels if is_kind(module, *SAMPLERS) else len(module.weight)}

@@ -7,23 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 from zlib import crc32
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock, FeedForward
-from diffusers.models.attention_processor import ADDED_KV_ATTENTION_PROCESSORS, Attention
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from common.cost.macs import count_parameters, site_costs
+from common.diffusion.module_kinds import ATTENTION, FEED_FORWARD, RESNET, TRANSFORMER, TRANSFORMER_BLOCK, is_kind
 from common.errors import InputError
 from common.pruning.plan import Edit
 from common.runtime.seeding import generator_for
 
 Granularity = Literal["transformer", "transformer_block"]
-GRANULARITIES = {"transformer": Transformer2DModel, "transformer_block": BasicTransformerBlock}
+GRANULARITIES = {"transformer": TRANSFORMER, "transformer_block": TRANSFORMER_BLOCK}
 WidthChanging = Literal["shortcut", "keep"]
 WIDTH_CHANGING = get_args(WidthChanging)
 BLOCKS = ("down_blocks", "mid_block", "up_blocks")
@@ -41,21 +38,23 @@ class Layer:
     parameters: int
 
 
-def removal(module: nn.Module) -> str:
+def removal(module: Any) -> str:
     """The operation (common.pruning.pruned_unet) that removes what `module` computes and keeps what would pass it by.
 
     "identity" where the module adds its input to what it computes, "shortcut" where it also divides the sum, or has a
     convolution on that way; "zero" for attention and feed-forward to which the module around them adds the input.
     """
-    if isinstance(module, ResnetBlock2D):
+    if is_kind(module, RESNET):
         return "identity" if module.conv_shortcut is None and module.output_scale_factor == 1 else "shortcut"
-    if isinstance(module, Attention):
+    if is_kind(module, ATTENTION):
+        from diffusers.models.attention_processor import ADDED_KV_ATTENTION_PROCESSORS
+
         if isinstance(module.processor, ADDED_KV_ATTENTION_PROCESSORS):
             return "identity"  # these add the input whatever residual_connection says, and divide by nothing
         if module.residual_connection:
             return "identity" if module.rescale_output_factor == 1 else "shortcut"
         return "zero"
-    return "zero" if isinstance(module, FeedForward) else "identity"
+    return "zero" if is_kind(module, FEED_FORWARD) else "identity"
 
 
 def list_layers(
@@ -90,18 +89,18 @@ def list_layers(
     return [layer for layer in layers if not any(fnmatch(layer.site, pattern) for pattern in exclude)]
 
 
-def _layer(site: str, module: nn.Module, transformer: type, width_changing: str) -> Layer | None:
+def _layer(site: str, module: Any, transformer: str, width_changing: str) -> Layer | None:
     parameters = count_parameters(module)
-    if isinstance(module, ResnetBlock2D):
+    if is_kind(module, RESNET):
         if module.up or module.down:
             return None  # a sampler in the form of a ResNet block
         if module.in_channels != module.out_channels and width_changing == "keep":
             return None
         kept = 0 if module.conv_shortcut is None else count_parameters(module.conv_shortcut)
         return Layer(site, "resnet", Edit(site, removal(module)), parameters - kept)
-    if isinstance(module, transformer):
+    if is_kind(module, transformer):
         return Layer(site, "transformer", Edit(site, "identity"), parameters)
-    if isinstance(module, Attention) and site.rpartition(".")[0].endswith("attentions"):
+    if is_kind(module, ATTENTION) and site.rpartition(".")[0].endswith("attentions"):
         return Layer(site, "attention", Edit(site, removal(module)), parameters)  # UNet2DModel: the residual is inside
     return None
 

@@ -11,16 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
+from common.diffusion.module_kinds import ATTENTION, RESNET, SAMPLERS, TRANSFORMER, is_kind
 from common.diffusion.sampling import Conditions, predict
 from common.pruning.plan import Edit, load_replacement
-from common.pruning.pruned_unet import set_module
 from common.runtime.collectives import shared_out
 
 
@@ -91,14 +86,14 @@ def edited_copies(
     try:
         for site in sorted(by_site, key=lambda site: -site.count(".")):  # the deepest first: paths stay valid
             originals.append((site, network.get_submodule(site)))
-            set_module(network, site, Branch(originals[-1][1], by_site[site], copies[site], groups))
+            network.set_submodule(site, Branch(originals[-1][1], by_site[site], copies[site], groups))
         yield network
     finally:
         for site, module in reversed(originals):
-            set_module(network, site, module)
+            network.set_submodule(site, module)
 
 
-SHARED_PREFIX_MODULES = (ResnetBlock2D, Transformer2DModel, Downsample2D, Upsample2D, Attention)
+SHARED_PREFIX_MODULES = (RESNET, TRANSFORMER, ATTENTION, *SAMPLERS)
 
 
 class PrefixCache:
@@ -114,7 +109,7 @@ class PrefixCache:
         inside: tuple[str, ...] = ()
         handles = []
         for name, module in self.network.named_modules():
-            if isinstance(module, SHARED_PREFIX_MODULES) and not (inside and name.startswith(inside)):
+            if is_kind(module, *SHARED_PREFIX_MODULES) and not (inside and name.startswith(inside)):
                 inside = (*inside, f"{name}.")
                 handles.append(module.register_forward_hook(self._keep(name)))
         try:
@@ -152,11 +147,11 @@ class PrefixCache:
                     break
                 module = self.network.get_submodule(name)
                 replaced.append((name, module))
-                set_module(self.network, name, Replay(module, self.outputs[name], len(positions), computing))
+                self.network.set_submodule(name, Replay(module, self.outputs[name], len(positions), computing))
             yield
         finally:
             for name, module in replaced:
-                set_module(self.network, name, module)
+                self.network.set_submodule(name, module)
 
 
 @torch.no_grad()

@@ -123,29 +123,8 @@ def print_distillation(job: JobCost, gpu: Gpu) -> None:
         print(f"fits into {job.settings.gpu} ({gpu.memory:.0f} GiB), {told} gradient checkpointing")
     else:
         print(f"does not fit into {job.settings.gpu} ({gpu.memory:.0f} GiB)")
-        print(textwrap.fill(suggestion(job, gpu, sum(fixed.values())), WIDTH, break_on_hyphens=False))
-
-
-def suggestion(job: JobCost, gpu: Gpu, fixed: int) -> str:
-    """The settings nearest to those of the job whose step fits, or what is the matter when none does."""
-    settings = job.settings.distill
-    mixed = TRAINING_PRECISIONS[settings.trainer["precision"]]
-    free = (gpu.memory - RESERVE) * GIB - fixed
-    half = "bf16-mixed" if gpu.bfloat16 else "16-mixed"
-    first = job.activations(1, True, True)
-    if first > free:
-        return "not even one sample does; another GPU, or a smaller student, is needed"
-    batch = settings.batch_size
-    if batch > 1:
-        by_sample = (job.activations(batch, True, True) - first) / (batch - 1)
-        while batch > 1 and first + (batch - 1) * by_sample > free:
-            batch = -(-batch // 2)
-    given = [] if mixed else [f"distill.trainer.precision={half}"]
-    given += [] if settings.gradient_checkpointing else ["distill.gradient_checkpointing=true"]
-    if batch < settings.batch_size:
-        together = settings.batch_size * settings.accumulate
-        given += [f"distill.batch_size={batch}", f"distill.accumulate={-(-together // batch)}"]
-    return "try " + " ".join(given)
+        advice = ", ".join(smaller(job.settings, "distilling"))
+        print(textwrap.fill(f"lower, checkpoint or halve: {advice}; or another GPU", WIDTH, break_on_hyphens=False))
 
 
 def print_assumptions(job: JobCost, gpu: Gpu) -> None:

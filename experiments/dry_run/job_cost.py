@@ -17,7 +17,7 @@ from common.diffusion.sampling import guidance_size, predict
 from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.forecast import CalibrationSize
 from common.pruning.plan import apply_plan
-from common.training.distillation import FeatureHooks
+from common.training.features import FeatureHooks
 from experiments.evaluation.samples import evaluation_scheduler
 from experiments.shared.settings import CalibrationSettings, Settings
 from experiments.training.distill_student import feature_pairs

@@ -4,7 +4,6 @@ import errno
 import functools
 import os
 import re
-import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,8 +48,9 @@ def one_line_errors(command: Callable[[Any], Any]) -> Callable[[Any], Any]:
         try:
             with raised_signals():
                 return command(settings)
+        except BrokenPipeError:
+            end_unread()
         except Exception as error:
-            end_if_unread()
             message = explain(error)
             if not reports_the_end():
                 sys.exit(2)
@@ -94,9 +94,10 @@ def one_line_composition_errors() -> Iterator[None]:
     try:
         with raised_signals():
             yield
-        end_if_unread()
     except Ended as ended:
         tell_end(ended)
+    except BrokenPipeError:
+        end_unread()
     except (HydraException, OmegaConfBaseException) as error:  # before OSError, of which some are a kind
         if is_first():
             print(f"error: {one_line(composition_error(error))}", file=sys.stderr)
@@ -129,13 +130,10 @@ def composition_error(error: Exception) -> str:
     return message
 
 
-def end_if_unread() -> None:
+def end_unread() -> NoReturn:
     """Ends the command without a word (exit code 1) where nobody reads what it prints any more: run.py ... | head."""
-    output = select.poll()
-    output.register(1, 0)
-    if any(event & select.POLLERR for _, event in output.poll(0)):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is not written yet
-        sys.exit(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is not written yet
+    sys.exit(1)
 
 
 def explain(error: BaseException | None) -> str | None:

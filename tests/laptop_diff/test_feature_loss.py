@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.errors import InputError
-from common.training.distillation import squared_feature_losses
+from common.training.features import squared_feature_losses
 from laptop_diff import normalized_feature_loss
 from laptop_diff.feature_loss import VARIANTS, NormalizedFeatureLosses
 

@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_told_with_what_would(capsys):
     settings = ["scale=paper", "task=uig", "method=dense", "distill=bk_sdm", "gpu=RTX3090"]
     dry_run(typed_settings(compose_config("config", *settings, "distill.batch_size=128", "distill.accumulate=1")))
     told = capsys.readouterr().out
-    assert "does not fit into RTX3090 (24 GiB)\ntry distill.batch_size=64 distill.accumulate=2" in told
+    assert "does not fit into RTX3090 (24 GiB)\nlower, checkpoint or halve: distill.batch_size=128" in told
     dry_run(typed_settings(compose_config("config", *settings, "distill.batch_size=64", "distill.accumulate=2")))
     assert "fits into RTX3090 (24 GiB), with gradient checkpointing" in capsys.readouterr().out
 
