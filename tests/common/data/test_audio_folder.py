@@ -136,7 +136,6 @@ def test_long_files_are_read_in_blocks(recordings, monkeypatch):
         (lambda folder: soundfile.write(folder / "a.wav", noise(1, 8000), 8000), "test", None, "of 1 files 0 belong to it"),
         (lambda folder: soundfile.write(folder / "a.wav", noise(1, 8000), 8000), "dev", None, "splits are 'train' and 'test'"),
         (lambda folder: folder.rmdir(), "train", None, "is no folder"),
-        (lambda folder: None, "train", 0, "task.data.limit=0: at least 1 clip"),
     ],
 )
 def test_bad_folders_get_one_line(tmp_path, prepare, split, limit, expected):

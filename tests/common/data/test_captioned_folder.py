@@ -146,10 +146,6 @@ def test_settings_are_checked(tmp_path):
         load(None)
     with pytest.raises(InputError, match="the splits are"):
         load(folder, "dev")
-    with pytest.raises(InputError, match="size=4"):
-        load(folder, size=4)
-    with pytest.raises(InputError, match="interpolation='area' is none of bilinear"):
-        load_captioned_folder(folder, "train", 32, "area", "text", None, None, None)
 
 
 def test_prompts_of_a_file(tmp_path):
