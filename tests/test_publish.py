@@ -69,7 +69,7 @@ def test_each_task_has_its_pages(outputs, capsys):
     pages = published(outputs)
     text = (pages / "t2i/x/main/README.md").read_text()
     assert "# x/main, t2i" in text and "2 of 3 jobs" in text and "| half | 12.37 |" in text and "outputs=" not in text
-    assert "![fd_effnet](fd_effnet.png)" in text and (pages / "t2i/x/main/fd_effnet.png").is_file()
+    assert "![FD (EfficientNet)](fd_effnet.png)" in text and (pages / "t2i/x/main/fd_effnet.png").is_file()
     assert " jobs:" not in (pages / "uig/x/main/README.md").read_text()
     assert len(read_rows([pages / "t2i"])) == 2 and len(read_rows([pages / "uig"])) == 1
     index = (pages / "README.md").read_text()
