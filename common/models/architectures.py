@@ -15,8 +15,8 @@ from common.errors import InputError
 from common.models.honoured_settings import CONFIG_FILES, check_pipeline_settings, config_file, named_parts
 from common.models.hub import NETWORKS, PARTS
 from common.models.latent_diffusion import LatentDiffusion
-from common.models.loading import read_index
-from common.models.pipeline_defaults import settle_sample_size, settle_scheduler
+from common.models.loading import put_together, read_index
+from common.models.pipeline_defaults import settle_sample_size
 from common.runtime.files import SHIPPED, whole_folder
 from common.runtime.strict_json import read_json
 
@@ -98,15 +98,8 @@ def meta_teacher(name_or_path: str) -> LatentDiffusion:
         networks = {name: build(part).eval().requires_grad_(False) for name, part in parts.items() if name in NETWORKS}
     pipeline = pipeline_of(name_or_path)
     settle_sample_size(Path(name_or_path), pipeline, networks["unet"])
-    return LatentDiffusion(
-        name=Path(name_or_path).name,
-        folder=Path(name_or_path),
-        denoiser=networks["unet"],
-        autoencoder=networks.get("vae") or networks["vqvae"],
-        scheduler=settle_scheduler(pipeline, build(parts["scheduler"])),
-        text_encoder=networks.get("text_encoder"),
-        text_encoder_2=networks.get("text_encoder_2"),
-    )
+    built = networks | {"scheduler": build(parts["scheduler"])}
+    return put_together(Path(name_or_path).name, Path(name_or_path), pipeline, built)
 
 
 def write_random_folder(

@@ -26,7 +26,7 @@ def check_named_parts(folder: Path, named: Iterable[str]) -> None:
 
 def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, text_encoders: list[nn.Module]) -> None:
     """InputError with the two numbers when latents or text states of one part are not those that another takes."""
-    latents = latent_channels(autoencoder)
+    latents = autoencoder.config.get("vq_embed_dim") or autoencoder.config.latent_channels
     for side in ("in_channels", "out_channels"):
         channels = getattr(denoiser.config, side)
         if channels != latents:
@@ -87,8 +87,3 @@ def check_tokenizers(folder: Path, tokenizers: Sequence[Any], text_encoders: lis
     if len(set(lengths)) > 1:
         told = " and ".join(map(str, lengths))
         raise InputError(f"{folder}: the two tokenizers have model_max_length={told}; equal ones are needed.")
-
-
-def latent_channels(autoencoder: nn.Module) -> int:
-    """The channels of a latent: those of the codebook where a VQModel has its own."""
-    return autoencoder.config.get("vq_embed_dim") or autoencoder.config.latent_channels

@@ -19,18 +19,6 @@ from common.runtime.strict_json import read_json
 
 OF_STUDENTS = ("plan", "auto_map")  # entries that diffusers' own classes ignore
 CONFIG_FILES = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json", "mel": "mel_config.json"}
-INTRODUCTION = """# Which settings of a teacher are honoured
-
-A teacher is what diffusers' own pipelines make of its folder. Each entry of its configuration files is honoured as they do, or
-changes no forward pass, or is **refused in one line when the teacher is loaded**: at any value but those below, and where the
-table does not know it, at any value but null and the default of diffusers. (This page is written from
-`common/models/honoured_settings.json`, by which teachers are checked: `python -m common.models.honoured_settings >
-docs/teacher_settings.md`.)
-
-Refused as well are weights that are not finite, all zero, or stored as integers, and files that hold weights which a network of
-their configuration does not have.
-"""
-TITLES = {"model_index.json": "The pipeline (model_index.json)", "schedulers": "Schedulers", "Mel": "Mel (AudioDiffusion)"}
 
 
 @cache
@@ -161,23 +149,12 @@ def config_file(folder: Path, name: str) -> Path:
 
 
 def page() -> str:
-    """The table as a page of the documentation."""
-    sections = [INTRODUCTION]
-    for kind, known in table().items():
-        lines = [f"## {TITLES.get(kind, kind)}", "", ", ".join(f"`{name}`" for name in known["classes"]), ""]
-        lines += ["| entry | |", "|---|---|"]
-        if known["built"]:
-            lines.append(f"| {coded(known['built'])} | honoured, by diffusers' own class |")
-        lines += [f"| {coded(names.split(', '))} | honoured: {how} |" for names, how in known["honoured"].items()]
-        for name, (values, why) in known["only"].items():
-            lines.append(f"| `{name}` | refused but at {' or '.join(f'`{shown(value)}`' for value in values)}: {why} |")
-        lines += [f"| {coded(names.split(', '))} | changes nothing: {why} |" for names, why in known["irrelevant"].items()]
-        sections.append("\n".join(lines) + "\n")
-    return "\n".join(sections)
+    """The table as a page of the documentation, by honoured_settings.md."""
+    from jinja2 import Environment
 
-
-def coded(names: list[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    template = environment.from_string(Path(__file__).with_suffix(".md").read_text(encoding="utf-8"))
+    return template.render(table=table(), shown=shown)
 
 
 if __name__ == "__main__":

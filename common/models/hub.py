@@ -49,11 +49,11 @@ def find_folder(name_or_path: str, revision: str | None = None, setting: str = "
     return download(name_or_path, revision, setting)
 
 
-def wanted_files(names: Iterable[str], parts: Sequence[str] = (*PARTS, "mel")) -> list[str]:
+def wanted_files(names: Iterable[str]) -> list[str]:
     """Of a pipeline repository's files: the index, and of each part its settings and one set of weights (weight_files.py)."""
     names = sorted(names)
     wanted = [name for name in names if name == "model_index.json"]
-    for part in parts:
+    for part in (*PARTS, "mel"):
         inside = [name for name in names if PurePosixPath(name).parent == PurePosixPath(part)]
         best = best_weights(PurePosixPath(name).name for name in inside)
         for name in inside:
@@ -97,12 +97,11 @@ def snapshot(
     wanted: Callable[[list[str]], list[str]],
     marker: str,
     instead: str,
-    what: str | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> Path:
     """The folder of a hub repository's snapshot in the hub's own cache; what is there already is not loaded again.
 
-    wanted: which of its files are loaded; `what` they are, in the progress. check: looks at the settings among them before any
+    wanted: which of its files are loaded. check: looks at the settings among them before any
     weights are loaded. Without a connection, which is noticed at once, a
     snapshot in the cache is taken that has the file `marker`; what it may lack, loading the parts will tell. InputError in one
     line, with what to give `instead`, for a repository that is gated or absent, for an absent revision, and for a hub out of
@@ -125,7 +124,7 @@ def snapshot(
             settings = [each for each in found if weight_format(PurePosixPath(each).name) is None]
             with under_way(f"loading the settings of {name} from the hub"):
                 check(Path(snapshot_download(name, revision=revision, allow_patterns=settings)))
-        with under_way(f"loading {what or name} from the hub"):
+        with under_way(f"loading {name} from the hub"):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=found))
         if COMMITS.get((name, revision, "model"), folder.name) != folder.name:
             raise InputError(f"The hub repository {name!r} has changed since this command began; run it again.")
@@ -139,8 +138,8 @@ def snapshot(
     except RevisionNotFoundError as error:
         raise told(f"has no revision {revision!r}: give a commit, branch or tag of it") from error
     except Exception as error:  # the hub's client raises many kinds where it is offline, refused or interrupted
-        kept = cached(name, revision, marker)
-        if kept is not None:
+        kept = cached(name, revision)
+        if kept is not None and (kept / marker).is_file():
             return kept
         raise told(f"cannot be read ({first_line(error)}): check the connection") from error
 
@@ -162,34 +161,18 @@ def commit_of(name: str, revision: str | None, kind: str = "model") -> str | Non
         try:
             COMMITS[name, revision, kind] = HfApi().repo_info(name, revision=revision, repo_type=kind).sha
         except Exception:  # of many kinds; whoever loads it will tell
-            known = kept_commit(name, revision or "main", kind)
-            if known is None:
+            kept = cached(name, revision, kind)
+            if kept is None:
                 return None
-            COMMITS[name, revision, kind] = known
+            COMMITS[name, revision, kind] = kept.name
     return COMMITS[name, revision, kind]
 
 
-def kept_commit(name: str, revision: str, kind: str) -> str | None:
-    """The commit that the hub's cache has noted of a branch or tag at its last download."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.file_download import repo_folder_name
-
-    try:
-        return (
-            Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind), "refs", revision)
-            .read_text(encoding="ascii")
-            .strip()
-        )
-    except (OSError, ValueError):
-        return None
-
-
-def cached(name: str, revision: str | None, marker: str) -> Path | None:
-    """The snapshot that an earlier download has left in the hub's cache, if it has the file `marker`."""
+def cached(name: str, revision: str | None, kind: str = "model") -> Path | None:
+    """The snapshot of a revision that an earlier download has left in the hub's cache, whole or not."""
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[marker], local_files_only=True))
+        return Path(snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=[], local_files_only=True))
     except Exception:  # no snapshot of this revision: whatever the kind, there is none to use
         return None
-    return folder if (folder / marker).is_file() else None

@@ -37,22 +37,24 @@ def load_teacher(name_or_path: str, revision: str | None = None, config: str | N
     parts = {name: load_part(folder, name, *value, network=name in NETWORKS) for name, value in named.items()}
     settle_sample_size(folder, index, parts["unet"])
     check_noise(f"{folder}/scheduler", parts["scheduler"])
-    teacher = LatentDiffusion(
-        name=Path(name_or_path).name,
+    teacher = put_together(Path(name_or_path).name, folder, index, parts)
+    teacher.sound = read_mel(folder) if "mel" in named_parts(index) else None
+    check_parts_fit(folder, teacher.denoiser, teacher.autoencoder, teacher.text_encoders)
+    check_tokenizers(folder, [teacher.tokenizer, teacher.tokenizer_2], teacher.text_encoders)
+    return teacher
+
+
+def put_together(name: str, folder: Path, index: dict[str, Any], parts: dict[str, Any]) -> LatentDiffusion:
+    """The teacher of a pipeline's parts, used as the pipeline of `index` would use them."""
+    return LatentDiffusion(
+        name=name,
         folder=folder,
         denoiser=parts["unet"],
         autoencoder=parts.get("vae") or parts["vqvae"],
         scheduler=settle_scheduler(index, parts["scheduler"]),
-        tokenizer=parts.get("tokenizer"),
-        text_encoder=parts.get("text_encoder"),
-        tokenizer_2=parts.get("tokenizer_2"),
-        text_encoder_2=parts.get("text_encoder_2"),
+        **{part: parts.get(part) for part in ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")},
         zeros_for_empty="text_encoder_2" in parts and bool(index.get("force_zeros_for_empty_prompt", True)),
-        sound=read_mel(folder) if "mel" in named_parts(index) else None,
     )
-    check_parts_fit(folder, teacher.denoiser, teacher.autoencoder, teacher.text_encoders)
-    check_tokenizers(folder, [teacher.tokenizer, teacher.tokenizer_2], teacher.text_encoders)
-    return teacher
 
 
 def read_index(folder: Path) -> dict[str, Any]:

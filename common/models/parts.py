@@ -64,8 +64,7 @@ def load_part(folder: Path, name: str, library: str, class_name: str, network: b
     except InputError:
         raise
     except Exception as error:  # safetensors, JSON, pickle and torch each raise their own kind for a damaged file
-        reason = "its .bin holds more than tensors, of which nothing was run" if refused_pickle(error) else failure(error)
-        raise InputError(f"{folder / name} cannot be loaded as {class_name}: {reason}") from error
+        raise InputError(f"{folder / name} cannot be loaded as {class_name}: {failure(error)}") from error
     if network:
         part, report = part
         absent = sorted(report["missing_keys"])
@@ -91,6 +90,8 @@ def load_part(folder: Path, name: str, library: str, class_name: str, network: b
 
 def failure(error: Exception) -> str:
     """The first line of what an error says, and of torch's list of what does not fit the first entry."""
+    if refused_pickle(error):
+        return "it holds more than tensors, of which nothing was run"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) if lines and lines[0].endswith(":") else first_line(error)
 

@@ -4,7 +4,6 @@ What the file does not hold (tokenizers, the scheduler, the sizes of the network
 same family; that one's weights are not.
 """
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -16,10 +15,11 @@ from unittest import mock
 
 from torch import nn
 
-from common.errors import InputError, first_line
+from common.errors import InputError
 from common.models.honoured_settings import check_pipeline_settings, named_parts
-from common.models.parts import refused_pickle
+from common.models.parts import failure
 from common.models.weight_files import weight_format
+from common.runtime.content import content_name, path_content
 from common.runtime.files import user_cache, whole_folder
 from common.runtime.locks import locked
 from common.runtime.strict_json import read_json
@@ -55,11 +55,8 @@ def folder_of_file(path: str, config: str | None) -> Path:
     index = read_json(folder / "model_index.json")
     check_pipeline_settings(folder, index)
     settings = sorted(each for each in folder.rglob("*") if each.is_file() and is_settings(each, folder))
-    digest = hashlib.sha256()
-    for each in (file, *settings):
-        with open(each, "rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    converted = user_cache() / "single_files" / f"{file.stem}-{digest.hexdigest()[:16]}"
+    content = content_name([path_content(each) for each in (file, *settings)])
+    converted = user_cache() / "single_files" / f"{file.stem}-{content}"
     with locked(converted.with_name(f"{converted.name}.lock"), f"{file} is being converted"):
         if not converted.is_dir():
             print(f"{file} is converted to {converted}, which takes as much space again, and up to twice that", flush=True)
@@ -99,17 +96,9 @@ def convert(file: Path, settings: Path, index: dict[str, Any], target: Path) -> 
     except InputError:
         raise
     except Exception as error:  # torch, safetensors, diffusers and transformers each raise their own kind
-        reason = "it holds more than tensors, of which nothing was run" if refused_pickle(error) else failure(error)
-        raise InputError(
-            f"teacher.path={file} cannot be read as {kind.__name__} by the settings of teacher.config: {reason}"
-        ) from error
+        told = f"teacher.path={file} cannot be read as {kind.__name__} by the settings of teacher.config"
+        raise InputError(f"{told}: {failure(error)}") from error
     pipeline.save_pretrained(target)
-
-
-def failure(error: BaseException) -> str:
-    """The first line of an error, and of torch's on sizes that differ the second, which names a weight."""
-    lines = str(error).strip().splitlines()
-    return " ".join(lines[1].split()) if len(lines) > 1 and "state_dict" in lines[0] else first_line(error)
 
 
 @contextmanager
@@ -126,13 +115,10 @@ def whole_networks(file: Path) -> Iterator[None]:
                 raise InputError(f"{file} {what} {len(names)} weights of the {type(network).__name__}, {names[0]} among them.")
         return found
 
-    def by_accelerate(*_: Any) -> bool:
-        return False  # which loads in another way, and would not tell
-
     from diffusers.loaders import single_file_utils
 
     with (
         mock.patch.object(nn.Module, "load_state_dict", strictly),
-        mock.patch.object(single_file_utils, "is_accelerate_available", by_accelerate),
+        mock.patch.object(single_file_utils, "is_accelerate_available", lambda: False),  # it loads without telling
     ):
         yield

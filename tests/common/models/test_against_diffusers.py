@@ -204,7 +204,7 @@ def test_grey_teachers_take_colour_images_by_their_luma(tmp_path):
     import numpy
     from PIL import Image
 
-    from common.metrics.reconstruction import peak_signal_to_noise
+    from common.metrics.similarity import peak_signal_to_noise
     from l1_diff.gradients import reconstruction_losses
 
     folder = stable_diffusion(tmp_path / "teacher", vae={"in_channels": 1, "out_channels": 1})
