@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from common.data.captions import read_metadata
+from common.data.image_check import captioned_images
 from common.data.lazy_images import Interpolation
-from common.data.source_images import captioned_images
 from common.data.splits import (
     CaptionedImages,
     Files,

@@ -21,11 +21,11 @@ PROMPT_FILES = (".csv", ".tsv", ".json", ".jsonl", ".txt")
 
 
 def read_table(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a .csv, .tsv, .json or .jsonl file, {} for a blank one; InputError for what cannot be read or is damaged.
+    """The rows of a file of PROMPT_FILES, {} for a blank one; InputError for what cannot be read or is damaged.
 
-    A text in a list of texts stands for {"prompt": text}.
+    A text in a list of texts, and a line of a .txt file, stands for {"prompt": text}.
     """
-    readers = {".csv": delimited_rows, ".tsv": delimited_rows, ".json": json_rows, ".jsonl": json_line_rows}
+    readers = {".csv": delimited_rows, ".tsv": delimited_rows, ".json": json_rows, ".jsonl": json_line_rows, ".txt": text_rows}
     reason = why_no_file(path)
     if reason is not None:
         raise InputError(f"{path} cannot be read: it is {reason}.")
@@ -83,6 +83,11 @@ def well_quoted(handle: TextIO) -> bool:
         return False
     finally:
         handle.seek(0)
+
+
+def text_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """A row a line."""
+    return ({PROMPT_COLUMNS[0]: line} for line in lines)
 
 
 def json_line_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -193,30 +198,15 @@ def read_prompts(path: Path) -> tuple[list[str], int]:
     kind = path.suffix.lower()
     if kind not in PROMPT_FILES:
         raise InputError(f"evaluation.prompts={path}: its ending is none of {', '.join(PROMPT_FILES)}.")
-    if kind == ".txt":
-        lines = text_lines(path)
-    else:
-        lines = []
-        for row in read_table(path):
-            columns = columns_like(row, PROMPT_COLUMNS)
-            if row and not columns:
-                raise InputError(f"{path} has the columns {listed(row)}, none of {', '.join(PROMPT_COLUMNS)}.")
-            if len(columns) > 1:
-                raise InputError(f"{path} has several columns of prompts, {' and '.join(columns)}: keep one of them.")
-            lines.append(caption_of(row[columns[0]]) if row else "")
+    lines = []
+    for row in read_table(path):
+        columns = columns_like(row, PROMPT_COLUMNS)
+        if row and not columns:
+            raise InputError(f"{path} has the columns {listed(row)}, none of {', '.join(PROMPT_COLUMNS)}.")
+        if len(columns) > 1:
+            raise InputError(f"{path} has several columns of prompts, {' and '.join(columns)}: keep one of them.")
+        lines.append(caption_of(row[columns[0]]) if row else "")
     prompts = [line for line in lines if line]
     if not prompts:
         raise InputError(f"evaluation.prompts={path} holds no prompt: one a line, or a table with a column text, is needed.")
     return prompts, len(lines) - len(prompts)
-
-
-def text_lines(path: Path) -> list[str]:
-    """The lines of a text file, without white space around them."""
-    reason = why_no_file(path)
-    if reason is not None:
-        raise InputError(f"evaluation.prompts={path} cannot be read as text: it is {reason}.")
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")]
-    except (OSError, ValueError) as error:
-        told = getattr(error, "strerror", None) or error
-        raise InputError(f"evaluation.prompts={path} cannot be read as text: {told}.") from error

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from common.data.captions import caption_of
+from common.data.image_check import captioned_images, readable_images
 from common.data.lazy_images import Interpolation
-from common.data.source_images import captioned_images, readable_images
 from common.data.splits import CaptionedImages, Images, check_count, evenly_spaced, split_rows
 from common.errors import InputError, first_line
 from common.runtime.content import content_name, located, path_content, while_unchanged
@@ -66,6 +66,8 @@ def load_hub_dataset(
         raise InputError(f"{path} holds no image of split={split!r}; the splits are 'train' and 'test'.")
     own = train_split if split == "train" or test_split is None else test_split
     dataset = open_dataset(path, name, revision, own, test_split is None)
+    import datasets
+
     wanted_columns = [column for column in (image_column, caption_column) if column is not None]
     absent = [column for column in wanted_columns if column not in dataset.column_names]
     if absent:
@@ -76,7 +78,11 @@ def load_hub_dataset(
     rows = range(len(dataset)) if test_split is not None else split_rows(len(dataset), split)
     chosen = evenly_spaced(rows, limit)
     dataset = dataset.select(chosen)
-    images = HubImages(with_bytes(dataset, image_column, path), image_column, path, own, chosen)
+    try:  # images as they are stored: their bytes, or their paths
+        stored = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    except Exception as error:  # pyarrow's kinds
+        raise InputError(f"{path}: the column {image_column!r} holds no images ({first_line(error)}).") from error
+    images = HubImages(stored, image_column, path, own, chosen)
     if caption_column is None:
         return Images(readable_images(images, split, size, interpolation, width))
     return captioned_images(images, [caption_of(value) for value in dataset[caption_column]], split, size, interpolation, width)
@@ -107,13 +113,3 @@ def open_dataset(path: str | None, name: str | None, revision: str | None, split
     except Exception as error:  # the library and the hub's client raise many kinds
         told = f"task.data.path={path!r}, split {split!r}, cannot be loaded as a data set"
         raise InputError(f"{told}: {first_line(error)}") from error
-
-
-def with_bytes(dataset: Any, column: str, path: Any) -> Any:
-    """The data set with the images of `column` as they are stored: their bytes, or their paths."""
-    import datasets
-
-    try:
-        return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    except Exception as error:  # pyarrow's kinds
-        raise InputError(f"{path}: the column {column!r} holds no images ({first_line(error)}).") from error

@@ -1,18 +1,16 @@
-"""Which images of a source can be read: every one is decoded once, and what was found is remembered."""
+"""The images of a source that can be read, with their captions: each is decoded once, and what was found is remembered."""
 
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from common.data.lazy_images import DAMAGE, Source, open_picture
-from common.data.splits import tell
+from common.data.lazy_images import DAMAGE, LazyImages, Source, middle_square, open_picture, resized_and_cropped
+from common.data.splits import CaptionedImages, tell
+from common.errors import InputError
 from common.runtime.content import content_name
-from common.runtime.files import user_cache, write_json
+from common.runtime.files import remember, remembered, user_cache
 from common.runtime.progress import progress_bar
 from common.runtime.threads import in_threads
 
@@ -27,7 +25,7 @@ def readable(source: Source, wanted: Sequence[int], description: str) -> np.ndar
     """
     wanted = np.asarray(wanted, np.int64)
     kept = user_cache() / "readable" / f"{content_name(source.content, wanted.tolist())}.json"
-    damaged = _known_damage(kept)
+    damaged = remembered(kept)
     if damaged is None:
         damaged = {}
         with progress_bar(description, len(wanted)) as bar:
@@ -36,19 +34,12 @@ def readable(source: Source, wanted: Sequence[int], description: str) -> np.ndar
                 if error is not None:
                     damaged[row] = error
         if not any(error.startswith(UNREAD) for error in damaged.values()):
-            with suppress(OSError):  # a full or read-only home: they are looked at again next time
-                write_json(kept, damaged)
+            remember(kept, damaged)
     if damaged:
+        damaged = {int(row): error for row, error in damaged.items()}
         names = [f"{source.name(row)}: {error}" for row, error in damaged.items()]
         tell(source.place, wanted, "skipped, damaged", names)
     return wanted[~np.isin(wanted, list(damaged))]
-
-
-def _known_damage(kept: Path) -> dict[int, str] | None:
-    try:
-        return {int(row): error for row, error in json.loads(kept.read_text()).items()}
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def _damage(source: Source, row: int) -> str | None:
@@ -60,3 +51,28 @@ def _damage(source: Source, row: int) -> str | None:
     except DAMAGE as error:
         return f"{UNREAD}: {error.strerror}" if getattr(error, "errno", None) else str(error)
     return None
+
+
+def captioned_images(
+    source: Source, captions: Sequence[str], split: str, size: int, interpolation: str, width: int | None
+) -> CaptionedImages:
+    """The readable images of `source` with their captions, of which empty ones are told on standard error."""
+    images = readable_images(source, split, size, interpolation, width)
+    chosen = [captions[row] for row in images.rows]
+    empty = [source.name(row) for row, caption in zip(images.rows, chosen, strict=True) if not caption]
+    if empty:
+        tell(source.place, chosen, "are empty", empty, things="captions")
+    return CaptionedImages(images, chosen)
+
+
+def readable_images(source: Source, split: str, size: int, interpolation: str | None, width: int | None) -> LazyImages:
+    """The readable images of `source`, shorter side resized and middle cropped, or without an interpolation the largest part
+    in the middle; InputError when there is none.
+    """
+    rows = readable(source, range(len(source)), f"checking {split} images")
+    if not len(rows):
+        raise InputError(f"{source.place} holds no readable image of split={split!r}.")
+    square = partial(middle_square, size=size, width=width)
+    if interpolation is not None:
+        square = partial(resized_and_cropped, size=size, interpolation=interpolation, width=width)
+    return LazyImages(source, rows, square, size, width=width)

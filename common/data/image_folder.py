@@ -1,12 +1,9 @@
 """A folder of images as a data set: CelebA-HQ, or any other pictures that Pillow reads."""
 
-from functools import partial
 from pathlib import Path
 
-from common.data.image_check import readable
-from common.data.lazy_images import LazyImages, middle_square
+from common.data.image_check import readable_images
 from common.data.splits import Files, Images, check_count, evenly_spaced, files_of_split
-from common.errors import InputError
 from common.runtime.content import while_unchanged
 from common.settings import AtLeastOne, Count, ImageSize
 
@@ -32,7 +29,4 @@ def load_image_folder(
     check_count(folder, total, expected, "image")
     wanted = evenly_spaced(files, limit)
     source = Files(folder, [str(path.relative_to(folder)) for path in wanted])
-    rows = readable(source, range(len(source)), f"checking {split} images")
-    if not len(rows):
-        raise InputError(f"{folder} holds no readable image of split={split!r}: of {total} files {len(files)} belong to it.")
-    return Images(LazyImages(source, rows, partial(middle_square, size=size, width=width), size, width=width))
+    return Images(readable_images(source, split, size, None, width))

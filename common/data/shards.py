@@ -53,8 +53,6 @@ class Shard:
 
 def list_shards(folder: Path, count: int, rows_per_shard: int) -> list[Shard]:
     """The shards of `count` rows in `folder`, whether written or not."""
-    if rows_per_shard < 1:
-        raise InputError(f"training_rows.rows_per_shard={rows_per_shard}: at least 1 is needed.")
     starts = range(0, count, rows_per_shard)
     return [
         Shard(folder / f"{number:05d}.safetensors", range(start, min(start + rows_per_shard, count)))

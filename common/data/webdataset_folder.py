@@ -8,14 +8,13 @@ files must therefore not be compressed.
 
 import json
 import tarfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from common.data.captions import caption_of
+from common.data.image_check import captioned_images
 from common.data.image_folder import ENDINGS
 from common.data.lazy_images import Interpolation
-from common.data.source_images import captioned_images
 from common.data.splits import (
     CaptionedImages,
     check_count,
@@ -26,7 +25,7 @@ from common.data.splits import (
 )
 from common.errors import InputError
 from common.runtime.content import check_stamp, content_name, file_digests, path_content, stamp_of, while_unchanged
-from common.runtime.files import user_cache, write_json
+from common.runtime.files import remember, remembered, user_cache
 from common.runtime.progress import progress_bar
 from common.runtime.regular_files import files_below
 from common.settings import AtLeastOne, Count, ImageSize
@@ -101,8 +100,7 @@ def list_samples(folder: Path, caption_key: str | None) -> list[tuple[str, Sampl
             for tar in waiting:
                 lists[tar] = list_members(tar, caption_key)
                 if not lists[tar]["refused"]:
-                    with suppress(OSError):  # a full or read-only home: it is listed again next time
-                        write_json(list_path(tar, caption_key), lists[tar])
+                    remember(list_path(tar, caption_key), lists[tar])
                 bar.advance()
     samples, without_image, links, damaged = [], [], [], []
     for tar, found in lists.items():
@@ -126,11 +124,8 @@ def list_path(tar: Path, caption_key: str | None) -> Path:
 
 
 def kept_list(tar: Path, caption_key: str | None) -> dict[str, Any] | None:
-    try:
-        kept = json.loads(list_path(tar, caption_key).read_text())
-    except (OSError, ValueError):
-        return None
-    whole = isinstance(kept, dict) and kept.keys() >= {"samples", "without_image", "damage"}
+    kept = remembered(list_path(tar, caption_key))
+    whole = kept is not None and kept.keys() >= {"samples", "without_image", "damage"}
     return kept if whole else None  # a damaged one is made anew
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common.errors import InputError
-from common.runtime.files import ROOT, user_cache, write_json
+from common.runtime.files import ROOT, remember, remembered, user_cache
 from common.runtime.locks import locked
 from common.runtime.regular_files import MISSING, why_no_file
 from common.runtime.threads import in_threads
@@ -110,13 +110,13 @@ def file_digests(folder: Path, names: Sequence[str]) -> list[str]:
     """
     folder = Path(os.path.abspath(folder))
     kept = user_cache() / "digests" / f"{content_name(str(folder))}.json"
-    digests = _known(folder, names, _remembered(kept))
+    digests = _known(folder, names, remembered(kept) or {})
     missing = [name for name, digest in zip(names, digests, strict=True) if digest is None]
     if missing:
         long = sum(_size(folder / name) for name in missing) > LONG
         with _alone(kept, f"the files of {folder} are being read", long):
-            remembered = _remembered(kept)
-            digests = _known(folder, names, remembered)
+            known = remembered(kept) or {}
+            digests = _known(folder, names, known)
             missing = [name for name, digest in zip(names, digests, strict=True) if digest is None]
             fresh: dict[str, list[Any]] = {}
             found: dict[str, str] = {}
@@ -127,8 +127,7 @@ def file_digests(folder: Path, names: Sequence[str]) -> list[str]:
                         fresh[name] = [*stamp, digest]
             finally:  # also of what was interrupted
                 if fresh:
-                    with suppress(OSError):  # a full or read-only home: they are read again next time
-                        write_json(kept, remembered | fresh)
+                    remember(kept, known | fresh)
         digests = [found.get(name, digest) for name, digest in zip(names, digests, strict=True)]
     return digests
 
@@ -175,7 +174,7 @@ def _stamp(status: os.stat_result) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def _known(folder: Path, names: Iterable[str], remembered: dict[str, list[Any]]) -> list[str | None]:
+def _known(folder: Path, names: Iterable[str], found: dict[str, list[Any]]) -> list[str | None]:
     """The digests that need no reading; None for the others."""
 
     def digest(name: str) -> str | None:
@@ -184,7 +183,7 @@ def _known(folder: Path, names: Iterable[str], remembered: dict[str, list[Any]])
             *_, parent, blob = ("", *os.readlink(path).split("/"))
             if parent == "blobs" and BLOB.fullmatch(blob):
                 return blob[:32]
-        entry = remembered.get(name)
+        entry = found.get(name)
         if entry is None:
             return None
         try:
@@ -193,15 +192,6 @@ def _known(folder: Path, names: Iterable[str], remembered: dict[str, list[Any]])
             return None
 
     return [digest(name) for name in names]
-
-
-def _remembered(kept: Path) -> dict[str, list[Any]]:
-    """What an earlier reading has left."""
-    try:
-        document = json.loads(kept.read_text())
-        return document if isinstance(document, dict) else {}
-    except (OSError, ValueError):
-        return {}
 
 
 def _size(path: Path) -> int:

@@ -1,5 +1,6 @@
 """Where the project's own files are, and files and folders that are written whole or not at all."""
 
+import json
 import os
 import platform
 import re
@@ -20,6 +21,21 @@ SHIPPED = ROOT / "teachers"
 def user_cache() -> Path:
     """Where what was found out about a person's data files is kept: $BONSAI_CACHE, else ~/.cache/bonsai."""
     return Path(os.environ.get("BONSAI_CACHE") or Path.home() / ".cache" / "bonsai")
+
+
+def remembered(path: Path) -> dict[str, Any] | None:
+    """What `remember` has written to a file of user_cache(); None where nothing is, or nothing whole."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return document if isinstance(document, dict) else None
+    except (OSError, ValueError):
+        return None
+
+
+def remember(path: Path, document: dict[Any, Any]) -> None:
+    """Writes what was found out to a file of user_cache(); with a full or read-only home it is found out again next time."""
+    with suppress(OSError):
+        write_json(path, document)
 
 
 @contextmanager

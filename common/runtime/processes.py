@@ -7,7 +7,6 @@ such a starter there is one process, and nothing here costs anything. All of the
 """
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from common.errors import InputError, first_line
@@ -16,52 +15,31 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class Starter:
-    """The environment variables in which a starter of processes says who is who."""
-
-    rank: str
-    count: str
-    local_rank: str
-    nodes: str
-    node: str
-    job: str
-
-
-# under Slurm the variables of a step: a batch script has the others too, and is one process
-SLURM = Starter("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES", "SLURM_NODEID", "SLURM_JOB_ID")
-SUBMITIT = Starter(
-    *(f"SUBMITIT_LOCAL_{name}" for name in ("GLOBALID", "NTASKS", "LOCALID", "JOB_NUM_NODES", "NODEID", "JOB_ID"))
-)
+# The names that torchrun gives who is who, and "nodes" and "job", by those of other starters of processes; under Slurm those
+# of a step: a batch script has the others too, and is one process.
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "nodes", "GROUP_RANK", "job")
+SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES", "SLURM_NODEID", "SLURM_JOB_ID")
+SUBMITIT = [f"SUBMITIT_LOCAL_{name}" for name in ("GLOBALID", "NTASKS", "LOCALID", "JOB_NUM_NODES", "NODEID", "JOB_ID")]
 
 
 def adopt_environment() -> None:
     """Gives what Slurm or submitit say of the processes the names that torchrun uses, which PyTorch and Lightning read."""
     if "RANK" in os.environ:
         return
-    starter = next((each for each in (SUBMITIT, SLURM) if each.count in os.environ), None)
-    if starter is None or int(os.environ[starter.count]) == 1:
+    starter = next((each for each in (SUBMITIT, SLURM) if each[1] in os.environ), None)
+    if starter is None or int(os.environ[starter[1]]) == 1:
         return
-    count, nodes = int(os.environ[starter.count]), int(os.environ[starter.nodes])
+    found = {name: os.environ[variable] for name, variable in zip(NAMES, starter, strict=True)}
+    count, nodes, job = int(found["WORLD_SIZE"]), int(found.pop("nodes")), int(found.pop("job"))
     if count % nodes:
         raise InputError(f"{count} processes on {nodes} nodes: each node must run as many as the others (--ntasks-per-node).")
-    os.environ |= {
-        "RANK": os.environ[starter.rank],
-        "WORLD_SIZE": str(count),
-        "LOCAL_RANK": os.environ[starter.local_rank],
-        "LOCAL_WORLD_SIZE": str(count // nodes),
-        "GROUP_RANK": os.environ[starter.node],
-    }
-    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ[starter.job]) % 10000))  # equal for all, other for each job
+    os.environ |= found | {"LOCAL_WORLD_SIZE": str(count // nodes)}
+    os.environ.setdefault("MASTER_PORT", str(20000 + job % 10000))  # equal for all, other for each job
     if "MASTER_ADDR" not in os.environ:
+        from lightning.fabric.plugins.environments import SLURMEnvironment
+
+        first_host = SLURMEnvironment.resolve_root_node_address  # of Slurm's list: "gpu[03-07,12],big1" begins with gpu03
         os.environ["MASTER_ADDR"] = first_host(os.environ["SLURM_STEP_NODELIST"]) if starter is SLURM else "127.0.0.1"
-
-
-def first_host(nodes: str) -> str:
-    """The first host of Slurm's list: "gpu[03-07,12],big1" begins with gpu03."""
-    from lightning.fabric.plugins.environments import SLURMEnvironment
-
-    return SLURMEnvironment.resolve_root_node_address(nodes)
 
 
 def process_count() -> int:

@@ -17,18 +17,7 @@ LACKING = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 def to_json(document: Any, **options: Any) -> str:
     """The document as JSON, with json.dumps' further options."""
-    return json.dumps(without_nan(document), allow_nan=False, **options)
-
-
-def without_nan(value: Any) -> Any:
-    """The value with strings for the numbers that JSON lacks."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, dict):
-        return {name: without_nan(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return value
+    return json.dumps(json.loads(json.dumps(document), parse_constant=str), allow_nan=False, **options)
 
 
 def from_json(text: str) -> Any:
@@ -37,7 +26,7 @@ def from_json(text: str) -> Any:
 
 
 def lax(value: Any) -> Any:
-    """The inverse of strict."""
+    """A document with numbers for the strings that stand for them."""
     if isinstance(value, str):
         return LACKING.get(value, value)
     if isinstance(value, dict):

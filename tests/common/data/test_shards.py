@@ -189,7 +189,5 @@ def test_mirrored_rows_are_drawn_by_position():
     assert ((MirroredRows(mirrored, 4, latents=latents).__getitems__(pairs)["latents"][:, 0] < 0).numpy() != flipped).any()
 
 
-def test_settings_are_checked(tmp_path):
-    with pytest.raises(InputError, match=r"rows_per_shard=0: at least 1"):
-        list_shards(tmp_path, 10, 0)
+def test_a_column_is_mapped(tmp_path):
     assert isinstance(open_columns(fill(tmp_path, columns_of(2), 5, []))["ids"], ShardedColumn)

@@ -114,12 +114,9 @@ def test_rows_are_computed_once_and_follow_the_files(tiny_teacher, folder, tmp_p
 
 
 def test_bad_settings_are_told(tiny_teacher, folder, tmp_path):
-    for override, expected in {
-        "training_rows.rows_per_shard=0": "rows_per_shard=0",
-        "task.data.size=32": "become 4 x 4 x 4 latents, the teacher's are 4 x 8 x 8: give images of 64 x 64",
-    }.items():
-        with pytest.raises(InputError, match=expected):
-            training_rows(Job(captioned(folder, tmp_path, override)), tiny_teacher, tmp_path)
+    expected = "become 4 x 4 x 4 latents, the teacher's are 4 x 8 x 8: give images of 64 x 64"
+    with pytest.raises(InputError, match=expected):
+        training_rows(Job(captioned(folder, tmp_path, "task.data.size=32")), tiny_teacher, tmp_path)
     assert not list(tmp_path.rglob("rows-*/*.safetensors"))
     cfg = compose("task=uig", "task/data=image_folder", f"task.data.folder={folder}", "task.data.size=64")
     with pytest.raises(InputError, match="takes captions, and the data of task=uig has none"):
