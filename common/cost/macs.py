@@ -4,6 +4,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,6 @@ def count_nonzero(module: nn.Module) -> int:
     return sum(int(parameter.count_nonzero()) for parameter in module.parameters())
 
 
-def to_meta(value: Any) -> Any:
-    """Tensors on the meta device, in nested dictionaries and tuples."""
-    if isinstance(value, torch.Tensor):
-        return value.to("meta")
-    if isinstance(value, dict):
-        return {name: to_meta(item) for name, item in value.items()}
-    return tuple(to_meta(item) for item in value) if isinstance(value, tuple | list) else value
-
-
 def probe_inputs(unet: nn.Module, given: Conditions | None = None) -> tuple[tuple[torch.Tensor, torch.Tensor], Conditions]:
     """(latents, timestep) and conditions: zeros of the right shapes for one forward pass of a U-Net, on its device (or meta).
 
@@ -67,12 +59,14 @@ def probe_inputs(unet: nn.Module, given: Conditions | None = None) -> tuple[tupl
 
 def count_flops(denoiser: nn.Module, arguments: tuple, conditions: Conditions) -> dict[str, dict[Any, int]]:
     """FLOPs by module and operation of predict(denoiser, *arguments, conditions), counted on a twin on the meta device."""
+    from torch.utils._pytree import tree_map_only
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
         twin = type(denoiser).from_config(denoiser.config).eval()
+    arguments, conditions = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (arguments, conditions))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        predict(twin, *to_meta(arguments), to_meta(conditions))
+        predict(twin, *arguments, conditions)
     return counter.get_flop_counts()
 
 
@@ -86,16 +80,6 @@ def count_macs(denoiser: nn.Module, arguments: tuple, conditions: Conditions) ->
     return Macs(total // 2, (total - products) // 2)
 
 
-def site_macs(denoiser: nn.Module, sites: Sequence[str], conditions: Conditions | None = None) -> dict[str, float]:
-    """MACs of one sample inside the module at each site, with attention products; "" is the whole network.
-
-    conditions: one row of the denoiser's conditions (probe_inputs).
-    """
-    counts = count_flops(denoiser, *probe_inputs(denoiser, conditions))
-    by_module = {name.partition(".")[2]: sum(found.values()) / 2 for name, found in counts.items() if name != "Global"}
-    return {site: by_module.get(site, 0.0) for site in sites}
-
-
 @torch.no_grad()
 def site_milliseconds(
     denoiser: nn.Module, sites: Sequence[str], conditions: Conditions | None = None, passes: int = 5
@@ -105,23 +89,17 @@ def site_milliseconds(
     times: dict[str, list[float]] = {site: [] for site in sites}
     synchronize = torch.cuda.synchronize if next(denoiser.parameters()).is_cuda else lambda: None
 
-    def before(site: str) -> Any:
-        def hook(*_: Any) -> None:
-            synchronize()
-            started[site] = time.perf_counter()
+    def before(site: str, *_: Any) -> None:
+        synchronize()
+        started[site] = time.perf_counter()
 
-        return hook
-
-    def after(site: str) -> Any:
-        def hook(*_: Any) -> None:
-            synchronize()
-            times[site].append(1000 * (time.perf_counter() - started[site]))
-
-        return hook
+    def after(site: str, *_: Any) -> None:
+        synchronize()
+        times[site].append(1000 * (time.perf_counter() - started[site]))
 
     modules = [(site, denoiser.get_submodule(site)) for site in sites]
-    handles = [module.register_forward_pre_hook(before(site)) for site, module in modules]
-    handles += [module.register_forward_hook(after(site)) for site, module in modules]
+    handles = [module.register_forward_pre_hook(partial(before, site)) for site, module in modules]
+    handles += [module.register_forward_hook(partial(after, site)) for site, module in modules]
     arguments, probe = probe_inputs(denoiser, conditions)
     try:
         for _ in range(passes):
@@ -132,24 +110,6 @@ def site_milliseconds(
     return {site: sorted(values)[len(values) // 2] for site, values in times.items()}
 
 
-def kept_milliseconds(
-    denoiser: nn.Module,
-    sites: Sequence[str],
-    folder: Path | None,
-    teacher: str,
-    conditions: Conditions | None = None,
-) -> dict[str, float]:
-    """site_milliseconds, measured once per teacher, device and list of sites and kept in `folder`: a rerun decides alike."""
-    if folder is None:
-        return site_milliseconds(denoiser, sites, conditions)
-    device = next(denoiser.parameters()).device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.processor()}"
-    path = folder / f"{content_name(teacher, name, list(sites))}-milliseconds.json"
-    if not path.is_file():
-        write_json(path, site_milliseconds(denoiser, sites, conditions))
-    return read_json(path, "delete it and the times are measured anew", sites)
-
-
 def site_costs(
     denoiser: nn.Module,
     sites: Sequence[str],
@@ -158,10 +118,27 @@ def site_costs(
     teacher: str = "",
     conditions: Conditions | None = None,
 ) -> dict[str, float]:
-    """What the module at each site costs in "macs" (site_macs) or "milliseconds" (kept_milliseconds, in `folder`)."""
+    """What one sample costs inside the module at each site; "" is the whole network.
+
+    unit: "macs", with attention products, or "milliseconds", measured once per teacher, device and list of sites and kept in
+    `folder`, so that a rerun decides alike. conditions: one row of the denoiser's conditions (probe_inputs).
+    """
     if unit == "macs":
-        return site_macs(denoiser, sites, conditions)
-    return on_first(lambda: kept_milliseconds(denoiser, sites, folder, teacher, conditions))  # all decide by the same times
+        counts = count_flops(denoiser, *probe_inputs(denoiser, conditions))
+        by_module = {name.partition(".")[2]: sum(found.values()) / 2 for name, found in counts.items() if name != "Global"}
+        return {site: by_module.get(site, 0.0) for site in sites}
+
+    def measured() -> dict[str, float]:
+        if folder is None:
+            return site_milliseconds(denoiser, sites, conditions)
+        device = next(denoiser.parameters()).device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.processor()}"
+        path = folder / f"{content_name(teacher, name, list(sites))}-milliseconds.json"
+        if not path.is_file():
+            write_json(path, site_milliseconds(denoiser, sites, conditions))
+        return read_json(path, "delete it and the times are measured anew", sites)
+
+    return on_first(measured)  # all processes decide by the same times
 
 
 def checkpoint_bytes(module: nn.Module, dtype: torch.dtype = torch.float16) -> int:

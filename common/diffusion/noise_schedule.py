@@ -15,8 +15,6 @@ NOISE = (
     "rescale_betas_zero_snr",
     "prediction_type",
 )
-CONSISTENCY = ("LCMScheduler",)
-"""Whose denoisers are consistency models: what they predict is no longer the mean over the data, as their loss is another."""
 
 
 def same_noise(kind: Any, scheduler: Any, **settings: Any) -> Any:
@@ -67,7 +65,7 @@ def check_learns_from_noise(scheduler: Any, takes_guidance: bool) -> None:
 
     takes_guidance: whether its denoiser is conditioned on a guidance scale, which tells as well.
     """
-    if takes_guidance or type(scheduler).__name__ in CONSISTENCY:
+    if takes_guidance or type(scheduler).__name__ == "LCMScheduler":
         raise InputError(
             "The teacher is a latent consistency model, whose own loss this project does not have: it can be pruned by its "
             "samples or weights (method=ld_pruner, magnitude, random_layers) with distill=none; for training, or for criteria "

@@ -56,11 +56,6 @@ def is_guided(conditions: Conditions, guidance_scale: float) -> bool:
     return guidance_scale > 1 and bool(conditions) and "timestep_cond" not in conditions
 
 
-def repeat_conditions(conditions: Conditions, times: int) -> Conditions:
-    """Each row `times` times in a row: a, a, b, b, ..."""
-    return {name: value.repeat_interleave(times, 0) for name, value in conditions.items()}
-
-
 def select_conditions(conditions: Conditions, rows: slice | torch.Tensor) -> Conditions:
     """The same rows of every condition tensor."""
     return {name: value[rows] for name, value in conditions.items()}

@@ -28,10 +28,6 @@ class SparseSize:
     dense: int
     sparse: int
 
-    @property
-    def ratio(self) -> float:
-        return self.sparse / self.dense
-
 
 def same_bits(tensor: torch.Tensor) -> torch.Tensor | None:
     """The tensor's bits as integers of the same size; None for types that have no such integers."""
@@ -51,10 +47,6 @@ def encode(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     return {f"dense:{name}": tensor.clone(memory_format=torch.contiguous_format)}
 
 
-def encode_all(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {part: value for name, tensor in model.state_dict().items() for part, value in encode(name, tensor).items()}
-
-
 def checksum(parts: dict[str, torch.Tensor]) -> str:
     """CRC-32 over the bytes of all parts in the order of their names."""
     found = 0
@@ -67,7 +59,7 @@ def save_sparse(model: nn.Module, path: str | Path) -> SparseSize:
     """Writes the model's state dictionary to `path`, whole or not at all; returns the bytes of its tensors."""
     from safetensors.torch import save
 
-    parts = encode_all(model)
+    parts = {part: value for name, tensor in model.state_dict().items() for part, value in encode(name, tensor).items()}
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     metadata = {"format": FORMAT, "shapes": json.dumps(shapes), "crc32": checksum(parts)}
     write_atomically(Path(path), save(parts, metadata))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from common.diffusion.sampling import Conditions, describe_scheduler, repeat_conditions, select_conditions
+from common.diffusion.sampling import Conditions, describe_scheduler, select_conditions
 from common.errors import InputError
 from common.runtime.seeding import mix_seed, seeded_normal
 
@@ -53,11 +53,12 @@ class Calibration:
     def rows(self, chosen: slice, copies: int = 1) -> tuple[torch.Tensor, Conditions]:
         """Noise (copies * conditions * samples, ...) of the chosen conditions and the conditions row by row."""
         noise = self.noise[chosen].flatten(0, 1)
-        conditions = repeat_conditions(select_conditions(self.conditions, chosen), self.noise.shape[1])
-        return (
-            noise.repeat(copies, *[1] * (noise.dim() - 1)),
-            {name: value.repeat(copies, *[1] * (value.dim() - 1)) for name, value in conditions.items()},
-        )
+        conditions, samples = select_conditions(self.conditions, chosen), self.shape[1]
+
+        def repeated(value: torch.Tensor) -> torch.Tensor:
+            return value.repeat(copies, *[1] * (value.dim() - 1))
+
+        return repeated(noise), {name: repeated(value.repeat_interleave(samples, 0)) for name, value in conditions.items()}
 
     def fingerprint(self) -> str:
         """Changes with anything that changes a score."""
@@ -103,10 +104,7 @@ def build_calibration(
     data: Data | None = None,
     alignment: Callable[[torch.Tensor, slice], float] | None = None,
 ) -> Calibration:
-    """Noise seeded by (seed, condition, sample). InputError when a size is below 1 or the conditions' rows differ."""
-    for name, value in (("num_conditions", num_conditions), ("samples", samples), ("steps", steps)):
-        if value < 1:
-            raise InputError(f"calibration.{name}={value}: at least 1 is needed.")
+    """Noise seeded by (seed, condition, sample). InputError when the conditions' rows differ."""
     for name, rows in conditions.items():
         if len(rows) != num_conditions:
             raise InputError(f"calibration: {len(rows)} rows of {name} for num_conditions={num_conditions}.")

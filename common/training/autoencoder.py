@@ -3,18 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.nn import functional as F
 
 from common.diffusion.latents import pixels_for
 from common.runtime.collectives import mean_over_processes
-from common.training.nan_guard import check_finite, check_loss
+from common.training.nan_guard import GuardedTraining, check_loss
 
 
-class AutoencoderTraining(L.LightningModule):
+class AutoencoderTraining(GuardedTraining):
     """L1 and squared error in pixels, and what the kind of autoencoder adds for its latents.
 
     Batches are dictionaries with `images`, uint8 (batch, 3, height, width), and `position` (common.training.batches).
@@ -29,10 +27,8 @@ class AutoencoderTraining(L.LightningModule):
         schedule: Callable[[torch.optim.Optimizer], Any],
         seed: int,
     ):
-        super().__init__()
+        super().__init__(optimizer, schedule, seed)
         self.autoencoder = autoencoder
-        self.make_optimizer, self.make_schedule = optimizer, schedule
-        self.seed = seed
 
     def reconstruct(self, images: torch.Tensor, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Decoded images like `images`, and the weighted loss of the latents."""
@@ -57,14 +53,3 @@ class AutoencoderTraining(L.LightningModule):
         self.log("loss", values[0], prog_bar=True)
         self.log_dict(terms)
         return loss
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to save weights that are not finite: the checkpoint before stays."""
-        check_finite(self, self.global_step)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.make_optimizer(self.parameters())
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_schedule(optimizer), "interval": "step"},
-        }

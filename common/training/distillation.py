@@ -12,9 +12,7 @@ The form is BK-SDM's (arXiv 2305.15798), which LD-Pruner (arXiv 2404.11936, sect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,10 +23,10 @@ from common.errors import InputError
 from common.runtime.collectives import mean_over_processes
 from common.training.features import FeatureHooks, Features, squared_feature_losses
 from common.training.fsdp import shard
-from common.training.nan_guard import check_finite, check_loss
+from common.training.nan_guard import GuardedTraining, check_loss
 
 
-class DenoiserTraining(L.LightningModule):
+class DenoiserTraining(GuardedTraining):
     """One training step of a student, with or without a teacher.
 
     Batches hold `latents` (batch, channels, height, width), `position` (batch,) and, for text-to-image, either the
@@ -55,23 +53,18 @@ class DenoiserTraining(L.LightningModule):
         text_encoder: nn.Module | None = None,
         compile_options: dict[str, Any] | None = None,
     ):
-        super().__init__()
+        super().__init__(optimizer, schedule, seed)
         if teacher is None and (output_weight or feature_weight):
             raise ValueError("output_weight and feature_weight need a teacher.")
         self.student, self.text_encoder, self.scheduler = student, text_encoder, noise_scheduler(scheduler)
-        self.make_optimizer, self.make_schedule = optimizer, schedule
-        self.seed, self.condition_dropout, self.null_condition = seed, condition_dropout, null_condition or {}
+        self.condition_dropout, self.null_condition = condition_dropout, null_condition or {}
         self.task_weight, self.output_weight, self.feature_weight = task_weight, output_weight, feature_weight
         self.feature_losses, self.feature_pairs = feature_losses, [tuple(pair) for pair in feature_pairs]
         # a plain dictionary: neither checkpoints nor EMA see the teacher, or weights by the names of a compiled student
         self.unregistered: dict[str, Any] = {"teacher": teacher, "student": student}
         if compile_options is not None:
-            compiled = {
-                name: torch.compile(network, **compile_options)
-                for name, network in self.unregistered.items()
-                if network is not None
-            }
-            self.unregistered |= compiled
+            found = {name: network for name, network in self.unregistered.items() if network is not None}
+            self.unregistered |= {name: torch.compile(network, **compile_options) for name, network in found.items()}
         if feature_weight and teacher is not None:
             self.student_taps = FeatureHooks(student, [pair[0] for pair in self.feature_pairs])
             self.teacher_taps = FeatureHooks(teacher, [pair[1] for pair in self.feature_pairs])
@@ -146,14 +139,3 @@ class DenoiserTraining(L.LightningModule):
         """Leaves each process a part of the student's weights, under the strategy that wants it (common.training.fit)."""
         if self.device_mesh is not None:
             shard(self.student, self.device_mesh["data_parallel"])
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to save weights that are not finite: the checkpoint before stays."""
-        check_finite(self, self.global_step)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_schedule(optimizer), "interval": "step"},
-        }

@@ -1,8 +1,11 @@
 """Stops a training whose loss or weights are no numbers any more, before a checkpoint keeps them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
 from common.errors import InputError
@@ -22,3 +25,27 @@ def check_finite(network: nn.Module, step: int) -> None:
     for name, parameter in network.named_parameters():
         if not torch.isfinite(parameter).all():
             raise InputError(f"The weights of {name} are not finite after step {step}; {ADVICE}")
+
+
+class GuardedTraining(L.LightningModule):
+    """What every training here has: an optimiser and its schedule, a seed, and checkpoints of finite weights."""
+
+    def __init__(
+        self,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        schedule: Callable[[torch.optim.Optimizer], Any],
+        seed: int,
+    ):
+        super().__init__()
+        self.make_optimizer, self.make_schedule, self.seed = optimizer, schedule, seed
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to save weights that are not finite: the checkpoint before stays."""
+        check_finite(self, self.global_step)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_schedule(optimizer), "interval": "step"},
+        }
