@@ -1,10 +1,13 @@
 """Sound as one-channel images and back: log-mel spectrograms as AudioDiffusion draws them, and Griffin-Lim."""
 
+import io
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
+from common.runtime.files import write_atomically
 from common.runtime.seeding import generator_for
 from common.settings import AtLeastOne, Positive
 
@@ -86,3 +89,14 @@ class Spectrogram:
     def inverse(self, spectra: torch.Tensor) -> torch.Tensor:
         """The waveforms whose transform comes nearest to `spectra`."""
         return torch.istft(spectra, self.fft_size, self.hop, window=torch.hann_window(self.fft_size, device=spectra.device))
+
+
+def write_sounds(folder: Path, rows: dict[str, torch.Tensor], sound: Spectrogram, count: int = 8) -> None:
+    """<folder>/<who>_<number>.wav of the first `count` of each row's uint8 spectrograms (at least count, 1, mels, frames)."""
+    import soundfile
+
+    for who, images in rows.items():
+        for number, waveform in enumerate(sound.waveforms(images[:count])):
+            file = io.BytesIO()
+            soundfile.write(file, 0.9 * waveform.numpy(), sound.sample_rate, format="WAV", subtype="PCM_16")
+            write_atomically(folder / f"{who}_{number}.wav", file.getvalue())

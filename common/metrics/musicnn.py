@@ -83,12 +83,8 @@ class AudioFeatures(nn.Module):
         self.network = load_musicnn()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.features_of(chunk) for chunk in images.split(CHUNK)])
-
-    def features_of(self, images: torch.Tensor) -> torch.Tensor:
-        """The features of a few clips."""
-        waveforms = self.sound.waveforms(images, self.iterations)
-        return self.network(log_mel_bands(waveforms, self.sound.sample_rate))
+        waveforms = (self.sound.waveforms(chunk, self.iterations) for chunk in images.split(CHUNK))
+        return torch.cat([self.network(log_mel_bands(each, self.sound.sample_rate)) for each in waveforms])
 
 
 def log_mel_bands(waveforms: torch.Tensor, sample_rate: int) -> torch.Tensor:

@@ -1,11 +1,34 @@
-"""How close the samples of a student are to the teacher's from equal seeds."""
+"""How close images are to others: reconstructions to what was encoded, a student's samples to its teacher's."""
 
 import torch
+from torch import nn
+from torch.nn import functional as F
+
+from common.diffusion.latents import encode_images, pixels_for
+
+
+@torch.no_grad()
+def peak_signal_to_noise(autoencoder: nn.Module, images: torch.Tensor, batch_size: int = 64) -> float:
+    """PSNR in dB of the reconstructions of uint8 images (count, 3, height, width), over all pixels at once."""
+    squared, count = 0.0, 0
+    for chunk in images.split(batch_size):
+        pixels = pixels_for(autoencoder, chunk)
+        squared += F.mse_loss(reconstruct_images(autoencoder, chunk, batch_size), pixels, reduction="sum").item()
+        count += pixels.numel()
+    return 10 * torch.log10(torch.tensor(4 * count / squared)).item()
+
+
+@torch.no_grad()
+def reconstruct_images(autoencoder: nn.Module, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+    """What is left in [-1, 1] of uint8 images (count, 3, height, width) after encoding and decoding."""
+    chunks = images.split(batch_size)
+    decoded = [autoencoder.decode(encode_images(autoencoder, chunk)).sample.clamp(-1, 1).cpu() for chunk in chunks]
+    return torch.cat(decoded)
 
 
 def latent_mse(a: torch.Tensor, b: torch.Tensor) -> float:
     """Mean squared difference over all elements of two equally shaped sets of latents."""
-    return torch.nn.functional.mse_loss(a.double(), b.double()).item()
+    return F.mse_loss(a.double(), b.double()).item()
 
 
 def structural_similarity(images_a: torch.Tensor, images_b: torch.Tensor) -> float:

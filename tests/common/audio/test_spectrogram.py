@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.audio.spectrogram import Spectrogram
-from common.audio.wav import write_sounds
+from common.audio.spectrogram import Spectrogram, write_sounds
 from common.data.music import load_music
 
 SOUND = Spectrogram(sample_rate=16000, fft_size=1024, hop=512, mels=64, frames=64, range_db=80)

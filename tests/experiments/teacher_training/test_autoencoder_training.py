@@ -9,7 +9,7 @@ import torch
 
 from common.diffusion.latents import encode_images
 from common.errors import InputError
-from common.metrics.reconstruction import peak_signal_to_noise, reconstruct_images
+from common.metrics.similarity import peak_signal_to_noise, reconstruct_images
 from common.training.batches import TensorRows
 from common.training.fit import fit
 from common.training.kl_autoencoder import KLTraining
