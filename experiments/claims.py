@@ -18,7 +18,8 @@ from common.runtime.files import write_text
 from common.runtime.strict_json import read_json
 from common.shown_text import markdown_text
 from experiments.reporting.lookup import figures_of, find
-from experiments.reporting.metric_table import find_metric, higher_is_better
+from experiments.reporting.metric_table import find_metric
+from experiments.reporting.page import rendered
 from experiments.reporting.paper_table import markdown
 from experiments.reporting.rows import ROWS_FILE, comparable, group_name, read_rows
 from experiments.shared.command_line import one_line_errors
@@ -30,18 +31,7 @@ SEEDS = "t2i/seeds"  # the rows that show the noise
 LEAST_SEEDS = 3
 TOLD = ("distance", "caption_retrieval", "latent_mse", "time")  # of whose noise the page tells
 HOLDS, FAILS, OPEN, UNKNOWN = "holds", "does not hold", "within the noise", "not measured"
-PAGE = """# Claims
-
-What the papers claim of large models, looked for in the small ones of this project: other models, data and
-metrics, so that only the direction of a claim can be compared. *distance* is a Fréchet distance over the
-features that the result pages name, never FID. Values stand from the one that should be best to the worst. A
-difference counts that is larger than between {seeds} ({job}), for a trained student: {margins}.
-
-{faults}
-{table}
-
-`python -m experiments.claims experiments/results` writes this page from the rows (experiments/claims.yaml).
-"""
+PAGE = Path(__file__).with_name("reporting") / "claims.md"
 
 
 def read_claims() -> list[dict[str, Any]]:
@@ -133,7 +123,7 @@ def verdict(check: Mapping[str, Any], values: Sequence[float], metric: str, marg
     margin: the relative difference up to which nothing can be told.
     """
     if "order" in check:
-        sign = -1 if higher_is_better(metric) else 1
+        sign = -1 if find_metric(metric).higher else 1
         gains = [sign * relative(better, worse) for better, worse in pairwise(values)]
         if any(gain < -margin for gain in gains):
             return FAILS
@@ -178,7 +168,8 @@ def page(claims: Sequence[Mapping[str, Any]], found: Sequence[tuple[list[str], l
         lines.append([str(place), claim["claim"], claim["published"], "<br>".join(texts), f"**{summary(verdicts)}**", links])
     first = evidence.seeds[0]
     margins = ", ".join(f"{name.replace('_', ' ')} {100 * noise(evidence.seeds, name):.1f} %" for name in TOLD)
-    return PAGE.format(
+    return rendered(
+        PAGE,
         seeds=f"[{len(evidence.seeds)} seeds of one job]({SEEDS}/README.md)",
         job=markdown_text(group_name(first).replace(f", seed {first['settings']['seed']}", "")),
         margins=margins,

@@ -7,6 +7,7 @@ python -m experiments.teacher_card task=uag evaluation.images=512
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from experiments.shared.job import Job
     from experiments.shared.settings import Settings
 
+TEMPLATE = Path(__file__).with_name("reporting") / "teacher_card.md"
 EVERYDAY = """
 a cat face | a dog face | a red apple | a pizza | a red heart | a sun | a snowman | a four leaf clover | a rocket | an
 umbrella | a tomato | a banana | a strawberry | a hamburger | a hot beverage | a birthday cake | a soccer ball | a
@@ -89,7 +91,6 @@ def by_ear(job: "Job") -> dict[str, dict[str, float]]:
     """
     import torch
 
-    from common.diffusion.sampling import sample_latents
     from common.metrics.distances import frechet_distance
     from common.metrics.efficientnet import extract_features
     from common.runtime.seeding import generator_for
@@ -98,17 +99,7 @@ def by_ear(job: "Job") -> dict[str, dict[str, float]]:
     instruments = list(dict.fromkeys(clips.instruments))
     count = min(evaluation.images // 2, *(clips.instruments.count(name) // 2 for name in instruments))
     generator = generator_for(evaluation.seed, 5)
-    latents = sample_latents(
-        teacher.denoiser,
-        teacher.scheduler,
-        teacher.latent_shape,
-        list(range(count)),
-        {},
-        {},
-        evaluation.steps,
-        evaluation.guidance_scale,
-        64,
-    )
+    latents = teacher.sample(list(range(count)), [""] * count, evaluation.steps, evaluation.guidance_scale)
     mixed = torch.randperm(len(clips), generator=generator)[: 2 * count]
     sets = {"real": clips.images[mixed]}
     for name in instruments:
@@ -131,10 +122,9 @@ def by_ear(job: "Job") -> dict[str, dict[str, float]]:
 def main(cfg: DictConfig) -> None:
     import torch
 
-    from common.audio.wav import write_sounds
+    from common.audio.spectrogram import write_sounds
     from common.diffusion.images import save_grid, upright
-    from common.diffusion.sampling import sample_latents
-    from common.metrics.reconstruction import peak_signal_to_noise
+    from common.metrics.similarity import peak_signal_to_noise
     from common.runtime.files import write_json, write_text
     from common.runtime.strict_json import read_json
     from experiments.evaluation.layer_effects import layers_of
@@ -152,17 +142,7 @@ def main(cfg: DictConfig) -> None:
     if hasattr(train, "captions"):
         styles = list(dict.fromkeys(caption.rsplit(", ", 1)[1].removesuffix(" style") for caption in train.captions))
         captions = common_captions(set(train.names), styles, 48)
-    latents = sample_latents(
-        teacher.denoiser,
-        teacher.scheduler,
-        teacher.latent_shape,
-        list(range(len(captions))),
-        teacher.encode_captions(captions),
-        teacher.null_condition(),
-        evaluation.steps,
-        evaluation.guidance_scale,
-        64,
-    )
+    latents = teacher.sample(list(range(len(captions))), captions, evaluation.steps, evaluation.guidance_scale)
     drawn = teacher.decode_latents(latents)
     if job.sound is not None:
         write_sounds(teacher.folder / "sounds", {"sample": drawn, "real": test.images[:: max(1, len(test) // 3)]}, job.sound, 3)
@@ -178,9 +158,10 @@ def main(cfg: DictConfig) -> None:
 def card_text(
     teacher: Any, settings: "Settings", figures: dict[str, Any], history: list[dict], captions: list[str], labels: Iterable[str]
 ) -> str:
-    """The card in Markdown."""
+    """The card in Markdown: experiments/reporting/teacher_card.md with what was measured."""
     from common.cost.macs import count_parameters
     from experiments.evaluation.layer_effects import report
+    from experiments.reporting.page import rendered
 
     sizes = {
         "denoiser": teacher.denoiser,
@@ -188,66 +169,36 @@ def card_text(
         "text encoder": teacher.text_encoder,
         "second text encoder": teacher.text_encoder_2,
     }
-    captioned, evaluation, task = teacher.text_encoder is not None, settings.evaluation, settings.task
-    shown = (
-        f"Captions, row by row: {markdown_text('; '.join(captions))}."
-        if captioned
-        else f"{len(captions)} samples, none chosen."
-    )
-    guidance = f"guidance {evaluation.guidance_scale}, " if captioned else ""
-    pictures = ["![samples](samples.png)", "", shown, ""]
-    if (teacher.folder / "reconstructions.png").is_file():
-        pictures += ["![reconstructions](reconstructions.png)", "", "Held-out images, and below each its reconstruction.", ""]
-    lines = [
-        f"# {markdown_text(teacher.name)}",
-        "",
-        f"{'A text-to-image' if captioned else 'An unconditional'} latent diffusion model, trained from scratch on",
-        f"{code_span(task.data['folder'])} (whose it is: LICENSES.md there).",
-        "",
-        *pictures,
-        "| part | class | parameters |",
-        "|---|---|---|",
-        *(
-            f"| {name} | {type(part).__name__} | {count_parameters(part):,} |"
-            for name, part in sizes.items()
-            if part is not None
-        ),
-        "",
-        f"Latents: {' x '.join(map(str, teacher.latent_shape))}.",
-        "",
-        "Training, each run going on from the one before (`python -m experiments.train_teacher`):",
-        "",
-        *("1. " + markdown_text("; ".join(f"{name} {value}" for name, value in run.items())) for run in history),
-        "",
-        f"## Measured (`python -m experiments.teacher_card task={task.name} evaluation.images={evaluation.images}`)",
-        "",
-        f"Autoencoder, held-out images: {figures['psnr held out (dB)']:.2f} dB PSNR. Samples: {evaluation.steps} steps, "
-        f"{guidance}one seed per sample. Distances against up to {evaluation.reference_images} real images, over "
-        f"{hydra.utils.get_class(task.features['_target_']).description}; 'real' is as many other real images: the floor.",
-        "",
-    ]
+    parts = [[name, type(part).__name__, f"{count_parameters(part):,}"] for name, part in sizes.items() if part is not None]
+    captioned, by_ear = teacher.text_encoder is not None, figures.get("by ear")
     what = ("names seen in training", "names held out of training") if captioned else ("training images", "held-out images")
-    for split, kind in zip(("train", "test"), what, strict=True):
-        for label in labels:
-            row = figures[f"{split}, {label}"]
-            lines += [f"**{kind}, {label}**", "", "| figure | value |", "|---|---|"]
-            lines += [f"| {name} | {value:.3g} |" for name, value in row.items()] + [""]
-    lines += [
-        f"## What each layer does (`python -m experiments.layer_report task={task.name}`)",
-        "",
-        "E||eps(without the layer) - eps||^2 / E||eps||^2 on training images with noise on them. A layer below 1e-4 is dead:",
-        "removing it changes the output by less than a hundredth of its deviation.",
-        "",
-        report(teacher.denoiser, figures["layers"]),
-        "",
-    ]
-    if "by ear" in figures:
-        columns = next(iter(figures["by ear"].values()))
-        lines += ["**The samples among real music, noise and silence** (Fréchet distances of equally many clips)", ""]
-        cells = [[markdown_text(who), *(f"{v:.1f}" for v in row.values())] for who, row in figures["by ear"].items()]
-        lines += [markdown(["", *map(markdown_text, columns)], cells)]
-        lines += ["", "`sounds/`: the first three samples, none chosen, and three real clips, all through Griffin-Lim.", ""]
-    return "\n".join(lines)
+    tables = {
+        f"{kind}, {label}": [[name, f"{value:.3g}"] for name, value in figures[f"{split}, {label}"].items()]
+        for split, kind in zip(("train", "test"), what, strict=True)
+        for label in labels
+    }
+    runs = ["; ".join(f"{name} {value}" for name, value in run.items()) for run in history]
+    return rendered(
+        TEMPLATE,
+        name=markdown_text(teacher.name),
+        captioned=captioned,
+        data=code_span(settings.task.data["folder"]),
+        captions=[markdown_text(caption) for caption in captions],
+        reconstructions=(teacher.folder / "reconstructions.png").is_file(),
+        parts=markdown(["part", "class", "parameters"], parts, words=2),
+        latents=" x ".join(map(str, teacher.latent_shape)),
+        runs=[markdown_text(run) for run in runs],
+        settings=settings,
+        decibels=f"{figures['psnr held out (dB)']:.2f}",
+        features=hydra.utils.get_class(settings.task.features["_target_"]).description,
+        tables={kind: markdown(["figure", "value"], lines) for kind, lines in tables.items()},
+        layers=report(teacher.denoiser, figures["layers"]),
+        by_ear=by_ear
+        and markdown(
+            ["", *map(markdown_text, next(iter(by_ear.values())))],
+            [[markdown_text(who), *(f"{value:.1f}" for value in row.values())] for who, row in by_ear.items()],
+        ),
+    )
 
 
 if __name__ == "__main__":

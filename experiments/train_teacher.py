@@ -11,7 +11,6 @@ the weights of an uninterrupted one.
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -21,9 +20,6 @@ from experiments.shared.command_line import one_line_composition_errors, one_lin
 from experiments.shared.job_id import register_job_folder
 
 register_job_folder()
-
-if TYPE_CHECKING:
-    from experiments.shared.settings import TrainTeacher
 
 
 def check_work(cfg: DictConfig, work: Path) -> None:
@@ -45,14 +41,6 @@ def check_work(cfg: DictConfig, work: Path) -> None:
         raise InputError(f"{work} was begun with other settings ({path}); delete it, or give work=<another folder>.")
 
 
-def first_weights(training: "TrainTeacher") -> dict[str, str]:
-    """What the denoiser started from, as the card tells it; nothing for training that goes on from a teacher."""
-    if training.start is not None:
-        return {}
-    settings = training.teacher_training.denoiser.initial_weights
-    return {"first weights": f"PyTorch's x {settings.gain:.4g}, columns of skip connections x {settings.skips:g}"}
-
-
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train_teacher")
 @one_line_errors
 @under_way("training a teacher")
@@ -61,7 +49,7 @@ def main(cfg: DictConfig) -> None:
 
     from common.diffusion.images import save_grid, upright
     from common.diffusion.latents import encode_images
-    from common.metrics.reconstruction import peak_signal_to_noise, reconstruct_images
+    from common.metrics.similarity import peak_signal_to_noise, reconstruct_images
     from common.models.saving import save_whole
     from common.runtime.files import check_writable, write_json
     from common.runtime.processes import refuse_others
@@ -91,11 +79,10 @@ def main(cfg: DictConfig) -> None:
         rows = cached_tensors(work / "latents.safetensors", lambda: {"tensor": encode_images(autoencoder, data.images)})
     parts, last_loss = train_denoiser(training, rows["tensor"], data, autoencoder, work)
     pipeline = hydra.utils.instantiate(settings.pipeline)(**{settings.autoencoder.part: autoencoder}, **parts)
-    earlier = (
-        []
-        if training.start is None
-        else read_json(Path(training.start) / "training.json", "give another start=<teacher>", None)
-    )
+    earlier, first = [], settings.denoiser.initial_weights
+    begun = {"first weights": f"PyTorch's x {first.gain:.4g}, columns of skip connections x {first.skips:g}"}
+    if training.start is not None:
+        earlier, begun = read_json(Path(training.start) / "training.json", "give another start=<teacher>", None), {}
     save_whole(pipeline.to(dtype=torch.float16), out)
     for picture in ("samples.png", "reconstructions.png"):
         shutil.copyfile(work / picture, out / picture)
@@ -106,7 +93,7 @@ def main(cfg: DictConfig) -> None:
         "held-out PSNR": round(decibels, 2),
         "denoiser steps": settings.denoiser.steps,
         "denoiser batch": settings.denoiser.batch_size,
-        **first_weights(training),
+        **begun,
         **({} if last_loss is None else {"last denoiser loss": round(last_loss, 4)}),
     }
     write_json(out / "training.json", [*earlier, history])

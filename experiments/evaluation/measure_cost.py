@@ -1,19 +1,20 @@
 """Sizes, speeds and sparsity of the models of a job."""
 
 import copy
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from common.cost.latency import compare_latency
 from common.cost.macs import checkpoint_bytes, count_macs, count_nonzero, count_parameters
 from common.diffusion.sampling import Conditions, predict, with_guidance
 from common.errors import InputError, first_line
-from common.metrics.reconstruction import peak_signal_to_noise
+from common.metrics.similarity import peak_signal_to_noise
 from common.pruning.plan import Plan
 from experiments.evaluation.models import Models
 from experiments.shared.job import Job
@@ -40,22 +41,14 @@ def measure_autoencoder(autoencoder: nn.Module, images: torch.Tensor, plan: Plan
     }
 
 
-def forward_call(denoiser: nn.Module, inputs: tuple[torch.Tensor, ...], conditions: Conditions) -> Callable:
+def forward_call(denoiser: nn.Module, inputs: tuple[torch.Tensor, ...], conditions: Conditions) -> Callable[[], torch.Tensor]:
     """One forward pass, ready to be timed."""
-
-    def run() -> None:
-        with torch.no_grad():
-            predict(denoiser, *inputs, conditions)
-
-    return run
+    return partial(torch.no_grad()(predict), denoiser, *inputs, conditions)
 
 
-def in_dtype(
-    dtype: torch.dtype, inputs: tuple[torch.Tensor, ...], conditions: Conditions
-) -> tuple[tuple[torch.Tensor, ...], Conditions]:
+def in_dtype(dtype: torch.dtype, *arguments: Any) -> Any:
     """The arguments of a forward pass with their real numbers in `dtype`."""
-    changed = tuple(value.to(dtype) if value.is_floating_point() else value for value in inputs)
-    return changed, {name: value.to(dtype) for name, value in conditions.items()}
+    return tree_map_only(torch.Tensor, lambda value: value.to(dtype) if value.is_floating_point() else value, arguments)
 
 
 def semi_structured_latency(
@@ -104,14 +97,10 @@ def measure_cost(job: Job, models: Models, plans: Mapping[str, Plan]) -> dict[st
         networks = {who: copy.deepcopy(network).to(torch.bfloat16) for who, network in networks.items()}
     latencies = compare_latency({who: forward_call(each, *timed) for who, each in networks.items()}, "teacher", rounds=rounds)
     del networks
-    rows, counted = {}, {}
+    rows = {}
     for who, model in models.by_name().items():
         denoiser = model.denoiser
-        settings = {name: value for name, value in denoiser.config.items() if not name.startswith("_")}
-        architecture = (type(denoiser), json.dumps(settings, sort_keys=True, default=str))
-        if architecture not in counted:  # training changes no shape
-            counted[architecture] = count_macs(denoiser, *arguments(1))
-        macs = counted[architecture]
+        macs = count_macs(denoiser, *arguments(1))
         rows[who] = {
             "parameters": count_parameters(denoiser),
             "nonzero_parameters": count_nonzero(denoiser),

@@ -8,7 +8,7 @@ import hydra
 import torch
 from torch import nn
 
-from common.audio.wav import write_sounds
+from common.audio.spectrogram import write_sounds
 from common.diffusion.images import upright
 from common.pruning.plan import Plan
 from common.runtime.strict_json import read_json

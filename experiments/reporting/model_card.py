@@ -26,6 +26,7 @@ from experiments.reporting.card_texts import (
     training_text,
 )
 from experiments.reporting.metric_table import find_metric
+from experiments.reporting.page import rendered
 from experiments.reporting.paper_table import markdown
 from experiments.reporting.result_pages import shown_command
 from experiments.reporting.rows import method_name, metric_names, nonzero_parameters, student
@@ -85,16 +86,9 @@ def write_card(
 
     found: what loads_alone tells; formats: what export_formats tells, {} without; where: what is passed to from_pretrained.
     """
-    from jinja2 import Environment, StrictUndefined
-
     last, licensed_by, parts = student(row), licence_files(row), formats.get("parts", {})
-    share = {
-        key: f"{100 * value / row['models']['teacher']['parameters']:.1f} %"
-        for key, value in {
-            "kept": row["models"][last]["parameters"],
-            "nonzero": nonzero_parameters(row["models"][last]),
-        }.items()
-    }
+    counts = {"kept": row["models"][last]["parameters"], "nonzero": nonzero_parameters(row["models"][last])}
+    share = {key: f"{100 * value / row['models']['teacher']['parameters']:.1f} %" for key, value in counts.items()}
     code, told = loading(row, found["denoiser"], found, where)
     names = [name for name in formats.get("sampling", {}) if name in ("onnx", "openvino")]
     revision, environment = row["environment"]["revision"], row["environment"]
@@ -132,9 +126,7 @@ def write_card(
         "limits": limits(row),
         "licence": licence_text(row, licence, licensed_by),
     }
-    environment_of_cards = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    text = environment_of_cards.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**words)
-    write_text(folder / "README.md", text.rstrip() + "\n")
+    write_text(folder / "README.md", rendered(TEMPLATE, **words).rstrip() + "\n")
 
 
 def known_licence(licence: str | None) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from common.runtime.files import write_text
 from experiments.reporting.curves import COSTS, cost, draw_curves, plot_data
-from experiments.reporting.metric_table import find_metric, higher_is_better, is_drawn
+from experiments.reporting.metric_table import find_metric
 from experiments.reporting.paper_table import note, paper_table
-from experiments.reporting.rows import groups_of, labels, left, metric_names, recipe, student
+from experiments.reporting.rows import drawn_metrics, groups_of, labels, left, metric_names, recipe, student
 from experiments.shared.row import Row
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -20,6 +20,15 @@ PICTURE_WIDTH = 900
 SOUNDS = 6  # audio players of one job
 FEW = 2  # metrics that the table shows at first
 ONE_SIZE = 5  # per cent of the teacher's parameters within which students are of one size
+
+
+def rendered(template: Path, autoescape: bool = False, **words: Any) -> str:
+    """A template of Jinja's with its words in it; autoescape: of HTML."""
+    from jinja2 import Environment, StrictUndefined
+
+    options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = Environment(autoescape=autoescape, undefined=StrictUndefined, **options)
+    return environment.from_string(template.read_text(encoding="utf-8")).render(**words)
 
 
 def embedded_picture(path: Path) -> str:
@@ -35,16 +44,13 @@ def embedded_picture(path: Path) -> str:
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def embedded_sound(path: Path) -> str:
-    return f"data:audio/wav;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
 def job_files(row: Row) -> dict[str, list[tuple[str, str]]]:
     """(title, data URL) of what lies beside a row: "pictures", and "sounds" in equal numbers of each model."""
     folder = Path(row["path"]).parent
     pictures = [(title, embedded_picture(folder / name)) for name, title in PICTURES.items() if (folder / name).is_file()]
     found = sorted(folder.glob("sounds/*.wav"), key=lambda path: path.stem.rpartition("_")[::-1])
-    return {"pictures": pictures, "sounds": [(path.stem, embedded_sound(path)) for path in found[:SOUNDS]]}
+    sounds = [(path.stem, f"data:audio/wav;base64,{base64.b64encode(path.read_bytes()).decode()}") for path in found[:SOUNDS]]
+    return {"pictures": pictures, "sounds": sounds}
 
 
 def table(rows: Sequence[Row]) -> dict[str, Any]:
@@ -57,7 +63,7 @@ def table(rows: Sequence[Row]) -> dict[str, Any]:
         figures = [read(row, student(row)) for read in columns.values()]
         finite = [value if value is None or math.isfinite(value) else None for value in figures]
         cells.append([label, *finite, recipe(row), row.get("command", "")])
-    judged = [metric for metric in metrics if is_drawn(metric)][:FEW] or metrics[:FEW]
+    judged = [metric for metric in metrics if find_metric(metric).drawn][:FEW] or metrics[:FEW]
     few = ["job", *(find_metric(metric).title for metric in judged), COSTS["parameters"][0], COSTS["latency"][0]]
     return {"columns": ["job", *columns, "distill", "command"], "cells": cells, "few": few}
 
@@ -65,7 +71,7 @@ def table(rows: Sequence[Row]) -> dict[str, Any]:
 def outcome(rows: Sequence[Row]) -> list[str]:
     """What came out, in sentences: of the jobs of about one size, which is best by the first metric, and by how much."""
     metric = metric_names(rows)[0]
-    sign, title = (-1 if higher_is_better(metric) else 1), find_metric(metric).title
+    sign, title = (-1 if find_metric(metric).higher else 1), find_metric(metric).title
     sizes: dict[int, list[tuple[float, str]]] = {}
     for label, row in zip(labels(rows), rows, strict=True):
         figures = row["models"][student(row)]
@@ -88,12 +94,11 @@ def write_report(
 
     notes: lines at the top of the page. paper: a published table to be set beside the rows (experiments.reporting.paper_table).
     """
-    from jinja2 import Environment
     from plotly.offline import get_plotlyjs
 
     groups = []
     for number, (name, members) in enumerate(groups_of(rows).items(), 1):
-        for metric in filter(is_drawn, metric_names(members)):
+        for metric in drawn_metrics(members):
             draw_curves(members, folder / f"{number}-{metric}.png", metric)
         jobs = [
             {"label": label, "command": row.get("command", ""), **job_files(row)}
@@ -102,12 +107,11 @@ def write_report(
         groups.append(
             {"name": name, "outcome": outcome(members), "plots": plot_data(members), "table": table(members), "jobs": jobs}
         )
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     published = None
     if paper is not None:
         titles, lines = paper_table(rows, paper)
         published = {"title": paper["title"], "note": note(paper, rows), "titles": titles, "lines": lines}
     parts = {"title": title, "notes": notes, "paper": published, "groups": groups}
     path = folder / "index.html"
-    write_text(path, page.render(**parts, plotly=get_plotlyjs()))
+    write_text(path, rendered(TEMPLATE, autoescape=True, **parts, plotly=get_plotlyjs()))
     return path
