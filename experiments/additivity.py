@@ -38,10 +38,6 @@ def measure_additivity(job: "Job") -> dict[str, Any]:
         raise InputError(
             f"Additivity is a property of LAPTOP-Diff's losses: method=laptop_diff, not {job.settings.method['_target_']}."
         )
-    for criterion in wanted.criteria:
-        replace(method, criterion=criterion)  # an unknown one is told now
-    if wanted.per_size < 2 or not wanted.sizes:
-        raise InputError("additivity.per_size of at least 2, and some additivity.sizes, are needed for a correlation.")
     teacher, calibration = job.teacher, calibrate(job)
     layers = list_layers(teacher.denoiser, method.granularity, method.width_changing, method.exclude)
     subsets = random_subsets(len(layers), wanted.sizes, wanted.per_size, wanted.seed)

@@ -17,52 +17,30 @@ KNOBS = ("k", "ratio", "sparsity")
 COSTS = ("parameters", "macs", "latency_ratio")
 
 
-def quality_panels(metric: str) -> list[Any]:
-    """The student's metric over each knob of a method and each cost, a point a run."""
+def sections() -> dict[str, list[Any]]:
+    """Panels by the title of their section: the student's metrics over each knob of a method and each cost, a point a run;
+    losses and distances over optimiser steps; and metrics over sampling steps, of teacher and student.
+    """
     from wandb_workspaces.reports import v2 as wr
 
     over = {f"method.{knob}": wr.Config(f"method.{knob}") for knob in KNOBS}
     over |= {cost: wr.SummaryMetric(f"student/{cost}") for cost in COSTS}
-    value = wr.SummaryMetric(f"student/{metric}")
-    return [wr.ScatterPlot(title=f"{find_metric(metric).title} over {name}", x=x, y=value) for name, x in over.items()]
-
-
-def training_panels() -> list[Any]:
-    """Losses by term and distances over optimiser steps."""
-    from wandb_workspaces.reports import v2 as wr
-
     terms = ("loss", "loss/task", "loss/output", "loss/feature")
-    return [
+    found: dict[str, list[Any]] = {}
+    training = [
         wr.LinePlot(title="losses", x=STEP, y=list(terms), log_y=True),
         wr.LinePlot(title="shares of the loss", x=STEP, y=[term.replace("loss/", "share/") for term in terms[1:]]),
-        *(
-            wr.LinePlot(title=f"{find_metric(metric).title} during training", x=STEP, y=[f"distance/{metric}"])
-            for metric in METRICS
-        ),
     ]
-
-
-def sampling_panels() -> list[Any]:
-    """Metrics over sampling steps, of teacher and student."""
-    from wandb_workspaces.reports import v2 as wr
-
-    return [
-        wr.LinePlot(
-            title=f"{find_metric(metric).title} over sampling steps",
-            x="sampling/steps",
-            y=[f"sampling/{who}/{metric}" for who in ("teacher", "student")],
-        )
-        for metric in METRICS
-    ]
-
-
-def sections() -> dict[str, list[Any]]:
-    """Panels by the title of their section."""
-    return {
-        **{f"{find_metric(metric).title} over k, ratio, sparsity and cost": quality_panels(metric) for metric in METRICS},
-        "training": training_panels(),
-        "sampling": sampling_panels(),
-    }
+    sampling = []
+    for metric in METRICS:
+        title, value = find_metric(metric).title, wr.SummaryMetric(f"student/{metric}")
+        found[f"{title} over k, ratio, sparsity and cost"] = [
+            wr.ScatterPlot(title=f"{title} over {name}", x=x, y=value) for name, x in over.items()
+        ]
+        training.append(wr.LinePlot(title=f"{title} during training", x=STEP, y=[f"distance/{metric}"]))
+        both = [f"sampling/{who}/{metric}" for who in ("teacher", "student")]
+        sampling.append(wr.LinePlot(title=f"{title} over sampling steps", x="sampling/steps", y=both))
+    return found | {"training": training, "sampling": sampling}
 
 
 def workspace(entity: str, project: str) -> Any:

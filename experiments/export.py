@@ -63,9 +63,7 @@ def copy_beside(job: Path, row: dict[str, Any], folder: Path) -> None:
 
 def print_report(found: dict[str, Any], formats: dict[str, Any]) -> None:
     """What was found, within 80 columns."""
-    from rich.table import Table
-
-    from common.runtime.console import PlainConsole
+    from common.runtime.console import PlainConsole, text_table
     from experiments.reporting.card_texts import format_lines
 
     console = PlainConsole(width=80)
@@ -80,14 +78,8 @@ def print_report(found: dict[str, Any], formats: dict[str, Any]) -> None:
         )
     if not formats:
         return
-    titles, lines = format_lines(formats["parts"])
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for place, title in enumerate(titles):
-        table.add_column(title, justify="left" if place < 2 else "right", no_wrap=True)
-    for line in lines:
-        table.add_row(*line)
     console.print()
-    console.print(table)
+    console.print(text_table(*format_lines(formats["parts"]), words=2))
     protocol, sampling = formats["latency_protocol"], formats["sampling"]
     ends = [f"{name} {value['max_relative']:.0e}" for name, value in sampling.items() if isinstance(value, dict)]
     console.print(

@@ -43,18 +43,11 @@ def explanation(document: dict[str, Any]) -> str:
 
 def print_correlations(document: dict[str, Any]) -> None:
     """One line a criterion, within 80 columns."""
-    from rich.table import Table
+    from common.runtime.console import PlainConsole, text_table
 
-    from common.runtime.console import PlainConsole
-
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    for place, title in enumerate(COLUMNS):
-        table.add_column(title, justify="right" if place else "left", no_wrap=place > 0)
-    for line in lines_of_correlations(document):
-        table.add_row(*line)
     console = PlainConsole(width=80)
     console.print()
-    console.print(table)
+    console.print(text_table(COLUMNS, lines_of_correlations(document)))
     console.print(f"\n{explanation(document)}", style="dim")
 
 

@@ -83,7 +83,9 @@ def size_table(row: Row) -> str:
 def metric_table(row: Row) -> str:
     """Every metric of every model that has one."""
     names = metric_names([row])
-    names += [name for who in row["models"].values() for name in who if name not in (*names, *COUNTS) and is_metric(who[name])]
+    names += [
+        name for who in row["models"].values() for name in who if name not in (*names, *COUNTS) and isinstance(who[name], float)
+    ]
     names = [name for name in dict.fromkeys(names) if not name.endswith("_spread")]
     metrics = {name: find_metric(name) for name in names}
     lines = [
@@ -91,10 +93,6 @@ def metric_table(row: Row) -> str:
         for who, figures in row["models"].items()
     ]
     return markdown(["", *(metric.title for metric in metrics.values())], lines)
-
-
-def is_metric(value: Any) -> bool:
-    return isinstance(value, float)
 
 
 def protocol_text(row: Row) -> str:

@@ -5,13 +5,13 @@ over optimiser steps                              of jobs with evaluation.every 
 over sampling steps                               of jobs with evaluation.more_steps (L1-Diff's table)
 """
 
-import math
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.reporting.figures import logarithmic, picture_label, plotting, save_figure
-from experiments.reporting.metric_table import find_metric, higher_is_better
+from experiments.reporting.metric_table import find_metric
 from experiments.reporting.rows import (
     KNOBS,
     distance_name,
@@ -98,26 +98,24 @@ def draw_teacher(axis: Any, rows: Sequence[Row], metric: str) -> None:
         axis.axhline(level, color="k", linewidth=0.8, linestyle="--", label="teacher")
 
 
+def draw_lines(axis: Any, rows: Sequence[Row], points: Callable[[Row], Points]) -> None:
+    """One line a job that has points."""
+    for name, row in zip(labels(rows), rows, strict=True):
+        if found := points(row):
+            axis.plot(*zip(*found, strict=True), marker="o", markersize=3, label=picture_label(name))
+
+
 def draw_training(axis: Any, rows: Sequence[Row], metric: str) -> None:
     """One line a job, the teacher as a level."""
-    for name, row in zip(labels(rows), rows, strict=True):
-        if training_points(row, metric):
-            axis.plot(*zip(*training_points(row, metric), strict=True), marker="o", markersize=3, label=picture_label(name))
+    draw_lines(axis, rows, lambda row: training_points(row, metric))
     draw_teacher(axis, rows, metric)
     axis.set(xlabel="optimiser steps")
 
 
 def draw_sampling(axis: Any, rows: Sequence[Row], metric: str) -> None:
     """One line a job, and the teacher's."""
-    for name, row in zip(labels(rows), rows, strict=True):
-        if sampling_points(row, student(row), metric):
-            axis.plot(
-                *zip(*sampling_points(row, student(row), metric), strict=True),
-                marker="o",
-                markersize=3,
-                label=picture_label(name),
-            )
-            teacher = sampling_points(row, "teacher", metric)
+    draw_lines(axis, rows, lambda row: sampling_points(row, student(row), metric))
+    teacher = [found for row in rows if (found := sampling_points(row, "teacher", metric))][-1]
     axis.plot(*zip(*teacher, strict=True), "k*--", linewidth=0.8, label="teacher")
     axis.set(xlabel="sampling steps")
     logarithmic(axis, "x")
@@ -171,22 +169,12 @@ def plot_data(rows: Sequence[Row]) -> dict[str, Any]:
             }
         )
     teacher = {metric: [sampling_points(row, "teacher", metric) for row in rows] for metric in metrics}
-    return without_nan(
-        {
-            "metrics": {metric: find_metric(metric).title for metric in metrics},
-            "higher": [metric for metric in metrics if higher_is_better(metric)],
-            "costs": {name: COSTS[name][0] for name in names},
-            "jobs": jobs,
-            "teacher": {metric: teacher_level(rows, metric) for metric in metrics},
-            "teacher_sampling": {metric: max(lines, key=len) for metric, lines in teacher.items()},
-        }
-    )
-
-
-def without_nan(value: Any) -> Any:
-    """The same with None for every number that is none, which JSON does not have."""
-    if isinstance(value, dict):
-        return {name: without_nan(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    found = {
+        "metrics": {metric: find_metric(metric).title for metric in metrics},
+        "higher": [metric for metric in metrics if find_metric(metric).higher],
+        "costs": {name: COSTS[name][0] for name in names},
+        "jobs": jobs,
+        "teacher": {metric: teacher_level(rows, metric) for metric in metrics},
+        "teacher_sampling": {metric: max(lines, key=len) for metric, lines in teacher.items()},
+    }
+    return json.loads(json.dumps(found), parse_constant=lambda name: None)  # JSON has no NaN

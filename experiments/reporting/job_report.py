@@ -78,17 +78,11 @@ def print_table(row: dict[str, Any]) -> None:
 
 def side_by_side(models: dict[str, dict[str, Any]], columns: Any) -> Any:
     """A table of the models' figures, with those columns that any of them has."""
-    from rich.table import Table
+    from common.runtime.console import text_table
 
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("")
     cells = {title: [cell(figures, read, form) for figures in models.values()] for title, read, form in columns}
     shown = {title: column for title, column in cells.items() if any(column)}
-    for title in shown:
-        table.add_column(title, justify="right", no_wrap=True)
-    for line in zip(models, *shown.values(), strict=True):
-        table.add_row(*line)
-    return table
+    return text_table(["", *shown], zip(models, *shown.values(), strict=True))
 
 
 def metrics_note(row: dict[str, Any]) -> str:

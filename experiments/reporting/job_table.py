@@ -25,7 +25,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 def table_of(rows: list[dict[str, Any]], distance: str) -> Any:
     """The rich table of one group of rows; `distance`: the name of its Fréchet distance."""
-    from rich.table import Table
+    from common.runtime.console import text_table
 
     def arrow(models: dict[str, Any], name: str, form: str, factor: float = 1.0) -> str:
         values = [models[who].get(name) for who in ("pruned", "distilled") if who in models]
@@ -47,14 +47,9 @@ def table_of(rows: list[dict[str, Any]], distance: str) -> Any:
             "MSE to t.": arrow(models, "latent_mse", "{:.3f}"),
         }.items():
             lines.setdefault(title, []).append(text)
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    shown = [title for title, texts in lines.items() if any(texts)]
-    for title in shown:
-        words = title in ("method", "setting", "distill")
-        table.add_column(title, overflow="fold", justify="left" if words else "right", no_wrap=not words)
-    for texts in zip(*(lines[title] for title in shown), strict=True):
-        table.add_row(*texts)
-    return table
+    shown = {title: texts for title, texts in lines.items() if any(texts)}
+    words = sum(title in ("method", "setting", "distill") for title in shown)
+    return text_table(list(shown), zip(*shown.values(), strict=True), words)
 
 
 def file_bytes(figures: dict[str, Any]) -> int:

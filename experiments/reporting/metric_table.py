@@ -11,7 +11,7 @@ class Metric(NamedTuple):
     form: str
     higher: bool = False  # is better
     published: bool = False  # by the papers: experiments/evaluation/paper_metrics.py measures it where conf/metrics asks for it
-    drawn: bool = True  # in a picture of its own; the report's page draws all
+    drawn: bool = True  # in a picture of its own; the report's page draws all, kernel distances too
 
 
 METRICS = {  # by the name in a row; those with a spread have it under the same name with _spread
@@ -44,13 +44,3 @@ def find_metric(name: str) -> Metric:
     extractor = features.removesuffix("_to_teacher")
     to = ", to the teacher" if features.endswith("_to_teacher") else ""
     return DISTANCES[kind]._replace(title=f"{DISTANCES[kind].title} ({EXTRACTORS.get(extractor, extractor)}{to})")
-
-
-def higher_is_better(name: str) -> bool:
-    """Of a metric by its name in a row; distances are the better the less they are."""
-    return find_metric(name).higher
-
-
-def is_drawn(name: str) -> bool:
-    """Whether a metric has a picture of its own: all but kernel distances and those that METRICS leaves to the page."""
-    return find_metric(name).drawn

@@ -86,16 +86,9 @@ def note(table: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 def print_paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> None:
     """The table within 80 columns, with where it is from."""
-    from rich.table import Table
+    from common.runtime.console import PlainConsole, text_table
 
-    from common.runtime.console import PlainConsole
-
-    titles, lines = paper_table(rows, table)
-    drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    for place, title in enumerate(titles):
-        drawn.add_column(title, justify="right" if place else "left", no_wrap=True)
-    for line in lines:
-        drawn.add_row(*line)
+    drawn = text_table(*paper_table(rows, table))
     console = PlainConsole(width=80)
     console.print(f"\n{table['title']}", style="bold")
     console.print(drawn)

@@ -14,9 +14,9 @@ from common.errors import InputError
 from common.runtime.files import write_atomically, write_json, write_text
 from common.runtime.strict_json import read_json, to_json
 from common.shown_text import code_block, markdown_text, one_line, spelt_out
-from experiments.reporting.metric_table import find_metric, is_drawn
+from experiments.reporting.metric_table import find_metric
 from experiments.reporting.paper_table import markdown, note, paper_table
-from experiments.reporting.rows import ROWS_FILE, distance_name, groups_of, labels, metric_names, student
+from experiments.reporting.rows import ROWS_FILE, distance_name, drawn_metrics, groups_of, labels, student
 from experiments.shared.row import Row
 
 FIRST = 8  # samples of each model
@@ -89,7 +89,7 @@ def write_group(rows: Sequence[Row], folder: Path, prefix: str) -> dict[Path, st
     from experiments.reporting.curves import draw_curves
 
     found = {}
-    for metric in filter(is_drawn, metric_names(rows)):
+    for metric in drawn_metrics(rows):
         path = folder / f"{prefix}{metric}.png"
         draw_curves(rows, path, metric)
         found[path] = find_metric(metric).title

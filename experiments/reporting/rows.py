@@ -11,6 +11,7 @@ from typing import Any
 from common.errors import InputError
 from common.runtime.strict_json import from_json, read_json
 from common.shown_text import spelt_out
+from experiments.reporting.metric_table import find_metric
 from experiments.shared.identity import by_value
 from experiments.shared.row import Figures, Row
 
@@ -81,10 +82,9 @@ def whole(row: Any) -> Row:
 
 def read_row(path: Path, remedy: str) -> Row:
     """The row in a job's result.json; InputError naming it and the remedy when it is damaged."""
+    row = read_json(path, remedy)
     try:
-        return whole(read_json(path, remedy))
-    except InputError:
-        raise
+        return whole(row)
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); {remedy}.") from error
 
@@ -121,6 +121,11 @@ def metric_names(rows: Sequence[Row]) -> list[str]:
         if isinstance(value, int | float) and name not in COUNTS and not name.endswith("_spread")
     }
     return sorted(found, key=lambda name: name != distance_name(rows[0]))
+
+
+def drawn_metrics(rows: Sequence[Row]) -> list[str]:
+    """Those of metric_names that have a picture of their own."""
+    return [name for name in metric_names(rows) if find_metric(name).drawn]
 
 
 def method_name(row: Row) -> str:
