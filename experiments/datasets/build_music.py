@@ -45,8 +45,7 @@ def read_notes(path: Path) -> Notes:
     from music21 import converter
 
     second = 60 / QUARTERS_PER_MINUTE
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         score = converter.parse(path)
         sounding = score.stripTies().flatten().notes
     notes = [

@@ -39,9 +39,9 @@ def dry_run(settings: Settings) -> float:
     return hours
 
 
-def print_line(name: str, *cells: str, widths: tuple[int, ...] = (14, 14, 14)) -> None:
+def print_line(name: str, *cells: str) -> None:
     """A line of a table within 80 columns."""
-    print(f"{name:<38}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=False)))
+    print(f"{name:<38}" + "".join(f"{cell:>14}" for cell in cells))
 
 
 def print_networks(job: JobCost) -> None:

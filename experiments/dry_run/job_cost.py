@@ -9,6 +9,7 @@ import hydra
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
 from common.cost.macs import Macs, count_macs, count_parameters, probe_inputs
 from common.cost.peak_memory import step_bytes
@@ -67,20 +68,14 @@ class JobCost:
         self.settings = settings
         self.peaks: dict[tuple[int, bool, bool], int] = {}  # of distillation steps, as each takes seconds
         self.teacher: LatentDiffusion = meta_teacher(settings.teacher.config or settings.teacher.path)
+        self.text_encoders = self.teacher.text_encoders
+        self.captioned = bool(self.text_encoders)
         if settings.distill.steps:
             check_learns_from_noise(self.teacher.scheduler, guidance_size(self.teacher.denoiser) is not None)
         self.method = hydra.utils.instantiate(settings.method, _convert_="all")
         self.forecast = self.method.forecast(self.teacher.denoiser, calibration_size(settings.calibration, self.teacher))
         plan = self.forecast.plan
         self.student = copy.deepcopy(self.teacher.denoiser) if plan is None else apply_plan(self.teacher.denoiser, plan)
-
-    @property
-    def text_encoders(self) -> list[nn.Module]:
-        return self.teacher.text_encoders
-
-    @property
-    def captioned(self) -> bool:
-        return bool(self.text_encoders)
 
     @property
     def tokens(self) -> int:
@@ -95,12 +90,8 @@ class JobCost:
     @property
     def guided(self) -> int:
         """Rows of a forward pass for each sample that is drawn."""
-        return 2 if self.settings.evaluation.guidance_scale > 1 and self.guidable else 1
-
-    @property
-    def guidable(self) -> bool:
-        """Whether guidance takes a second pass: not where there is no text, nor in a latent consistency model."""
-        return self.captioned and guidance_size(self.teacher.denoiser) is None
+        size = calibration_size(self.settings.calibration, self.teacher)
+        return size.passes(self.settings.evaluation.guidance_scale)
 
     @property
     def samples_at_once(self) -> int:
@@ -116,12 +107,8 @@ class JobCost:
     def inputs(self, batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]:
         """Arguments of `predict` for either denoiser, `batch` rows."""
         given = {"encoder_hidden_states": torch.empty(1, self.tokens, 1, device="meta")} if self.captioned else None
-        (latents, timesteps), conditions = probe_inputs(self.teacher.denoiser, given)
-
-        def rows(value: torch.Tensor) -> torch.Tensor:
-            return value.new_empty(batch, *value.shape[1:])
-
-        return (rows(latents), rows(timesteps)), {name: rows(value) for name, value in conditions.items()}
+        one = probe_inputs(self.teacher.denoiser, given)
+        return tree_map_only(torch.Tensor, lambda value: value.new_empty(batch, *value.shape[1:]), one)
 
     @cached_property
     def macs(self) -> dict[str, Macs]:

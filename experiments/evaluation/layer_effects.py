@@ -8,57 +8,34 @@ import torch
 from common.cost.macs import count_parameters
 from common.diffusion.sampling import predict
 from common.pruning.layers import Layer, list_layers
-from common.scoring.calibration import build_calibration
+from common.scoring.calibration import Calibration
 from common.scoring.edited_copies import edited_outputs
 from common.scoring.noisy_batches import noisy_batches
 
 DEAD, FAINT = 1e-4, 1e-3
+BATCH_SIZE, COPIES = 32, 8  # rows, and edits of them, in one forward pass
 ROWS = 128  # images with noise on them: a layer's figure is then good to about a tenth of itself
 
 
-def what_layers_do(
-    denoiser: Any,
-    scheduler: Any,
-    latents: Any,
-    conditions: dict[str, Any],
-    batch_size: int = 32,
-    copies: int = 8,
-    seed: int = 0,
-) -> dict[str, float]:
+@torch.no_grad()
+def what_layers_do(denoiser: Any, scheduler: Any, latents: torch.Tensor, conditions: dict[str, Any]) -> dict[str, float]:
     """The relative output loss of each layer removed alone, by its site, in the order of common.pruning.layers.list_layers.
 
     latents: (rows, channels, height, width) of training images; conditions: their conditions row by row, {} without text.
     """
+    calibration = Calibration(latents[:1], {}, {}, scheduler, steps=1, guidance_scale=1.0, data=lambda: (latents, conditions))
+    edits = [layer.edit for layer in list_layers(denoiser)]
+    losses, power = dict.fromkeys((edit.site for edit in edits), 0.0), 0.0
 
-    calibration = build_calibration(
-        {},
-        {},
-        tuple(latents.shape[1:]),
-        scheduler,
-        num_conditions=1,
-        samples=1,
-        steps=1,
-        guidance_scale=1.0,
-        seed=seed,
-        data=lambda: (latents, conditions),
-    )
-    layers = list_layers(denoiser)
-    losses, power = dict.fromkeys((layer.site for layer in layers), 0.0), 0.0
-    with torch.no_grad():
-        for batch in noisy_batches(calibration, "even", batch_size, False, seed):
-            inputs = (batch.latents, batch.timesteps)
-            power += batch.share * predict(denoiser, *inputs, batch.conditions).square().mean().item()
-            found = edited_outputs(
-                denoiser,
-                [layer.edit for layer in layers],
-                {},
-                inputs,
-                batch.conditions,
-                copies,
-                lambda intact, changed: (changed - intact).square().mean().item(),
-            )
-            for site, loss in found.items():
-                losses[site] += batch.share * loss
+    def difference(intact: torch.Tensor, changed: torch.Tensor) -> float:
+        return (changed - intact).square().mean().item()
+
+    for batch in noisy_batches(calibration, "even", BATCH_SIZE, guided=False, seed=0):
+        inputs = (batch.latents, batch.timesteps)
+        power += batch.share * predict(denoiser, *inputs, batch.conditions).square().mean().item()
+        found = edited_outputs(denoiser, edits, {}, inputs, batch.conditions, COPIES, difference)
+        for site, loss in found.items():
+            losses[site] += batch.share * loss
     return {site: loss / power for site, loss in losses.items()}
 
 

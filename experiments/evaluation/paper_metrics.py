@@ -12,7 +12,7 @@ told in a line, and the others and the row are not lost.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ import torch
 from common.errors import InputError
 from common.metrics.jpeg_round_trip import through_files
 from common.runtime.content import content_name
-from common.runtime.progress import progress_bar
 from common.runtime.seeding import generator_for
 from experiments.evaluation.samples import captions_of, sample_folders
 from experiments.shared.identity import file_contents, identified
@@ -102,7 +101,8 @@ def sample_rows(job: Job, name: str, metric: Any, who: str, folder: Path) -> tor
         return {"rows": metric.rows(images, captions[rows.start : rows.stop] if captioned else None)}
 
     kept = folder / content_name("rows", comparable(settings))
-    return rows_in_batches(f"{name}: {who}", kept, len(captions), job.settings.evaluation.batch_size, compute)
+    batches = cached_batches(f"{name}: {who}", kept, len(captions), job.settings.evaluation.batch_size, compute)
+    return torch.cat([batch["rows"] for _, batch in batches])
 
 
 def real_rows(job: Job, name: str, metric: Any) -> torch.Tensor:
@@ -121,19 +121,8 @@ def real_rows(job: Job, name: str, metric: Any) -> torch.Tensor:
         return {"rows": metric.rows(through_files(images, settings["saved_images"]), None)}
 
     kept = content_name("real rows", comparable(settings), job.data_identity, evaluation.split, chosen.tolist())
-    return rows_in_batches(f"{name}: real images", job.cache / kept, len(chosen), REAL_IMAGES_AT_ONCE, compute)
-
-
-def rows_in_batches(
-    what: str, kept: Path, count: int, batch_size: int, compute: Callable[[range], dict[str, torch.Tensor]]
-) -> torch.Tensor:
-    """A metric's rows of `count` images, under a bar; batches are in the folder `kept`, or computed and written there."""
-    rows = []
-    with progress_bar(what, count) as bar:
-        for _, batch in cached_batches(kept, count, batch_size, compute):
-            rows.append(batch["rows"])
-            bar.advance(min(batch_size, count - batch_size * (len(rows) - 1)))
-    return torch.cat(rows)
+    batches = cached_batches(f"{name}: real images", job.cache / kept, len(chosen), REAL_IMAGES_AT_ONCE, compute)
+    return torch.cat([batch["rows"] for _, batch in batches])
 
 
 def lacking(settings: Settings, row: Row) -> list[str]:

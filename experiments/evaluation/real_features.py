@@ -5,7 +5,6 @@ from functools import cached_property
 import torch
 
 from common.runtime.content import content_name
-from common.runtime.progress import progress_bar
 from common.runtime.seeding import generator_for
 from experiments.shared.job import Job
 from experiments.shared.tensor_cache import cached_batches
@@ -41,12 +40,8 @@ class Reference:
             return {"features": extract_features(self.extractor, self.data.images[needed[rows.start : rows.stop]])}
 
         name = content_name("real", self.job.features_identity, self.job.data_identity, self.split, needed.tolist())
-        parts = []
-        with progress_bar("features of real images", len(needed)) as bar:
-            for _, part in cached_batches(self.job.cache / name, len(needed), FEATURES_AT_ONCE, compute):
-                parts.append(part["features"])
-                bar.advance(len(parts[-1]))
-        return torch.cat(parts)
+        parts = cached_batches("features of real images", self.job.cache / name, len(needed), FEATURES_AT_ONCE, compute)
+        return torch.cat([part["features"] for _, part in parts])
 
     @property
     def features(self) -> torch.Tensor:

@@ -12,11 +12,9 @@ from torch import nn
 
 from common.diffusion.images import with_channels
 from common.diffusion.noise_schedule import same_noise
-from common.diffusion.sampling import sample_latents
 from common.errors import InputError
 from common.models.latent_diffusion import LatentDiffusion
 from common.runtime.content import content_name
-from common.runtime.progress import progress_bar
 from common.runtime.seeding import SharedNoise, mix_seed, seeded_normal
 from experiments.shared.identity import identified
 from experiments.shared.job import Job
@@ -48,27 +46,14 @@ def sampled_batches(
     draw = SharedNoise(settings.seed) if shared else seeded_normal
 
     def compute(rows: range) -> dict[str, torch.Tensor]:
-        conditions, empty = model.encode_captions(captions[rows.start : rows.stop]), model.null_condition()
+        seeds = list(rows) if shared else [mix_seed(settings.seed, 3, index) for index in rows]
+        own, how = captions[rows.start : rows.stop], (settings.steps, settings.guidance_scale, at_once)
         with job.autocast():
-            latents = sample_latents(
-                model.denoiser,
-                scheduler,
-                model.latent_shape,
-                list(rows) if shared else [mix_seed(settings.seed, 3, index) for index in rows],
-                conditions,
-                empty,
-                settings.steps,
-                settings.guidance_scale,
-                at_once,
-                draw=draw,
-            ).float()
+            latents = model.sample(seeds, own, *how, scheduler=scheduler, draw=draw).float()
         images = draw_images(job, model, latents, at_once)
         return {"latents": latents, "images": images, "features": extract_features(extractor, images)}
 
-    with progress_bar(f"sampling: {who}", len(captions)) as bar:
-        for place, found in enumerate(cached_batches(folder, len(captions), settings.batch_size, compute, read)):
-            yield found
-            bar.advance(min(settings.batch_size, len(captions) - place * settings.batch_size))
+    yield from cached_batches(f"sampling: {who}", folder, len(captions), settings.batch_size, compute, read)
 
 
 def draw_images(job: Job, model: LatentDiffusion, latents: torch.Tensor, batch_size: int = 64) -> torch.Tensor:

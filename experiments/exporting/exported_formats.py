@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -173,24 +172,19 @@ def export_formats(teacher: LatentDiffusion, folder: Path, guidance: float, want
         check(f"Sampling with {name}", found, SAMPLING_SLACK * wanted.tolerance)
     if "onnx" not in wanted.formats:
         shutil.rmtree(folder / "onnx")
+    packages = ("torch", *dict.fromkeys(name for each in wanted.formats for name in FORMATS[each]))
     return {
         "dtype": wanted.dtype,
         "tolerance": wanted.tolerance,
         "factor": factor,
         "parts": figures,
         "sampling": {"steps": SAMPLING_STEPS, "guidance_scale": guidance, **sampling},
-        "latency_protocol": latency_protocol(wanted),
-    }
-
-
-def latency_protocol(wanted: Wanted) -> dict[str, Any]:
-    """How times were taken, and with which versions."""
-    packages: Sequence[str] = ("torch", *dict.fromkeys(name for each in wanted.formats for name in FORMATS[each]))
-    return {
-        "batch": wanted.batch,
-        "rounds": wanted.rounds,
-        "threads": torch.get_num_threads(),
-        "pytorch": "float32, on the CPU",
-        "precision": {name: "f32" if name == "openvino" else wanted.dtype for name in wanted.formats},
-        "packages": {name: version(name) for name in packages},
+        "latency_protocol": {  # how times were taken, and with which versions
+            "batch": wanted.batch,
+            "rounds": wanted.rounds,
+            "threads": torch.get_num_threads(),
+            "pytorch": "float32, on the CPU",
+            "precision": {name: "f32" if name == "openvino" else wanted.dtype for name in wanted.formats},
+            "packages": {name: version(name) for name in packages},
+        },
     }

@@ -74,25 +74,21 @@ def check_parts(job: Job) -> None:
 def check_sampling(settings: Settings, teacher: LatentDiffusion) -> None:
     """InputError where a scheduler cannot be made of evaluation.scheduler, or has fewer steps than are asked for."""
     evaluation = settings.evaluation
-    wanted = {
-        "calibration.steps": (teacher.scheduler, [settings.calibration.steps]),
-        "evaluation.steps": (None, [evaluation.steps]),
-        "evaluation.more_steps": (None, evaluation.more_steps),
-    }
-    for name, (scheduler, numbers) in wanted.items():
-        for steps in numbers:
-            try:
-                own = scheduler or evaluation_scheduler(evaluation.scheduler, teacher.scheduler)
-                if scheduler is None:
-                    check_noise("evaluation.scheduler", own)
-                trained = own.config.num_train_timesteps
-                if steps > trained:
-                    raise InputError(f"{name}={steps}: the teacher's schedule has {trained} timesteps, which is the most.")
-                type(own).from_config(own.config).set_timesteps(steps)
-            except InputError:
-                raise
-            except Exception as error:  # each of diffusers' schedulers refuses settings in its own way
-                raise InputError(f"{name}={steps}: {type(own).__name__} cannot take it: {first_line(error)}.") from error
+    try:
+        own = evaluation_scheduler(evaluation.scheduler, teacher.scheduler)
+    except Exception as error:  # each of diffusers' schedulers refuses settings in its own way
+        raise InputError(f"evaluation.scheduler: {evaluation.scheduler} cannot be made: {first_line(error)}.") from error
+    check_noise("evaluation.scheduler", own)
+    wanted = [("calibration.steps", teacher.scheduler, settings.calibration.steps), ("evaluation.steps", own, evaluation.steps)]
+    wanted += [("evaluation.more_steps", own, steps) for steps in evaluation.more_steps]
+    for name, scheduler, steps in wanted:
+        trained = scheduler.config.num_train_timesteps
+        if steps > trained:
+            raise InputError(f"{name}={steps}: the teacher's schedule has {trained} timesteps, which is the most.")
+        try:
+            type(scheduler).from_config(scheduler.config).set_timesteps(steps)
+        except Exception as error:
+            raise InputError(f"{name}={steps}: {type(scheduler).__name__} cannot take it: {first_line(error)}.") from error
 
 
 def check_steps(settings: Settings, method: Method) -> None:

@@ -9,6 +9,7 @@ import torch
 from common.errors import InputError
 from common.runtime.files import write_atomically
 from common.runtime.locks import attempted, locked
+from common.runtime.progress import progress_bar
 
 
 def cached_tensors(path: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -42,11 +43,11 @@ def fill(path: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> None:
 
 
 def cached_batches(
-    folder: Path, count: int, batch_size: int, compute: Callable[[range], dict[str, torch.Tensor]], read: bool = True
+    what: str, folder: Path, count: int, batch_size: int, compute: Callable[[range], dict[str, torch.Tensor]], read: bool = True
 ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """File name in `folder` and tensors of each batch of `count` rows, in order: compute(rows), where it is not there yet.
 
-    read: False leaves the tensors out, for who only helps to compute them.
+    what: is done, for the progress. read: False leaves the tensors out, for who only helps to compute them.
 
     Processes that need them at the same time, of one job or of several, share the batches out: while another one computes
     what comes next, this one computes those further on that nobody has begun.
@@ -70,14 +71,16 @@ def cached_batches(
             lock.release()
         return False
 
-    for place, path in enumerate(paths):
-        if begun_elsewhere(path):
-            for later in paths[place + 1 :]:
-                if path.is_file():
-                    break
-                begun_elsewhere(later)
-        written(path, partial(compute, batches[path]))
-        yield path.name, load_tensors(path) if read else {}
+    with progress_bar(what, count) as bar:
+        for place, path in enumerate(paths):
+            if begun_elsewhere(path):
+                for later in paths[place + 1 :]:
+                    if path.is_file():
+                        break
+                    begun_elsewhere(later)
+            written(path, partial(compute, batches[path]))
+            yield path.name, load_tensors(path) if read else {}
+            bar.advance(len(batches[path]))
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

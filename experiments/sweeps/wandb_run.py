@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from common.errors import InputError
 from common.pruning.plan import Plan
 from common.runtime.processes import is_first
 from experiments.reporting.rows import flat, metric_names, student
@@ -22,7 +21,6 @@ STEP = "trainer/global_step"
 SAMPLES = 8  # in the table
 LONGEST = 160  # characters of what W&B says of an error
 MODES = ("online", "offline", "disabled")
-OLDER_MODES = {"dryrun": "offline", "run": "online"}
 VARIABLES = {"name": "WANDB_NAME", "group": "WANDB_RUN_GROUP", "job_type": "WANDB_JOB_TYPE"}  # which W&B reads by itself
 
 
@@ -74,15 +72,13 @@ def tracking(job: Job) -> Iterator[Tracker | None]:
 
 def pick_mode(mode: str, timeout: float) -> str:
     """wandb.mode with "auto" resolved: see conf/logging/wandb.yaml."""
-    if mode not in ("auto", *MODES):
-        raise InputError(f"wandb.mode={mode!r} is none of auto, {', '.join(MODES)}.")
     if mode != "auto":
         return mode
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
         return "disabled"
     given = os.environ.get("WANDB_MODE", "")
-    if given in (*MODES, *OLDER_MODES):
-        return OLDER_MODES.get(given, given)
+    if given in MODES:
+        return given
     if given:
         os.environ["WANDB_MODE"] = "offline"  # said once in a process
         tell(f"WANDB_MODE={given} is none of {', '.join(MODES)}: W&B runs are kept offline")
@@ -104,19 +100,16 @@ def start_run(job: Job, settings: WeightsAndBiases) -> Any:
     if mode == "disabled":
         return None
     place = Path(settings.dir or job.folder)
-    try:
-        return init_run(job, settings, place, mode)
-    except Exception as error:
-        if mode == "offline":
-            tell(f"W&B cannot begin a run ({in_short(error)}); the job goes on without")
-            return None
-        os.environ["WANDB_MODE"] = "offline"
-        tell(f"W&B does not answer ({in_short(error)}); going on offline, to send later: wandb sync {place}/wandb/*")
-    try:
-        return init_run(job, settings, place, "offline", again=True)
-    except Exception as error:
-        tell(f"W&B cannot begin a run offline either ({in_short(error)}); the job goes on without")
-        return None
+    for attempt in dict.fromkeys((mode, "offline")):
+        try:
+            return init_run(job, settings, place, attempt, again=attempt != mode)
+        except Exception as error:
+            if attempt == "online":
+                os.environ["WANDB_MODE"] = "offline"
+                tell(f"W&B does not answer ({in_short(error)}); going on offline, to send later: wandb sync {place}/wandb/*")
+            else:
+                tell(f"W&B cannot begin a run offline ({in_short(error)}); the job goes on without")
+    return None
 
 
 def init_run(job: Job, settings: WeightsAndBiases, place: Path, mode: str, again: bool = False) -> Any:
