@@ -138,13 +138,16 @@ def method_title(row: Row) -> str:
 
 
 def value_of(row: Row, name: str) -> Any:
-    """A choice by the name of its group, or a setting by its dotted path; None where the row does not have it."""
+    """A choice by the name of its group, or a setting by its dotted path; None where the row does not have it.
+
+    Of a `_target_` the class's or function's own name: where it lies may change.
+    """
     if name in CHOICES:
         return row.get("choices", {}).get(name)
     value: Any = row["settings"]
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
-    return value
+    return value.rpartition(".")[2] if name.endswith("_target_") and isinstance(value, str) else value
 
 
 def labels(rows: Sequence[Row]) -> list[str]:

@@ -14,13 +14,19 @@ FIGURES = {  # of a student, in any row
     *("distance", *COUNTS, *METRICS, "sparsity_nominal", "sparsity_actual", "sparsity_zeros", "sparsity_weights"),
     *(f"latency_{each.name}" for each in fields(Latency)),
 }
-KINDS = ("fd_", "kd_", "fad_", "semi_structured_", "autoencoder_", "sparse_file_")  # that some rows have, by their beginnings
+PART = ("parameters", "nonzero_parameters", "checkpoint_bytes_fp16", *(name for name in FIGURES if name.startswith("sparsity")))
+FIGURES |= {  # and of those that have a pruned autoencoder, or 2:4 kernels, or a sparse file
+    *(f"autoencoder_{name}" for name in ("psnr", *PART)),
+    *("semi_structured_converted", *(f"semi_structured_{each.name}" for each in fields(Latency))),
+    *("sparse_file_denoiser_bytes", "sparse_file_autoencoder_bytes"),
+}
+DISTANCES = ("fd_", "kd_", "fad_")  # which are called after their extractor
 
 
 def check_objectives(settings: Settings) -> None:
     """InputError when objectives is empty or names what no row can have: told before the job rather than after it."""
     asked = list(settings.objectives)
-    unknown = [name for name in asked if name.removesuffix("_spread") not in FIGURES and not name.startswith(KINDS)]
+    unknown = [name for name in asked if name.removesuffix("_spread") not in FIGURES and not name.startswith(DISTANCES)]
     if unknown or not asked:
         told = f"{', '.join(unknown)} is no figure of a student" if unknown else "one at least is needed"
         raise InputError(f"objectives={asked}: {told}; there are distance, latency_ratio, parameters, macs, …")
