@@ -15,7 +15,7 @@ from experiments.reporting import job_report, result_pages
 from experiments.reporting.rows import flat, read_rows
 from experiments.shared import job as jobs
 from experiments.shared.prompts import Prompts
-from experiments.sweeps.objectives import FIGURES
+from experiments.sweeps.objectives import is_figure
 from tests.commands import run
 from tests.experiments.test_collect import job
 from tests.small_jobs import job as small_job
@@ -173,7 +173,7 @@ def test_a_sweep_becomes_pages(tiny_teacher_folder, tmp_path):
         assert sheet.width > sheet.height  # the teacher and two students, eight samples each
     rows = read_rows([pages])
     assert len(rows) == 2 and {row["settings"]["init"] for row in rows} == {"preserved", "scratch"}
-    assert all(FIGURES.fullmatch(name) for row in rows for name in flat(row["models"]["distilled"]))
+    assert all(is_figure(name) for row in rows for name in flat(row["models"]["distilled"]))
     assert "t2i/ld_pruner/table3/README.md" in (pages / "README.md").read_text()
     lines = folder / "rows.jsonl"
     lines.write_text(lines.read_text().splitlines()[0] + "\n{broken\n")

@@ -23,10 +23,15 @@ FIGURES |= {  # and of those that have a pruned autoencoder, or 2:4 kernels, or 
 DISTANCES = ("fd_", "kd_", "fad_")  # which are called after their extractor
 
 
+def is_figure(name: str) -> bool:
+    """Whether some row can have a figure of this name."""
+    return name.removesuffix("_spread") in FIGURES or name.startswith(DISTANCES)
+
+
 def check_objectives(settings: Settings) -> None:
     """InputError when objectives is empty or names what no row can have: told before the job rather than after it."""
     asked = list(settings.objectives)
-    unknown = [name for name in asked if name.removesuffix("_spread") not in FIGURES and not name.startswith(DISTANCES)]
+    unknown = [name for name in asked if not is_figure(name)]
     if unknown or not asked:
         told = f"{', '.join(unknown)} is no figure of a student" if unknown else "one at least is needed"
         raise InputError(f"objectives={asked}: {told}; there are distance, latency_ratio, parameters, macs, …")
