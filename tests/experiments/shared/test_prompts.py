@@ -39,7 +39,7 @@ def test_the_first_prompts_of_the_file_without_names(prompts, capsys):
     [
         ("evaluation.images=5", r"prompts\.txt has 4 prompts: evaluation.images=5 can be 4 at most"),
         ("task=uig", "task=uig takes no captions; give null"),
-        ("evaluation.prompts=/nowhere.txt", "/nowhere.txt cannot be read as text: it is missing"),
+        ("evaluation.prompts=/nowhere.txt", "/nowhere.txt cannot be read: it is missing"),
         ("evaluation.prompts=/nowhere.csv", "/nowhere.csv cannot be read: it is missing"),
     ],
 )
