@@ -4,9 +4,8 @@ The names that other projects import are here too (PUBLIC): common.load_teacher,
 loaded when first asked for, so that `import common` stays cheap.
 """
 
-from typing import Any
-
 from common.runtime import torchvision_import
+from common.runtime.lazy_names import names_of
 
 torchvision_import.install()
 
@@ -22,11 +21,4 @@ PUBLIC = {
     "load_sparse": "common.export.sparse_file",
 }
 __all__ = list(PUBLIC)
-
-
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name not in PUBLIC:
-        raise AttributeError(f"module 'common' has no attribute {name!r}")
-    return getattr(import_module(PUBLIC[name]), name)
+__getattr__ = names_of(__name__, PUBLIC)

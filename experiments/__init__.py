@@ -4,7 +4,7 @@ The steps of a job are here for Python too: experiments.Job, make_plans, prune, 
 loaded when first asked for, so that `python run.py --help` stays fast.
 """
 
-from typing import Any
+from common.runtime.lazy_names import names_of
 
 PUBLIC = {
     "Job": "experiments.shared.job",
@@ -13,11 +13,4 @@ PUBLIC = {
     "train_student": "experiments.training.train_student",
 }
 __all__ = list(PUBLIC)
-
-
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name not in PUBLIC:
-        raise AttributeError(f"module 'experiments' has no attribute {name!r}")
-    return getattr(import_module(PUBLIC[name]), name)
+__getattr__ = names_of(__name__, PUBLIC)

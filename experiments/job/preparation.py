@@ -49,7 +49,6 @@ def prepare(job: Job) -> None:
 
 def check_parts(job: Job) -> None:
     """InputError for settings, data and teacher that do not fit each other."""
-
     settings, distill = job.settings, job.settings.distill
     if distill.steps:
         check_shares(distill.batch_size, "distill.batch_size")
@@ -58,7 +57,7 @@ def check_parts(job: Job) -> None:
         check_shares(distill.autoencoder.batch_size, "distill.autoencoder.batch_size")
     for metric in settings.metrics.values():
         hydra.utils.instantiate(metric)
-    method, _, teacher = job.method, job.prompts, job.teacher
+    _, method, teacher = job.prompts, job.method, job.teacher  # each tells what is wrong with it as it is made
     check_sound(settings.teacher.path, settings.task.sound, teacher.sound)
     check_image_size(job.evaluation_data.images, teacher)
     if distill.steps:

@@ -26,6 +26,8 @@ from experiments.shared.prompts import Prompts, evaluation_prompts
 from experiments.shared.settings import Settings, typed_settings
 from experiments.shared.settings_check import checked
 
+PROMPTED_BY = {"prompts", "images", "split", "seed"}  # settings of evaluation by which the prompts are chosen
+
 
 class Job:
     """An experiment as it is configured: settings, folders, device, data, prompts, teacher and method.
@@ -132,7 +134,8 @@ class Job:
 
     def with_evaluation(self, **changes: Any) -> "Job":
         """The same job under another protocol: with_evaluation(steps=10). What else has been made is shared."""
-        return self._changed(replace(self.settings, evaluation=replace(self.settings.evaluation, **changes)), "prompts")
+        settings = replace(self.settings, evaluation=replace(self.settings.evaluation, **changes))
+        return self._changed(settings, *(["prompts"] if PROMPTED_BY.intersection(changes) else []))
 
     def with_data(self, **changes: Any) -> "Job":
         """The same job on other data: further arguments of its loader."""

@@ -21,6 +21,7 @@ STEP = "trainer/global_step"
 SAMPLES = 8  # in the table
 LONGEST = 160  # characters of what W&B says of an error
 MODES = ("online", "offline", "disabled")
+OLDER_MODES = {"dryrun": "offline", "run": "online"}
 VARIABLES = {"name": "WANDB_NAME", "group": "WANDB_RUN_GROUP", "job_type": "WANDB_JOB_TYPE"}  # which W&B reads by itself
 
 
@@ -77,8 +78,8 @@ def pick_mode(mode: str, timeout: float) -> str:
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
         return "disabled"
     given = os.environ.get("WANDB_MODE", "")
-    if given in MODES:
-        return given
+    if given in (*MODES, *OLDER_MODES):
+        return OLDER_MODES.get(given, given)
     if given:
         os.environ["WANDB_MODE"] = "offline"  # said once in a process
         tell(f"WANDB_MODE={given} is none of {', '.join(MODES)}: W&B runs are kept offline")

@@ -34,6 +34,12 @@ def test_the_first_prompts_of_the_file_without_names(prompts, capsys):
     assert len(captions) == len(names) == 3 and captions[0].startswith(names[0])
 
 
+def test_empty_prompts_are_told_once_however_many_numbers_of_steps(prompts, capsys):
+    job = Job(compose(f"evaluation.prompts={prompts}"))
+    assert job.prompts is job.with_evaluation(steps=9).prompts and len(job.with_evaluation(images=2).prompts) == 2
+    assert capsys.readouterr().err.count("2 empty lines") == 2  # of two numbers of images
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

@@ -240,5 +240,8 @@ def test_the_environment_counts_and_the_command_line_wins(composed, monkeypatch)
 def test_offline_unless_there_is_a_key(composed, monkeypatch):
     composed()
     assert pick_mode("auto", 3) == "offline" and pick_mode("online", 3) == "online"
+    for older, mode in {"dryrun": "offline", "run": "online"}.items():
+        monkeypatch.setenv("WANDB_MODE", older)
+        assert pick_mode("auto", 3) == mode
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert pick_mode("auto", 3) == "disabled" and pick_mode("offline", 3) == "offline"
