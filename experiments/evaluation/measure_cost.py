@@ -100,7 +100,8 @@ def measure_cost(job: Job, models: Models, plans: Mapping[str, Plan]) -> dict[st
     rows = {}
     for who, model in models.by_name().items():
         denoiser = model.denoiser
-        macs = count_macs(denoiser, *arguments(1))
+        if who != "distilled":  # distillation changes weights alone
+            macs = count_macs(denoiser, *arguments(1))
         rows[who] = {
             "parameters": count_parameters(denoiser),
             "nonzero_parameters": count_nonzero(denoiser),
