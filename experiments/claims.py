@@ -2,8 +2,8 @@
 
     python -m experiments.claims experiments/results       writes claims.md there
 
-A difference counts where it is larger than that between seeds: the largest relative difference in the same figure of the same
-model (pruned or trained) between the rows of experiment=seeds.
+A difference counts where its 95 % interval leaves out 0: of the samples, which are drawn from equal seeds, and of the seeds of
+calibration and training (experiments/reporting/comparison.py).
 """
 
 import argparse
@@ -14,23 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.metrics.jackknife import Estimate
 from common.runtime.files import write_text
 from common.runtime.strict_json import read_json
-from common.shown_text import markdown_text
-from experiments.reporting.lookup import figures_of, find
+from experiments.reporting.comparison import Interval, Measured, SeedNoise, difference, interval, measured
+from experiments.reporting.lookup import find_all
 from experiments.reporting.metric_table import find_metric
 from experiments.reporting.page import rendered
 from experiments.reporting.paper_table import markdown
-from experiments.reporting.rows import ROWS_FILE, comparable, group_name, read_rows
+from experiments.reporting.rows import ROWS_FILE, comparable, read_rows
 from experiments.shared.command_line import one_line_errors
 from experiments.shared.row import Row
 from experiments.sweeps.result_index import fault_lines, write_index
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
-SEEDS = "t2i/seeds"  # the rows that show the noise
-LEAST_SEEDS = 3
 TOLD = ("distance", "caption_retrieval", "latent_mse", "time")  # of whose noise the page tells
-HOLDS, FAILS, OPEN, UNKNOWN = "holds", "does not hold", "within the noise", "not measured"
+HOLDS, FAILS, OPEN, UNKNOWN = "holds", "does not hold", "cannot be told", "not measured"
 PAGE = Path(__file__).with_name("reporting") / "claims.md"
 
 
@@ -41,28 +40,17 @@ def read_claims() -> list[dict[str, Any]]:
     return OmegaConf.to_container(OmegaConf.load(CLAIMS))
 
 
-def relative(a: float, b: float) -> float:
-    """By how much b is larger than a, as a share of the larger."""
-    return (b - a) / max(abs(a), abs(b)) if a != b else 0.0
-
-
-def noise(rows: Sequence[Row], metric: str, model: str = "student") -> float:
-    """The largest relative difference between two of the rows; 0 for what seeds do not change, as the number of zeros."""
-    values = [figures_of(row, {"model": model}).get(metric) for row in rows]
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return abs(relative(min(known), max(known))) if known else 0.0
-
-
 class Evidence:
     """The rows and files that the claims are checked against."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        if not (folder / SEEDS).is_dir() or len(seeds := read_rows([folder / SEEDS])) < LEAST_SEEDS:
+        self.rows_of_all = read_rows([folder])
+        self.noise_of_all = SeedNoise(self.rows_of_all)
+        if not self.noise_of_all.families:
             raise InputError(
-                f"{folder / SEEDS} must hold {LEAST_SEEDS} rows of experiment=seeds: they tell what a difference means."
+                f"No rows below {folder} differ in their seed alone: publish experiment=seeds, by which differences are judged."
             )
-        self.seeds = seeds
 
     def rows(self, claim: Mapping[str, Any]) -> list[Row]:
         """The rows of a claim's experiments, none where one has not been published; InputError when they do not compare."""
@@ -76,21 +64,27 @@ class Evidence:
             )
         return rows
 
-    def value(self, claim: Mapping[str, Any], rows: Sequence[Row], selector: Mapping[str, Any], metric: str) -> float | None:
+    def measured(
+        self, claim: Mapping[str, Any], rows: Sequence[Row], selector: Mapping[str, Any], metric: str
+    ) -> Measured | None:
         """The figure that a selector means; None where it was not measured."""
-        if "path" in selector:
-            path = self.folder / claim["file"]
-            value: Any = read_json(path, "publish it anew (experiments.publish)") if path.is_file() else {}
-            for part in selector["path"].split("."):
-                value = value.get(part) if isinstance(value, dict) else None
-        else:
-            value = (find(rows, selector) or {}).get(metric)
-        return None if value is None or not math.isfinite(value) else value
+        if "path" not in selector:
+            return measured(find_all(rows, selector), metric, selector.get("model") != "teacher")
+        path = self.folder / claim["file"]
+        value: Any = read_json(path, "publish it anew (experiments.publish)") if path.is_file() else {}
+        for part in selector["path"].split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        known = isinstance(value, int | float) and math.isfinite(value)
+        return Measured(Estimate(value), trained=False) if known else None
 
-    def margin(self, selectors: Sequence[Mapping[str, Any]], metric: str) -> float:
-        """By how much seeds alone change the figures that the selectors mean; the teacher is the same under all of them."""
-        models = {selector.get("model", "student") for selector in selectors if "path" not in selector} - {"teacher"}
-        return max((noise(self.seeds, metric, model) for model in models), default=0.0)
+    def noise(self, rows: Sequence[Row]) -> SeedNoise:
+        """What seeds of training do to figures of the rows' task: all of its published rows that were run with several tell.
+
+        Of a task that has none, those of every task.
+        """
+        task = {row["settings"]["task"]["name"] for row in rows}
+        own = SeedNoise([row for row in self.rows_of_all if row["settings"]["task"]["name"] in task])
+        return own if own.families else self.noise_of_all
 
 
 def cases(check: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], list[Mapping[str, Any]]]]:
@@ -117,38 +111,74 @@ def in_words(selector: Mapping[str, Any]) -> str:
     )
 
 
-def verdict(check: Mapping[str, Any], values: Sequence[float], metric: str, margin: float) -> str:
-    """Whether the values are as the check expects: in the order from best to worst, or within its bounds.
+def verdict(
+    check: Mapping[str, Any], found: Sequence[Measured], metric: str, noise: SeedNoise, model: str
+) -> tuple[str, float]:
+    """Whether the figures are as the check expects: in the order from best to worst, or within its bounds.
 
-    margin: the relative difference up to which nothing can be told.
+    And half the width of the widest interval that was looked at, as a share of the figure: smaller differences are not seen.
+    model: whose seeds tell. A check's own margin, a share of the figure, takes the place of the interval.
     """
+    own = check.get("margin")
     if "order" in check:
         sign = -1 if find_metric(metric).higher else 1
-        gains = [sign * relative(better, worse) for better, worse in pairwise(values)]
-        if any(gain < -margin for gain in gains):
-            return FAILS
-        return HOLDS if all(gain > margin for gain in gains) else OPEN
-    value = values[0] if len(values) == 1 else values[0] / values[1] if values[1] else math.inf
-    if any(math.isfinite(bound) and abs(relative(value, bound)) < margin for bound in (check["from"], check["to"])):
-        return OPEN
-    return HOLDS if check["from"] <= value <= check["to"] else FAILS
+        gains = [difference(worse, better, metric, noise, model) for better, worse in pairwise(found)]
+        gains = [Interval(sign * gain.value, gain.half) for gain in gains]
+        if own is not None:
+            gains = [Interval(gain.value, own * larger(*pair)) for gain, pair in zip(gains, pairwise(found), strict=True)]
+        seen = max(share(gain.half, larger(*pair)) for gain, pair in zip(gains, pairwise(found), strict=True))
+        if any(gain.below(0) for gain in gains):
+            return FAILS, seen
+        return (HOLDS if all(gain.above(0) for gain in gains) else OPEN), seen
+    bounds = [bound for bound in (check["from"], check["to"])]
+    value = found[0].estimate.value
+    if len(found) == 1:
+        told = interval(found[0], metric, noise, model)
+    else:
+        against = found[1].estimate.value
+        apart = difference(found[0], found[1], metric, noise, model)
+        told = Interval(value / against, apart.half / abs(against)) if against else Interval(math.inf, 0.0)
+    if own is not None:
+        told = Interval(told.value, own * abs(told.value) if math.isfinite(told.value) else 0.0)
+    seen = share(told.half, told.value)
+    if told.below(bounds[0]) or told.above(bounds[1]):
+        return FAILS, seen
+    inside = told.value - told.half >= bounds[0] and told.value + told.half <= bounds[1]
+    return (HOLDS if inside else OPEN), seen
+
+
+def larger(*pair: Measured) -> float:
+    return max(abs(each.estimate.value) for each in pair)
+
+
+def share(part: float, whole: float) -> float:
+    return part / abs(whole) if whole and math.isfinite(whole) else 0.0
 
 
 def check_claim(claim: Mapping[str, Any], evidence: Evidence) -> tuple[list[str], list[str]]:
     """What was measured, a text for each comparison, and the verdict of each."""
     rows, texts, verdicts = evidence.rows(claim), [], []
+    noise = evidence.noise(rows)
     for check in claim["checks"]:
         for metric, shared, given in cases(check):
             selectors = [with_shared(shared, selector) for selector in given]
-            values = [evidence.value(claim, rows, selector, metric) for selector in selectors]
-            if None in values:
+            found = [evidence.measured(claim, rows, selector, metric) for selector in selectors]
+            known = [each for each in found if each is not None]
+            if len(known) < len(found):
                 verdicts.append(UNKNOWN)
                 continue
-            verdicts.append(verdict(check, values, metric, check.get("margin", evidence.margin(selectors, metric))))
+            model = next((each.get("model", "student") for each in selectors if each.get("model") != "teacher"), "teacher")
+            decided, seen = verdict(check, known, metric, noise, model)
+            verdicts.append(decided)
             form = find_metric(metric).form
             of = ", ".join(filter(None, (metric.replace("_", " "), in_words(shared))))
-            told = [f"{in_words(each)} **{form.format(value)}**".strip() for each, value in zip(given, values, strict=True)]
-            ending = "" if verdicts[-1] == HOLDS else f" ({verdicts[-1]})"
+            told = [
+                f"{in_words(each)} **{form.format(figure.estimate.value)}**".strip()
+                for each, figure in zip(given, known, strict=True)
+            ]
+            notes = [] if decided == HOLDS else [decided]
+            notes += [f"{100 * seen:.2g} % would be seen"] if seen else []
+            ending = f" ({'; '.join(notes)})" if notes else ""
             texts.append(f"{'' if 'path' in given[0] else f'{of}: '}{'; '.join(told)}{ending}")
     return texts, verdicts
 
@@ -166,13 +196,15 @@ def page(claims: Sequence[Mapping[str, Any]], found: Sequence[tuple[list[str], l
         names = claim.get("experiments", [str(Path(claim["file"]).parent)] if "file" in claim else [])
         links = ", ".join(f"[{name}]({name}/README.md)" for name in names)
         lines.append([str(place), claim["claim"], claim["published"], "<br>".join(texts), f"**{summary(verdicts)}**", links])
-    first = evidence.seeds[0]
-    margins = ", ".join(f"{name.replace('_', ' ')} {100 * noise(evidence.seeds, name):.1f} %" for name in TOLD)
+    noise = evidence.noise_of_all
+    shares = ", ".join(f"{name.replace('_', ' ')} {100 * noise.of(name)[0]:.1f} %" for name in TOLD)
+    verdicts = [each for _, of_claim in found for each in of_claim]
     return rendered(
         PAGE,
-        seeds=f"[{len(evidence.seeds)} seeds of one job]({SEEDS}/README.md)",
-        job=markdown_text(group_name(first).replace(f", seed {first['settings']['seed']}", "")),
-        margins=margins,
+        families=len(noise.families),
+        shares=shares,
+        decided=sum(each in (HOLDS, FAILS) for each in verdicts),
+        comparisons=len(verdicts),
         faults="\n".join(fault_lines(evidence.folder)),
         table=markdown(["", "claim", "published", "measured here", "verdict", "rows"], lines, words=6),
     )

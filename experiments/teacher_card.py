@@ -75,12 +75,11 @@ def split_figures(job: "Job", split: str) -> dict[str, float]:
     figures: dict[str, float] = {"images": len(captions)}
     for who, features in sets.items():
         figures[f"{reference.frechet} {who}"] = frechet_distance(reference.features, features)
-        figures[f"{reference.kernel} x1000 {who}"] = 1000 * kernel_distance(reference.features, features)[0]
+        figures[f"{reference.kernel} x1000 {who}"] = 1000 * kernel_distance(reference.features, features)
     if names is not None:
         pool = min(64, len(set(reference.names)))
-        figures[f"caption retrieval among {pool}"] = caption_retrieval(
-            sets["samples"], names, reference.all_features, reference.names, pool
-        )
+        hits = caption_retrieval(sets["samples"], names, reference.all_features, reference.names, pool)
+        figures[f"caption retrieval among {pool}"] = hits.double().mean().item()
     return figures
 
 

@@ -8,6 +8,7 @@ import torch
 
 from common.diffusion.text_encoding import check_vocabulary
 from common.errors import InputError, first_line
+from common.metrics.jackknife import Figures
 from common.models.hub import is_repository, settings_files, snapshot, wanted_model_files
 from common.settings import AtLeastOne
 
@@ -67,8 +68,8 @@ class ClipScore:
         scale = self.network.logit_scale.exp() if self.scaled else 1.0
         return (scale * (seen * read).sum(1, keepdim=True)).float().cpu()
 
-    def figures(self, rows: torch.Tensor, real: torch.Tensor | None, seed: int) -> dict[str, float]:
-        return {self.name: rows.double().mean().item()}
+    def figures(self, rows: torch.Tensor, real: torch.Tensor | None, seed: int) -> Figures:
+        return lambda kept: {self.name: rows[kept].double().mean().item()}
 
 
 class HumanPreferenceScore(ClipScore):

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from common.errors import InputError
+from common.metrics.jackknife import Figure
 from common.runtime.seeding import generator_for
 
 
@@ -26,42 +27,87 @@ def frechet_distance(real: torch.Tensor, fake: torch.Tensor) -> float:
 
 
 def frechet_to_statistics(mean: torch.Tensor, covariance: torch.Tensor, features: torch.Tensor) -> float:
-    """Fréchet distance of the Gaussian of `features` (count, width) to that of mean (width) and covariance (width, width).
+    """Fréchet distance of the Gaussian of `features` (count, width) to that of mean (width) and covariance (width, width)."""
+    return frechet_of(mean, covariance, features)(torch.arange(len(features)))
 
-    The trace of the root of the covariances' product is the sum of the roots of the eigenvalues of R C R^T / (count - 1), with
-    R of the QR decomposition of the centred features: symmetric, and small where there are few features.
+
+def frechet_of(mean: torch.Tensor, covariance: torch.Tensor, features: torch.Tensor) -> Figure:
+    """As frechet_to_statistics, of those of the features whose numbers are given.
+
+    The trace of the root of the covariances' product is the sum of the roots of the eigenvalues of F C F^T / (count - 1), with
+    F the centred features, or where there are more of them than their width the R of F's QR decomposition.
     """
-    there = features.double()
-    width = len(mean)
+    there, width = features.double(), len(mean)
     if there.dim() != 2 or len(there) < 2 or there.shape[1] != width or covariance.shape != (width, width):
         given = f"features {tuple(there.shape)}, mean {tuple(mean.shape)}, covariance {tuple(covariance.shape)}"
         raise InputError(f"{given}: at least 2 features as wide as the statistics are needed.")
-    centred = there - there.mean(0)
-    triangle = torch.linalg.qr(centred, mode="r").R
-    product = triangle @ covariance.double() @ triangle.T / (len(there) - 1)
-    roots = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt()
-    spread = covariance.double().trace() + centred.square().sum() / (len(there) - 1)
-    return max(0.0, ((mean.double() - there.mean(0)).square().sum() + spread - 2 * roots.sum()).item())
+    mean, covariance = mean.double(), covariance.double()
+    wide = len(there) <= width
+    gram = (there - mean) @ covariance @ (there - mean).T if wide else None
+
+    def distance(kept: torch.Tensor) -> float:
+        centre = there[kept].mean(0)
+        centred = there[kept] - centre
+        if gram is not None:
+            own = gram[kept][:, kept]
+            product = own - own.mean(0) - own.mean(1, keepdim=True) + own.mean()
+        else:
+            triangle = torch.linalg.qr(centred, mode="r").R
+            product = triangle @ covariance @ triangle.T
+        scale = len(kept) - 1
+        roots = torch.linalg.eigvalsh((product + product.T) / (2 * scale)).clamp_min(0).sqrt()
+        spread = covariance.trace() + centred.square().sum() / scale
+        return max(0.0, ((mean - centre).square().sum() + spread - 2 * roots.sum()).item())
+
+    return distance
 
 
-def kernel_distance(
-    real: torch.Tensor, fake: torch.Tensor, subsets: int = 50, subset_size: int = 100, seed: int = 0
-) -> tuple[float, float]:
-    """Mean and standard deviation over subsets of the unbiased squared MMD (Binkowski et al. 2018).
+def kernel_distance_of(real: torch.Tensor, fake: torch.Tensor) -> Figure:
+    """The unbiased squared MMD (Gretton et al. 2012) of real (count, width) and those rows of `fake` whose numbers are given.
 
-    The kernel is (x.y / width + 1)^3; the subsets are drawn by `seed`. real, fake: (count, width).
+    The kernel is (x.y / width + 1)^3 (Binkowski et al. 2018).
     """
+    check_pair(real, fake)
+    x, y = real.double(), fake.double()
+    xx, yy, xy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (y, x)))
+    within_real = (xx.sum() - xx.trace()) / (len(x) * (len(x) - 1))
+    own, between = yy.diagonal(), xy.mean(1)
+
+    def distance(kept: torch.Tensor) -> float:
+        within = (yy[kept][:, kept].sum() - own[kept].sum()) / (len(kept) * (len(kept) - 1))
+        return (within_real + within - 2 * between[kept].mean()).item()
+
+    return distance
+
+
+def kernel_distance(real: torch.Tensor, fake: torch.Tensor) -> float:
+    """The unbiased squared MMD of two feature sets (count, width): see kernel_distance_of."""
+    return kernel_distance_of(real, fake)(torch.arange(len(fake)))
+
+
+def kernel_distance_of_subsets(
+    real: torch.Tensor, fake: torch.Tensor, subsets: int, subset_size: int, seed: int
+) -> tuple[float, float]:
+    """Mean and standard deviation of kernel_distance over subsets of both sets, drawn by `seed`, as KID is published."""
     check_pair(real, fake)
     size = min(subset_size, len(real), len(fake))
     values = []
     for subset in range(subsets):
         generator = generator_for(seed, subset)
-        x = real[torch.randperm(len(real), generator=generator)[:size]].double()
-        y = fake[torch.randperm(len(fake), generator=generator)[:size]].double()
-        xx, yy, xy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
-        within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
-        values.append((within - 2 * xy.mean()).item())
+        x = real[torch.randperm(len(real), generator=generator)[:size]]
+        y = fake[torch.randperm(len(fake), generator=generator)[:size]]
+        values.append(kernel_distance(x, y))
     return float(np.mean(values)), float(np.std(values))
+
+
+def feature_mse(features: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
+    """How far each sample's features (count, width) are from those of the teacher's sample from the same seed.
+
+    The squared distance, where 1 is that of two of the teacher's samples on average (twice their variance).
+    """
+    check_pair(originals, features)
+    there = originals.double()
+    return (features.double() - there).square().sum(1) / (2 * there.var(0).sum()).clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def caption_retrieval(
@@ -71,8 +117,8 @@ def caption_retrieval(
     real_names: list[str],
     pool: int = 64,
     seed: int = 0,
-) -> float:
-    """Share of samples whose nearest real image bears their own name, among the images of `pool` names.
+) -> torch.Tensor:
+    """Whether the nearest real image bears a sample's own name, among the images of `pool` names; boolean, (count,).
 
     The pool of a sample is its own name and pool - 1 others drawn by `seed`; nearest by cosine similarity of features
     (count, width) centred by the real set's mean. Chance is 1 / pool.
@@ -89,12 +135,12 @@ def caption_retrieval(
     samples = torch.nn.functional.normalize(sample_features - centre, dim=1)
     number = {name: index for index, name in enumerate(known)}
     labels = torch.tensor([number[name] for name in real_names])
-    found = 0
+    found = torch.zeros(len(sample_names), dtype=torch.bool)
     for index, (similarity, name) in enumerate(zip(samples @ real.T, sample_names, strict=True)):
         own = number[name]
         drawn = torch.randperm(len(known), generator=generator_for(seed, index)).tolist()
         chosen = torch.zeros(len(known), dtype=torch.bool)
         chosen[[own, *[other for other in drawn if other != own][: pool - 1]]] = True
         nearest = similarity.masked_fill(~chosen[labels], -2.0).argmax()
-        found += labels[nearest].item() == own
-    return found / len(sample_names)
+        found[index] = labels[nearest] == own
+    return found

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from common.errors import InputError, first_line
-from common.metrics.distances import check_pair, frechet_to_statistics, kernel_distance
+from common.metrics.distances import check_pair, frechet_of, kernel_distance_of_subsets
+from common.metrics.jackknife import Figures
 from common.models.metric_weights import weights_file
 from common.settings import AtLeastOne, Seed
 
@@ -114,16 +115,22 @@ class InceptionDistances:
             return self.network(pixels).float().cpu()
         return self.network(pixels / 255)[0].flatten(1).float().cpu()
 
-    def figures(self, rows: torch.Tensor, real: torch.Tensor | None, seed: int) -> dict[str, float]:
+    def figures(self, rows: torch.Tensor, real: torch.Tensor | None, seed: int) -> Figures:
         """The distances of features to real ones, or to the statistics; kid x1000 with its spread over subsets."""
         if real is not None:
             check_pair(real, rows)
         there = self.statistics if real is None else (real.double().mean(0), torch.cov(real.double().T))
-        found = {self.fid: frechet_to_statistics(*there, rows)}
-        if self.kid is not None and real is not None:
-            mean, spread = kernel_distance(real, rows, self.kid_subsets, self.kid_size, seed)
-            found |= {self.kid: 1000 * mean, f"{self.kid}_spread": 1000 * spread}
-        return found
+        distance = frechet_of(*there, rows)
+
+        def figures(kept: torch.Tensor) -> dict[str, float]:
+            found = {self.fid: distance(kept)}
+            if self.kid is not None and real is not None:
+                subsets = (self.kid_subsets, self.kid_size, seed)
+                mean, spread = kernel_distance_of_subsets(real, rows[kept], *subsets)
+                found |= {self.kid: 1000 * mean, f"{self.kid}_spread": 1000 * spread}
+            return found
+
+        return figures
 
 
 class InceptionScore:
@@ -155,14 +162,19 @@ class InceptionScore:
         check_colour(self.name, images)
         return self.network(images.to(self.device))[0].float().cpu()
 
-    def figures(self, rows: torch.Tensor, real: torch.Tensor | None, seed: int) -> dict[str, float]:
+    def figures(self, rows: torch.Tensor, real: torch.Tensor | None, seed: int) -> Figures:
         """Mean and standard deviation over the parts."""
         from torch_fidelity.metric_isc import isc_features_to_metric
 
         if len(rows) < self.splits:
             raise InputError(f"{self.name}: {len(rows)} images do not fill {self.splits} parts; give splits={len(rows)}.")
-        found = isc_features_to_metric(rows, splits=self.splits, shuffle=True, rng_seed=self.seed)
-        return {self.name: found["inception_score_mean"], f"{self.name}_spread": found["inception_score_std"]}
+
+        def figures(kept: torch.Tensor) -> dict[str, float]:
+            splits = min(self.splits, len(kept))
+            found = isc_features_to_metric(rows[kept], splits=splits, shuffle=True, rng_seed=self.seed)
+            return {self.name: found["inception_score_mean"], f"{self.name}_spread": found["inception_score_std"]}
+
+        return figures
 
 
 def read_statistics(path: Path) -> tuple[torch.Tensor, torch.Tensor]:

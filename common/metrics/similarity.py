@@ -26,13 +26,14 @@ def reconstruct_images(autoencoder: nn.Module, images: torch.Tensor, batch_size:
     return torch.cat(decoded)
 
 
-def latent_mse(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Mean squared difference over all elements of two equally shaped sets of latents."""
-    return F.mse_loss(a.double(), b.double()).item()
+def latent_mse(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of each pair in two equally shaped sets of latents, (count,)."""
+    return (a.double() - b.double()).square().flatten(1).mean(1)
 
 
-def structural_similarity(images_a: torch.Tensor, images_b: torch.Tensor) -> float:
-    """Mean SSIM (Wang et al. 2004), by torchmetrics, of uint8 images (count, 3, height, width); 1 for equal images."""
+def structural_similarity(images_a: torch.Tensor, images_b: torch.Tensor) -> torch.Tensor:
+    """SSIM (Wang et al. 2004), by torchmetrics, of pairs of uint8 images (count, 3, height, width), (count,); 1 if equal."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    return structural_similarity_index_measure(images_a.float(), images_b.float(), data_range=255.0).item()
+    pair = (images.float() for images in (images_a, images_b))
+    return structural_similarity_index_measure(*pair, data_range=255.0, reduction="none")

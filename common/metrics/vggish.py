@@ -9,6 +9,7 @@ from torch import nn
 
 from common.audio.spectrogram import Spectrogram
 from common.errors import InputError, first_line
+from common.metrics.jackknife import Figures
 from common.models.metric_weights import weights_file
 from common.settings import AtLeastOne, Positive
 
@@ -106,10 +107,12 @@ class VggishDistance:
         embeddings = self.network(patches.flatten(0, 1))
         return (embeddings.relu() if self.activation else embeddings).float().cpu()
 
-    def figures(self, rows: torch.Tensor, real: torch.Tensor | None, seed: int) -> dict[str, float]:
-        from common.metrics.distances import frechet_distance
+    def figures(self, rows: torch.Tensor, real: torch.Tensor, seed: int) -> Figures:
+        from common.metrics.distances import check_pair, frechet_of
 
-        return {self.name: frechet_distance(real, rows)}
+        check_pair(real, rows)
+        distance = frechet_of(real.double().mean(0), torch.cov(real.double().T), rows)
+        return lambda kept: {self.name: distance(kept)}
 
 
 def resampled(waveforms: torch.Tensor, sample_rate: int) -> torch.Tensor:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from common.errors import InputError
-from common.metrics.distances import caption_retrieval, frechet_distance
+from common.metrics.distances import caption_retrieval, feature_mse, frechet_distance
+from common.metrics.jackknife import Figures, estimate
 from common.metrics.similarity import latent_mse, structural_similarity
 from common.models.latent_diffusion import LatentDiffusion
 from common.runtime.files import write_atomically
@@ -16,9 +17,11 @@ from experiments.evaluation.models import Models
 from experiments.evaluation.real_features import Reference
 from experiments.evaluation.samples import CAPTIONS_OF_SAMPLES, captions_of, sample_folders, sampled_batches
 from experiments.shared.job import Job
+from experiments.shared.row import with_intervals
 from experiments.shared.tensor_cache import load_tensors
 
 LOOKED_AT = 16  # images of the data, to tell whether they are grey
+AGAINST_TEACHER = ("latent_mse", "ssim")  # measured of a sample and the teacher's from the same seed
 
 
 def evaluate(
@@ -29,40 +32,69 @@ def evaluate(
     The samples of each are kept in <folder>/<who>/; the teacher's are shared by all jobs. Of the processes of a job all sample,
     and the first one compares.
     """
-    captions, names = job.prompts.captions, job.prompts.names
+    captions = job.prompts.captions
     rows: dict[str, dict[str, Any]] = {}
     if is_first():
-        rows["real"] = reference.distances(reference.floor_features)
+        floor = reference.floor_features
+        rows["real"] = {**with_intervals(estimate(reference.figures(floor), len(floor))), **reference.counts(floor)}
     folders = sample_folders(job, models.by_name(), models.teacher.fingerprint(), folder)
     first_images: dict[str, torch.Tensor] = {}
     for who, model in models.by_name().items():
-        features, originals, squared, similar = [], [], 0.0, float(who == "teacher")
         if job.prompts.captioned:
             write_atomically(folders[who] / CAPTIONS_OF_SAMPLES, captions_of(folders[who], captions))
         batches = sampled_batches(job, model, captions, reference.extractor, who, folders[who], read=is_first())
         if not is_first():
             deque(batches, maxlen=0)
             continue
+        features, originals, means = [], [], {name: [] for name in AGAINST_TEACHER}
         for name, samples in batches:
             original = samples if who == "teacher" else load_tensors(folders["teacher"] / name)
             first_images.setdefault(who, samples["images"])
             features.append(samples["features"])
             originals.append(original["features"])
-            if who != "teacher":
-                share = len(samples["latents"]) / len(captions)
-                squared += share * latent_mse(samples["latents"], original["latents"])
-                pair = (drawn["images"].to(job.device) for drawn in (samples, original))
-                similar += share * structural_similarity(*pair)
-        found = torch.cat(features)
-        rows[who] = {**reference.distances(found), "latent_mse": squared, "ssim": similar}
-        if job.settings.task.distance_to_teacher:
-            rows[who][f"{reference.frechet}_to_teacher"] = frechet_distance(torch.cat(originals), found)
-        if names is not None:
-            pool = min(64, len(set(reference.names)))
-            rows[who]["caption_retrieval"] = caption_retrieval(
-                found, names, reference.all_features, reference.names, pool, job.settings.evaluation.seed
-            )
+            for mean, values in against_teacher(job, samples, original).items():
+                means[mean].append(values)
+        found, there = torch.cat(features), torch.cat(originals)
+        figures = sample_figures(job, reference, found, there, {name: torch.cat(values) for name, values in means.items()})
+        rows[who] = {**with_intervals(estimate(figures, len(found))), **reference.counts(found)}
     return rows, first_images
+
+
+def against_teacher(job: Job, samples: dict[str, torch.Tensor], originals: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What is measured of each sample of a batch and the teacher's from the same seed, (count,)."""
+    if samples is originals:
+        return {"latent_mse": torch.zeros(len(samples["latents"])), "ssim": torch.ones(len(samples["latents"]))}
+    pair = (drawn["images"].to(job.device) for drawn in (samples, originals))
+    return {
+        "latent_mse": latent_mse(samples["latents"], originals["latents"]),
+        "ssim": structural_similarity(*pair).double().cpu(),
+    }
+
+
+def sample_figures(
+    job: Job, reference: Reference, features: torch.Tensor, originals: torch.Tensor, means: dict[str, torch.Tensor]
+) -> Figures:
+    """All figures of a model's samples, of those whose numbers are given.
+
+    features, originals: of the samples, and of the teacher's from the same seeds. means: figures that are means over samples.
+    """
+    means = {**means, "feature_mse": feature_mse(features, originals)}
+    names = job.prompts.names
+    if names is not None:
+        pool = min(64, len(set(reference.names)))
+        seed = job.settings.evaluation.seed
+        hits = caption_retrieval(features, names, reference.all_features, reference.names, pool, seed)
+        means["caption_retrieval"] = hits.double()
+    distances = reference.figures(features)
+    to_teacher = job.settings.task.distance_to_teacher
+
+    def figures(kept: torch.Tensor) -> dict[str, float]:
+        found = {name: values[kept].mean().item() for name, values in means.items()} | distances(kept)
+        if to_teacher:
+            found[f"{reference.frechet}_to_teacher"] = frechet_distance(originals[kept], features[kept])
+        return found
+
+    return figures
 
 
 def check_image_size(images: torch.Tensor, teacher: LatentDiffusion) -> None:

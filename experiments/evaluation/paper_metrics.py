@@ -4,8 +4,8 @@
 
     needs_real                    whether it compares with rows of real images
     load(device)                  its network; InputError without a package or weights
-    rows(images, captions)        features or scores of a batch of uint8 images
-    figures(rows, real, seed)     numbers by the name of their column, of all rows together
+    rows(images, captions)        features or scores of a batch of uint8 images, as many rows of each
+    figures(rows, real, seed)     numbers by the name of their column, of the rows that are asked for by their numbers
 
 They are no part of a job's id: they change nothing that the job made, and can be asked for later. One that cannot be had is
 told in a line, and the others and the row are not lost.
@@ -21,13 +21,15 @@ import hydra
 import torch
 
 from common.errors import InputError
+from common.metrics.jackknife import estimate
 from common.metrics.jpeg_round_trip import through_files
 from common.runtime.content import content_name
+from common.runtime.progress import under_way
 from common.runtime.seeding import generator_for
 from experiments.evaluation.samples import captions_of, sample_folders
 from experiments.shared.identity import file_contents, identified
 from experiments.shared.job import Job
-from experiments.shared.row import Row
+from experiments.shared.row import Row, with_intervals
 from experiments.shared.settings import Settings
 from experiments.shared.tensor_cache import cached_batches, load_tensors
 
@@ -77,8 +79,15 @@ def one_metric(job: Job, name: str, folders: Mapping[str, Path]) -> Figures:
     metric = hydra.utils.instantiate(job.settings.metrics[name])
     metric.load(job.device)
     real = real_rows(job, name, metric) if metric.needs_real else None
-    rows = {who: sample_rows(job, name, metric, who, folder) for who, folder in folders.items()}
-    return {who: metric.figures(found, real, job.settings.evaluation.seed) for who, found in rows.items()}
+    count = len(job.prompts.captions)
+    figures = {}
+    for who, folder in folders.items():
+        rows = sample_rows(job, name, metric, who, folder)
+        of_rows = metric.figures(rows, real, job.settings.evaluation.seed)
+        numbers = torch.arange(len(rows)).view(count, -1)
+        with under_way(f"{name}: {who}"):
+            figures[who] = with_intervals(estimate(lambda kept: of_rows(numbers[kept].flatten()), count))  # noqa: B023
+    return figures
 
 
 def sample_rows(job: Job, name: str, metric: Any, who: str, folder: Path) -> torch.Tensor:

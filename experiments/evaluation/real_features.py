@@ -4,6 +4,8 @@ from functools import cached_property
 
 import torch
 
+from common.metrics.distances import frechet_of, kernel_distance_of
+from common.metrics.jackknife import Figures
 from common.runtime.content import content_name
 from common.runtime.seeding import generator_for
 from experiments.shared.job import Job
@@ -49,6 +51,12 @@ class Reference:
         first = len(self.held_back)
         return self._computed[first : first + self.job.settings.evaluation.reference_images]
 
+    @cached_property
+    def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean (width) and covariance (width, width) of the features, in double precision."""
+        features = self.features.double()
+        return features.mean(0), features.T.cov()
+
     @property
     def floor_features(self) -> torch.Tensor:
         """Of the images held back, whose distance is the floor of what samples can reach."""
@@ -59,17 +67,16 @@ class Reference:
         """Of every image, in the order of the data set; for data with names."""
         return self._computed[self.order.argsort()]
 
-    def distances(self, features: torch.Tensor) -> dict[str, float]:
+    def figures(self, features: torch.Tensor) -> Figures:
         """Fréchet and kernel distance (x1000) of `features` (count, width) to the real ones, named for the extractor."""
-        from common.metrics.distances import frechet_distance, kernel_distance
+        frechet = frechet_of(*self.statistics, features)
+        kernel = kernel_distance_of(self.features, features)
+        return lambda kept: {self.kernel: 1000 * kernel(kept), self.frechet: frechet(kept)}
 
-        kernel, spread = kernel_distance(
-            self.features, features, subset_size=min(100, len(features)), seed=self.job.settings.evaluation.seed
-        )
-        return {
-            self.frechet: frechet_distance(self.features, features),
-            self.kernel: 1000 * kernel,
-            f"{self.kernel}_spread": 1000 * spread,
-            "reference_images": len(self.features),
-            "images": len(features),
-        }
+    def counts(self, features: torch.Tensor) -> dict[str, int]:
+        """Of how many images the distances of `features` are."""
+        return {"reference_images": len(self.features), "images": len(features)}
+
+    def distances(self, features: torch.Tensor) -> dict[str, float]:
+        """The distances of all of the features, and of how many images they are."""
+        return {**self.figures(features)(torch.arange(len(features))), **self.counts(features)}

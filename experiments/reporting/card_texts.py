@@ -9,10 +9,10 @@ from common.models.hub import is_repository
 from common.runtime.files import SHIPPED
 from common.shown_text import code_block, code_span, markdown_text
 from experiments.reporting.job_report import metrics_note
-from experiments.reporting.metric_table import find_metric
+from experiments.reporting.metric_table import find_metric, metric_text
 from experiments.reporting.paper_table import markdown
 from experiments.reporting.rows import COUNTS, KNOBS, method_title, metric_names, nonzero_parameters, recipe, student
-from experiments.shared.row import Row
+from experiments.shared.row import BESIDE, Row
 
 OPERATIONS = {
     "identity": "its input goes on unchanged",
@@ -86,13 +86,9 @@ def metric_table(row: Row) -> str:
     names += [
         name for who in row["models"].values() for name in who if name not in (*names, *COUNTS) and isinstance(who[name], float)
     ]
-    names = [name for name in dict.fromkeys(names) if not name.endswith("_spread")]
-    metrics = {name: find_metric(name) for name in names}
-    lines = [
-        [who, *(metric.form.format(figures[name]) if name in figures else "" for name, metric in metrics.items())]
-        for who, figures in row["models"].items()
-    ]
-    return markdown(["", *(metric.title for metric in metrics.values())], lines)
+    names = [name for name in dict.fromkeys(names) if not name.endswith(BESIDE)]
+    lines = [[who, *(metric_text(figures, name) for name in names)] for who, figures in row["models"].items()]
+    return markdown(["", *(find_metric(name).title for name in names)], lines)
 
 
 def protocol_text(row: Row) -> str:
@@ -105,8 +101,9 @@ def protocol_text(row: Row) -> str:
         f"{protocol['images']} samples of each model against {row['models']['real']['reference_images']} real ones of "
         f"{code_span(data_name(row))}; {protocol['steps']} sampling steps{guidance}; seeds: {protocol['seeds']} with seed "
         f"{protocol['seed']}; captions and images of the split {split}. FD, KD: Fréchet and kernel "
-        f"distance (x1000) over {protocol['extractor']}; they are no FID. real: as many other real images. MSE and SSIM to t.: "
-        f"against the teacher's samples from equal seeds.{published}"
+        f"distance (x1000) over {protocol['extractor']}; they are no FID. real: as many other real images. MSE, features and "
+        "SSIM to t.: against the teacher's samples from equal seeds, features as a share of what unrelated ones differ by. "
+        f"±: 95 % interval of samples (delete-a-group jackknife).{published}"
     )
 
 

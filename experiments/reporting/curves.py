@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reporting.figures import logarithmic, picture_label, plotting, save_figure
-from experiments.reporting.metric_table import find_metric
+from experiments.reporting.metric_table import find_metric, half_width
 from experiments.reporting.rows import (
     KNOBS,
     distance_name,
@@ -73,14 +73,16 @@ def draw_cost(axis: Any, rows: Sequence[Row], metric: str, name: str) -> None:
     """One point a job, one colour a method; the teacher as a level."""
     for method in sorted({method_title(row) for row in rows}):
         found = [
-            (setting(row), cost(row, student(row), name), row["models"][student(row)][metric])
+            (setting(row), cost(row, student(row), name), row["models"][student(row)])
             for row in rows
             if method_title(row) == method and metric in row["models"][student(row)]
         ]
-        found = [point for point in found if point[1] is not None]
+        found = [(words, x, figures[metric], half_width(figures, metric)) for words, x, figures in found if x is not None]
         if found:
-            axis.plot([x for _, x, _ in found], [y for _, _, y in found], "o", markersize=4, label=picture_label(method))
-        for words, x, y in found:
+            _, x, y, halves = zip(*found, strict=True)
+            bars = [half or 0.0 for half in halves] if any(halves) else None
+            axis.errorbar(x, y, bars, fmt="o", markersize=4, elinewidth=0.8, label=picture_label(method))
+        for words, x, y, _ in found:
             note = axis.annotate(picture_label(words), (x, y), fontsize=5.5, xytext=(2, 3), textcoords="offset points")
             note.set_in_layout(False)  # a long one does not squeeze the panel
     draw_teacher(axis, rows, metric)
@@ -163,6 +165,7 @@ def plot_data(rows: Sequence[Row]) -> dict[str, Any]:
                 "command": row.get("command", ""),
                 "costs": {name: cost(row, who, name) for name in names},
                 "metrics": metrics_of(row["models"][who]),
+                "halves": {metric: half_width(row["models"][who], metric) for metric in metrics},
                 "pruned": metrics_of(row["models"]["pruned"]),
                 "training": {metric: training_points(row, metric) for metric in metrics},
                 "sampling": {metric: sampling_points(row, who, metric) for metric in metrics},

@@ -1,5 +1,6 @@
 """What a person sees of one job: the closing table, the sample sheet and the picture of the scores."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,34 +9,23 @@ from torch import nn
 
 from common.pruning.plan import Plan
 from experiments.reporting.figures import logarithmic, picture_caption, picture_label, plotting, save_figure, short_path
-from experiments.reporting.metric_table import METRICS
-from experiments.reporting.rows import distance_name
+from experiments.reporting.metric_table import find_metric, metric_text, short_title
+from experiments.reporting.rows import distance_name, metric_names
 
-
-def column(name: str) -> tuple[str, Any, str]:
-    """The column of one of METRICS: title, how to read it from a model's figures, format."""
-    return METRICS[name].title, lambda figures: figures[name], METRICS[name].form
-
-
-COLUMNS = (  # of title, how to read it from a model's figures, format
+COSTS = (  # of title, how to read it from a model's figures, format
     ("params", lambda m: m["parameters"] / 1e6, "{:.2f}M"),
+    ("not zero", lambda m: m["nonzero_parameters"] / 1e6, "{:.2f}M"),
     ("MACs", lambda m: m["macs"] / 1e6, "{:.0f}M"),
     ("time", lambda m: m["latency"]["ratio"], "{:.2f}x"),
-    ("FD", lambda m: next(v for k, v in m.items() if k.startswith(("fd_", "fad_"))), "{:.1f}"),
-    ("KD", lambda m: next(v for k, v in m.items() if k.startswith("kd_")), "{:.2f}"),
-    column("caption_retrieval"),
-    ("FD to t.", lambda m: next(v for k, v in m.items() if k.endswith("_to_teacher")), "{:.1f}"),
-    column("latent_mse"),
-    column("ssim"),
 )
-METRIC_COLUMNS = tuple(column(name) for name, metric in METRICS.items() if metric.published)  # in a table of their own
+LEFT_OUT = ("ssim",)  # of the terminal, which has 80 columns
 
 
-def cell(figures: dict[str, Any], read: Any, form: str) -> str:
-    """One figure of a model as text; empty where it has none."""
+def cost_cell(figures: dict[str, Any], read: Any, form: str) -> str:
+    """What a model costs as text; empty where it was not measured, as of real images."""
     try:
         return form.format(read(figures))
-    except (KeyError, StopIteration):
+    except KeyError:
         return ""
 
 
@@ -45,30 +35,32 @@ def print_table(row: dict[str, Any]) -> None:
 
     console = PlainConsole(width=80)
     console.print()
-    console.print(side_by_side(row["models"], COLUMNS))
-    measured = {who: figures for who, figures in row["models"].items() if who != "real"}
-    if any(cell(figures, read, form) for figures in measured.values() for _, read, form in METRIC_COLUMNS):
+    models = row["models"]
+    measured = {who: figures for who, figures in models.items() if who != "real"}
+    names = [name for name in metric_names([row]) if name not in LEFT_OUT]
+    published = [name for name in names if find_metric(name).published]
+    console.print(metrics_side_by_side(models, [name for name in names if name not in published]))
+    console.print()
+    costs = {title: [cost_cell(figures, read, form) for figures in measured.values()] for title, read, form in COSTS}
+    console.print(side_by_side(measured, costs))
+    if published:
         console.print()
-        console.print(side_by_side(measured, METRIC_COLUMNS))
+        console.print(metrics_side_by_side(measured, published))
         console.print("\n" + metrics_note(row), style="dim")
     for name, reason in row.get("metrics_missing", {}).items():
         console.print(f"no {name}: {reason}")
     protocol = row["protocol"]
     reached = reached_note(row)
     guidance = f", guidance {protocol['guidance_scale']}" if protocol["guidance_scale"] else ""
-    sparse = {who: figures.get("nonzero_parameters", 0) / 1e6 for who, figures in row["models"].items() if who != "teacher"}
-    dense = {who: row["models"][who].get("parameters", 0) / 1e6 for who in sparse}
-    notes = [f"{who}: {sparse[who]:.2f}M" for who in sparse if sparse[who] < 0.99 * dense[who]]
-    if notes:
-        console.print("\nparameters that are not zero: " + ", ".join(notes))
     if steps_note(row):
         console.print("\n" + steps_note(row))
     if any("sparse_file" in figures for figures in row["models"].values()):
         console.print(sparse_note(row))
     console.print(
-        f"\nFD and KD (x1000): Fréchet and kernel distance of {protocol['images']} samples to "
-        f"{row['models']['real']['reference_images']} real images over {protocol['extractor'].split(':')[0]} features; "
-        "'real': as many real images against the same. t.: the teacher, from equal seeds. "
+        f"\nKD (x1000) and FD: kernel and Fréchet distance of {protocol['images']} samples to "
+        f"{models['real']['reference_images']} real images over {protocol['extractor'].split(':')[0]} features; "
+        "'real': as many real images against the same. to t.: against the teacher's samples from equal seeds, features as a "
+        "share of what unrelated ones differ by. ±: 95 % interval of samples. "
         f"time: one forward pass of {protocol['latency_batch']}, against the teacher in the same run. "
         f"{protocol['steps']} steps{guidance}. {len(row['plan'])} edits{reached}; "
         + ", ".join(f"{name} {value:.0f} s" for name, value in row["seconds"].items()),
@@ -76,13 +68,19 @@ def print_table(row: dict[str, Any]) -> None:
     )
 
 
-def side_by_side(models: dict[str, dict[str, Any]], columns: Any) -> Any:
-    """A table of the models' figures, with those columns that any of them has."""
+def side_by_side(models: Iterable[str], columns: dict[str, list[str]]) -> Any:
+    """A table of one line a model, with those columns that any of them has."""
     from common.runtime.console import text_table
 
-    cells = {title: [cell(figures, read, form) for figures in models.values()] for title, read, form in columns}
-    shown = {title: column for title, column in cells.items() if any(column)}
+    shown = {title: column for title, column in columns.items() if any(column)}
     return text_table(["", *shown], zip(models, *shown.values(), strict=True))
+
+
+def metrics_side_by_side(models: dict[str, dict[str, Any]], names: Sequence[str]) -> Any:
+    """A table of the models' metrics, each with its interval."""
+    titles = {name: find_metric(name).title if find_metric(name).published else short_title(name) for name in names}
+    columns = {title: [metric_text(figures, name) for figures in models.values()] for name, title in titles.items()}
+    return side_by_side(models, columns)
 
 
 def metrics_note(row: dict[str, Any]) -> str:

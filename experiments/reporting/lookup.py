@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import InputError
-from experiments.reporting.rows import distance_name, flat, left, metric_names, student, value_of
-from experiments.shared.row import Row
+from experiments.reporting.rows import but_for_seed, distance_name, flat, left, metric_names, student, value_of
+from experiments.shared.row import BESIDE, REPLICATES, Row
 
 WHICH = ("model", "at", "steps")  # of the figures; all else is compared with the row
 TOLERANCE = 0.04  # of the training
@@ -23,8 +23,7 @@ Selector = Mapping[str, Any]
 
 def equal(value: Any, wanted: Any) -> bool:
     """Whether two settings are the same, numbers by their value."""
-    numbers = all(isinstance(number, int | float) and not isinstance(number, bool) for number in (value, wanted))
-    return math.isclose(value, wanted) if numbers else value == wanted
+    return math.isclose(value, wanted) if is_number(value) and is_number(wanted) else value == wanted
 
 
 def matching(rows: Sequence[Row], selector: Selector) -> list[Row]:
@@ -55,8 +54,10 @@ def figures_of(row: Row, selector: Selector) -> dict[str, Any]:
         near = abs(step - share * total) <= TOLERANCE * total
         found |= dict.fromkeys(metric_names([row])) | (moments[step] if near else {})  # what was not measured then is not known
         found["after"] = step / total if near and total else None
-    found = flat(found)
-    found["distance"] = found.get(distance_name(row))
+    replicates = {name: value for name, value in found.items() if name.endswith(REPLICATES)}
+    found = flat(found) | replicates
+    for ending in ("", *BESIDE):
+        found["distance" + ending] = found.get(distance_name(row) + ending)
     found["left"] = left(row, found)
     found["time"] = found.get("latency_ratio")
     sites = [edit["site"] for edit in row["plan"]]
@@ -64,13 +65,29 @@ def figures_of(row: Row, selector: Selector) -> dict[str, Any]:
     return found
 
 
-def find(rows: Sequence[Row], selector: Selector) -> dict[str, Any] | None:
-    """The figures that a selector means among the rows; None where no row matches.
+def find_all(rows: Sequence[Row], selector: Selector) -> list[dict[str, Any]]:
+    """The figures that a selector means among the rows: several where rows differ in their seed alone, none without a match.
 
-    Where several match, as a teacher's do in every row of a table, the first one's. InputError where several students match,
-    which a longer selector would tell apart.
+    A teacher is the same in every row of a table. InputError where students match that a longer selector would tell apart.
     """
     found = matching(rows, selector)
-    if len(found) > 1 and selector.get("model") != "teacher":
+    if selector.get("model") == "teacher":
+        found = found[:1]
+    seeds = [row["settings"]["seed"] for row in found]
+    if len(set(seeds)) < len(found) or len({but_for_seed(row) for row in found}) > 1:
         raise InputError(f"{dict(selector)} means {len(found)} rows; name more of their settings.")
-    return figures_of(found[0], selector) if found else None
+    return [figures_of(row, selector) for row in found]
+
+
+def find(rows: Sequence[Row], selector: Selector) -> dict[str, Any] | None:
+    """As find_all, each number the mean over seeds; None where no row matches."""
+    found = find_all(rows, selector)
+    if len(found) < 2:
+        return found[0] if found else None
+    shared = {name: [each.get(name) for each in found] for name in found[0]}
+    means = {name: math.fsum(values) / len(values) for name, values in shared.items() if all(map(is_number, values))}
+    return {**found[0], **means}
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

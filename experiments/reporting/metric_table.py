@@ -3,7 +3,10 @@
 Distances over features are named in a row after their kind and their extractor: fd_effnet, kd_effnet, fad_musicnn.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from experiments.shared.row import HIGH, LOW
 
 
 class Metric(NamedTuple):
@@ -14,9 +17,10 @@ class Metric(NamedTuple):
     drawn: bool = True  # in a picture of its own; the report's page draws all, kernel distances too
 
 
-METRICS = {  # by the name in a row; those with a spread have it under the same name with _spread
-    "caption_retrieval": Metric("retrieval", "{:.1%}", higher=True),
+METRICS = {  # by the name in a row
     "latent_mse": Metric("MSE to t.", "{:.3f}", drawn=False),
+    "feature_mse": Metric("features to t.", "{:.3f}"),
+    "caption_retrieval": Metric("retrieval", "{:.1%}", higher=True),
     "ssim": Metric("SSIM to t.", "{:.3f}", higher=True, drawn=False),
     "fid": Metric("FID", "{:.2f}", published=True),
     "fid_clean": Metric("FID clean", "{:.2f}", published=True),
@@ -30,7 +34,7 @@ METRICS = {  # by the name in a row; those with a spread have it under the same 
 }
 
 
-DISTANCES = {"fd": Metric("FD", "{:.1f}"), "kd": Metric("KD", "{:.2f}", drawn=False), "fad": Metric("FAD", "{:.1f}")}
+DISTANCES = {"fd": Metric("FD", "{:.1f}"), "kd": Metric("KD", "{:.1f}", drawn=False), "fad": Metric("FAD", "{:.1f}")}
 EXTRACTORS = {"effnet": "EfficientNet", "musicnn": "musicnn"}
 
 
@@ -44,3 +48,25 @@ def find_metric(name: str) -> Metric:
     extractor = features.removesuffix("_to_teacher")
     to = ", to the teacher" if features.endswith("_to_teacher") else ""
     return DISTANCES[kind]._replace(title=f"{DISTANCES[kind].title} ({EXTRACTORS.get(extractor, extractor)}{to})")
+
+
+def short_title(name: str) -> str:
+    """A metric's title; that of a distance over features without their extractor, "FD", "KD" or "FAD"."""
+    kind, _, features = name.partition("_")
+    if kind not in DISTANCES:
+        return find_metric(name).title
+    return DISTANCES[kind].title + (" to t." if features.endswith("_to_teacher") else "")
+
+
+def half_width(figures: Mapping[str, Any], name: str) -> float | None:
+    """Of the interval of a model's metric; None where it has none."""
+    ends = (figures.get(name + LOW), figures.get(name + HIGH))
+    return None if None in ends else (ends[1] - ends[0]) / 2
+
+
+def metric_text(figures: Mapping[str, Any], name: str) -> str:
+    """A model's metric with half of its 95 % interval, such as "12.30 ±0.41"; empty where it was not measured."""
+    if figures.get(name) is None:
+        return ""
+    form, half = find_metric(name).form, half_width(figures, name)
+    return form.format(figures[name]) + ("" if half is None else f" ±{form.format(half).removesuffix('%')}")

@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from common.runtime.files import write_text
+from experiments.reporting.comparison import Measured, SeedNoise, difference, measured
 from experiments.reporting.curves import COSTS, cost, draw_curves, plot_data
-from experiments.reporting.metric_table import find_metric
+from experiments.reporting.lookup import figures_of
+from experiments.reporting.metric_table import find_metric, metric_text
 from experiments.reporting.paper_table import note, paper_table
-from experiments.reporting.rows import drawn_metrics, groups_of, labels, left, metric_names, recipe, student
+from experiments.reporting.rows import (
+    but_for_seed,
+    drawn_metrics,
+    groups_of,
+    labels,
+    left,
+    metric_names,
+    recipe,
+    student,
+)
 from experiments.shared.row import Row
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -53,36 +64,55 @@ def job_files(row: Row) -> dict[str, list[tuple[str, str]]]:
     return {"pictures": pictures, "sounds": sounds}
 
 
+def metric_cell(row: Row, who: str, metric: str) -> tuple[float, str] | None:
+    """A metric to sort by, and as text with its interval."""
+    figures = row["models"][who]
+    known = isinstance(figures.get(metric), int | float) and math.isfinite(figures[metric])
+    return (figures[metric], metric_text(figures, metric)) if known else None
+
+
 def table(rows: Sequence[Row]) -> dict[str, Any]:
     """Columns and cells of the sortable table, quality first; a cell that is None is empty. few: the columns shown at first."""
     metrics, names = metric_names(rows), ("parameters", "macs", "latency")
-    columns = {find_metric(metric).title: lambda row, who, metric=metric: row["models"][who].get(metric) for metric in metrics}
+    columns = {find_metric(metric).title: lambda row, who, metric=metric: metric_cell(row, who, metric) for metric in metrics}
     columns |= {COSTS[name][0]: lambda row, who, name=name: cost(row, who, name) for name in names}
     cells = []
     for label, row in zip(labels(rows), rows, strict=True):
         figures = [read(row, student(row)) for read in columns.values()]
-        finite = [value if value is None or math.isfinite(value) else None for value in figures]
-        cells.append([label, *finite, recipe(row), row.get("command", "")])
+        cells.append([label, *figures, recipe(row), row.get("command", "")])
     judged = [metric for metric in metrics if find_metric(metric).drawn][:FEW] or metrics[:FEW]
     few = ["job", *(find_metric(metric).title for metric in judged), COSTS["parameters"][0], COSTS["latency"][0]]
     return {"columns": ["job", *columns, "distill", "command"], "cells": cells, "few": few}
 
 
 def outcome(rows: Sequence[Row]) -> list[str]:
-    """What came out, in sentences: of the jobs of about one size, which is best by the first metric, and by how much."""
-    metric = metric_names(rows)[0]
+    """What came out, in sentences: of the jobs of about one size, which is best by the first metric, and by how much.
+
+    Rows that differ in their seed alone are one job.
+    """
+    metric, noise = metric_names(rows)[0], SeedNoise(rows)
     sign, title = (-1 if find_metric(metric).higher else 1), find_metric(metric).title
-    sizes: dict[int, list[tuple[float, str]]] = {}
-    for label, row in zip(labels(rows), rows, strict=True):
-        figures = row["models"][student(row)]
-        if isinstance(figures.get(metric), int | float) and math.isfinite(figures[metric]):
-            share = round(100 * left(row, figures) / ONE_SIZE) * ONE_SIZE
-            sizes.setdefault(share, []).append((sign * figures[metric], label))
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        families.setdefault(but_for_seed(row), []).append(row)
+    names = dict(zip(families, labels([family[0] for family in families.values()]), strict=True))
+    sizes: dict[int, list[tuple[float, str, Measured]]] = {}
+    for key, family in families.items():
+        found = measured([figures_of(row, {}) for row in family], metric)
+        if found is not None:
+            share = round(100 * left(family[0], family[0]["models"][student(family[0])]) / ONE_SIZE) * ONE_SIZE
+            sizes.setdefault(share, []).append((sign * found.estimate.value, names[key], found))
     told = []
-    for share, found in sorted(sizes.items(), reverse=True):
-        (best, name), *others = sorted(found)
-        then = f"; next {others[0][1]}, {sign * others[0][0]:.5g}" if others else ""
-        told.append(f"About {share} % of the parameters left: {name}, {title} {sign * best:.5g}{then}.")
+    for size, ranked in sorted(sizes.items(), reverse=True):
+        (_, name, best), *others = sorted(ranked, key=lambda each: each[:2])
+        told.append(f"About {size} % of the parameters left: {name}, {title} {best.estimate.value:.5g}")
+        if others:
+            _, second, next_best = others[0]
+            apart = difference(next_best, best, metric, noise)
+            half = f" ± {apart.half:.3g}" if apart.half else ""
+            open_ = ", which seeds and samples alone can make" if apart.half and abs(apart.value) <= apart.half else ""
+            told[-1] += f"; next {second}, {next_best.estimate.value:.5g} (apart by {abs(apart.value):.3g}{half}{open_})"
+        told[-1] += "."
     teacher = rows[0]["models"]["teacher"].get(metric)
     return [*told, f"The teacher: {teacher:.5g}."] if isinstance(teacher, int | float) else told
 

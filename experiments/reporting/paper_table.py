@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.reporting.lookup import find
-from experiments.reporting.metric_table import METRICS
+from experiments.reporting.metric_table import METRICS, short_title
 from experiments.reporting.rows import distance_name, metric_names, value_of
 from experiments.shared.row import Row
 
@@ -35,12 +35,7 @@ def our_columns(rows: Sequence[Row], count: int) -> dict[str, str]:
     others = [] if same else [distance_name(rows[0])]
     metrics = list(dict.fromkeys([*same, *others, *(name for name in PREFERRED if name in names)]))[:count]
     sizes = {"left": "left", "zeros": "sparsity_actual", "time": "time", "after": "after"}
-    return sizes | {title_of(name): name for name in metrics}
-
-
-def title_of(name: str) -> str:
-    """A metric's title; that of a distance over features without their extractor, "FD" or "FAD"."""
-    return name.partition("_")[0].upper() if name.startswith(("fd_", "fad_")) else METRICS[name].title
+    return sizes | {short_title(name): name for name in metrics}
 
 
 def cell(title: str, value: float | None) -> str:

@@ -13,7 +13,7 @@ from common.runtime.strict_json import from_json, read_json
 from common.shown_text import spelt_out
 from experiments.reporting.metric_table import find_metric
 from experiments.shared.identity import by_value
-from experiments.shared.row import Figures, Row
+from experiments.shared.row import BESIDE, REPLICATES, Figures, Row
 
 SAMPLED_BY = ("images", "reference_images", "steps", "guidance_scale", "split", "seed", "seeds", "scheduler")  # of a protocol
 KNOBS = ("variant", "k", "ratio", "parameters", "sparsity")  # what a sweep of a method is usually over
@@ -113,14 +113,20 @@ def distance_name(row: Row) -> str:
 
 
 def metric_names(rows: Sequence[Row]) -> list[str]:
-    """What teacher and students are judged by, the Fréchet distance first: every number that is neither count nor spread."""
+    """What teacher and students are judged by: every number that is neither a count nor stands beside another.
+
+    The unbiased distance to real images is the first, then those to the teacher at equal seeds.
+    """
     found = {
         name: None
         for row in rows
         for name, value in row["models"]["teacher"].items()
-        if isinstance(value, int | float) and name not in COUNTS and not name.endswith("_spread")
+        if isinstance(value, int | float) and name not in COUNTS and not name.endswith(BESIDE)
     }
-    return sorted(found, key=lambda name: name != distance_name(rows[0]))
+    first = ("kd_", "latent_mse", "feature_mse")
+    return sorted(
+        found, key=lambda name: next((place for place, each in enumerate(first) if name.startswith(each)), len(first))
+    )
 
 
 def drawn_metrics(rows: Sequence[Row]) -> list[str]:
@@ -187,10 +193,25 @@ def natural(text: str) -> list[tuple[float, str]]:
 
 def comparable(row: Row) -> str:
     """What rows must have in common for their figures to be comparable: teacher, data, features, and how was sampled."""
+    return json.dumps(by_value(compared_by(row)), sort_keys=True)
+
+
+def compared_by(row: Row) -> dict[str, Any]:
     settings = row["settings"]
     task = {name: settings["task"].get(name) for name in ("name", "data", "features")}
     protocol = {name: row["protocol"].get(name) for name in SAMPLED_BY}
-    return json.dumps(by_value([task, settings["teacher"], settings["seed"], protocol]), sort_keys=True)
+    return {"task": task, "teacher": settings["teacher"], "protocol": protocol}
+
+
+def but_for_seed(row: Row) -> str:
+    """What rows have in common that differ in nothing but seeds."""
+    return json.dumps(by_value(without_seeds({**compared_by(row), "settings": row["settings"]})), sort_keys=True)
+
+
+def without_seeds(settings: Any) -> Any:
+    if not isinstance(settings, dict):
+        return settings
+    return {name: without_seeds(value) for name, value in settings.items() if name != "seed"}
 
 
 def recipe(row: Row) -> str:
@@ -216,7 +237,7 @@ def student(row: Row) -> str:
 def group_name(row: Row) -> str:
     """What rows of one table have in common: task, teacher and protocol."""
     settings, protocol = row["settings"], row["protocol"]
-    what = f"{settings['task']['name']}, teacher {settings['teacher']['path']}, seed {settings['seed']}"
+    what = f"{settings['task']['name']}, teacher {settings['teacher']['path']}"
     guidance = f", guidance {protocol['guidance_scale']:g}" if protocol.get("guidance_scale") else ""
     return f"{what}, {protocol['images']} images of {protocol['steps']} steps{guidance}"
 
@@ -243,8 +264,9 @@ def in_words(name: str, value: Any) -> str:
 
 
 def flat(figures: Figures, prefix: str = "") -> dict[str, Any]:
-    """Nested figures side by side: {"latency": {"ratio": 1}} becomes {"latency_ratio": 1}."""
+    """Nested figures side by side: {"latency": {"ratio": 1}} becomes {"latency_ratio": 1}. Replicates are left out."""
     found: dict[str, Any] = {}
     for name, value in figures.items():
-        found |= flat(value, f"{prefix}{name}_") if isinstance(value, dict) else {prefix + name: value}
+        if not name.endswith(REPLICATES):
+            found |= flat(value, f"{prefix}{name}_") if isinstance(value, dict) else {prefix + name: value}
     return found

@@ -1,10 +1,38 @@
 """The result row of a job: what result.json holds, and a line of rows.jsonl."""
 
+from collections.abc import Mapping
 from typing import Any, NotRequired, Required, TypedDict
+
+from common.metrics.jackknife import Estimate
 
 Figures = dict[str, Any]
 """Of one model: `parameters`, `nonzero_parameters`, `macs`, `checkpoint_bytes_fp16`, `latency` (milliseconds, ratio to the
-teacher's, ...), `sparsity`, and a number for each metric of experiments/reporting/metric_table.py."""
+teacher's, ...), `sparsity`, and a number for each metric of experiments/reporting/metric_table.py, with its 95 % interval under
+the same name with _low and _high, and with _replicates, by which rows of equal seeds are compared."""
+LOW, HIGH, REPLICATES, SPREAD = "_low", "_high", "_replicates", "_spread"
+BESIDE = (LOW, HIGH, REPLICATES, SPREAD)
+"""Endings of what stands beside a metric and is none itself."""
+
+
+def metric_of(name: str) -> str:
+    """The metric that a figure of this name is or stands beside."""
+    return next((name.removesuffix(ending) for ending in BESIDE if name.endswith(ending)), name)
+
+
+def with_intervals(estimates: Mapping[str, Estimate]) -> Figures:
+    """The figures of a model, each with its interval and replicates where there are any; a spread over subsets has none."""
+    found: Figures = {name: each.value for name, each in estimates.items()}
+    for name, each in estimates.items():
+        if each.replicates and not name.endswith(SPREAD):
+            found[name + LOW], found[name + HIGH] = each.interval
+            found[name + REPLICATES] = [float(f"{value:.7g}") for value in each.replicates]
+    return found
+
+
+def estimate_of(figures: Mapping[str, Any], name: str) -> Estimate | None:
+    """A metric of a model with its replicates, of which older rows and figures that are not of samples have none."""
+    value = figures.get(name)
+    return None if value is None else Estimate(value, tuple(figures.get(name + REPLICATES) or ()))
 
 
 class Row(TypedDict, total=False):

@@ -8,6 +8,7 @@ from common.cost.latency import Latency
 from common.errors import InputError
 from experiments.reporting.metric_table import METRICS
 from experiments.reporting.rows import COUNTS, distance_name, flat, student
+from experiments.shared.row import metric_of
 from experiments.shared.settings import Settings
 
 FIGURES = {  # of a student, in any row
@@ -25,7 +26,7 @@ DISTANCES = ("fd_", "kd_", "fad_")  # which are called after their extractor
 
 def is_figure(name: str) -> bool:
     """Whether some row can have a figure of this name."""
-    return name.removesuffix("_spread") in FIGURES or name.startswith(DISTANCES)
+    return metric_of(name) in FIGURES or name.startswith(DISTANCES)
 
 
 def check_objectives(settings: Settings) -> None:
@@ -36,7 +37,7 @@ def check_objectives(settings: Settings) -> None:
         told = f"{', '.join(unknown)} is no figure of a student" if unknown else "one at least is needed"
         raise InputError(f"objectives={asked}: {told}; there are distance, latency_ratio, parameters, macs, …")
     measured = {each.get(column) for each in settings.metrics.values() for column in ("name", "fid", "kid")}
-    for name in (each.removesuffix("_spread") for each in asked):
+    for name in map(metric_of, asked):
         if name in METRICS and METRICS[name].published and name not in measured:
             raise InputError(f"objectives={asked}: {name} is measured where metrics=[...] asks for it.")
 

@@ -55,7 +55,7 @@ def test_the_page_is_one_file_and_its_plots_lie_beside_it(page):
     assert '<script src="' not in text and "<link" not in text
     assert text.count("<code>python run.py method=laptop_diff</code>") >= 3
     assert "fd_effnet<" not in text and ">laptop_diff" not in text  # names of rows and of the command line
-    assert "About 50 % of the parameters left: LAPTOP-Diff 0.5, FD (EfficientNet) " in text
+    assert "About 50 % of the parameters left: LAPTOP-Diff 0.5, MSE to t. " in text
 
 
 def test_the_command_writes_the_page(tmp_path, capsys):

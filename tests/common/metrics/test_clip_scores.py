@@ -53,7 +53,9 @@ def test_clip_score_and_pickscore_are_the_model_s_own_logits(folder, images):
     cosines = metric(folder, scaled=False)
     rows = cosines.rows(images, CAPTIONS)
     assert torch.allclose(rows[:, 0], expected / scale, rtol=1e-4)
-    assert cosines.figures(rows, None, 0)["score"] == pytest.approx((expected / scale).mean().item(), rel=1e-4)
+    assert cosines.figures(rows, None, 0)(torch.arange(len(rows)))["score"] == pytest.approx(
+        (expected / scale).mean().item(), rel=1e-4
+    )
 
 
 def test_preprocessing_written_out(folder, images):

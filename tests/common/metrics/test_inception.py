@@ -83,11 +83,11 @@ def test_distances(legacy):
     from cleanfid.fid import kernel_distance
 
     made, real, fake = legacy
-    found = made.figures(fake, real, seed=0)
+    found = made.figures(fake, real, seed=0)(torch.arange(len(fake)))
     assert found["fid"] == pytest.approx(formula(real, fake), rel=1e-6)
     expected = kernel_distance(real.double().numpy(), fake.double().numpy(), num_subsets=1)  # clean-fid's
     assert found["kid"] == pytest.approx(1000 * expected, rel=1e-6)
-    assert made.figures(real, real, seed=0)["fid"] == pytest.approx(0, abs=1e-6 * found["fid"])
+    assert made.figures(real, real, seed=0)(torch.arange(len(real)))["fid"] == pytest.approx(0, abs=1e-6 * found["fid"])
 
 
 def test_statistics_in_a_file_take_the_place_of_images(weights, legacy, tmp_path):
@@ -96,7 +96,9 @@ def test_statistics_in_a_file_take_the_place_of_images(weights, legacy, tmp_path
     np.savez(tmp_path / "real_im256.npz", mu=values.mean(0), sigma=np.cov(values, rowvar=False))  # as pytorch-fid writes it
     beside = metric(weights, "legacy_pytorch", str(tmp_path / "real_im256.npz"), kid=None)
     assert made.needs_real and not beside.needs_real
-    assert beside.figures(fake, None, 0)["fid"] == pytest.approx(made.figures(fake, real, 0)["fid"], rel=1e-9)
+    assert beside.figures(fake, None, 0)(torch.arange(len(fake)))["fid"] == pytest.approx(
+        made.figures(fake, real, 0)(torch.arange(len(fake)))["fid"], rel=1e-9
+    )
     with pytest.raises(ValueError, match="kid=null"):
         metric(weights, "clean", str(tmp_path / "real_im256.npz"))
     np.savez(tmp_path / "other.npz", mu=np.zeros(3), sigma=np.eye(3))
@@ -140,11 +142,11 @@ def test_inception_score(weights, images):
     shares = torch.softmax(rows, 1).numpy()[order]
     parts = [shares[:3], shares[3:]]
     scores = [np.exp(np.mean([sum(p * np.log(p / part.mean(0))) for p in part])) for part in parts]
-    found = made.figures(rows, None, seed=0)
+    found = made.figures(rows, None, seed=0)(torch.arange(len(rows)))
     assert found["inception_score"] == pytest.approx(np.mean(scores), rel=1e-6)
     assert found["inception_score_spread"] == pytest.approx(np.std(scores), rel=1e-6)
     with pytest.raises(ValueError, match="splits=1"):
-        made.figures(rows[:1], None, seed=0)
+        made.figures(rows[:1], None, seed=0)(torch.arange(len(rows[:1])))
 
 
 def test_spectrograms_are_refused(weights):

@@ -10,7 +10,16 @@ import torch
 
 from common.cost.latency import compare_latency
 from common.cost.macs import checkpoint_bytes, count_macs, count_parameters
-from common.metrics.distances import caption_retrieval, frechet_distance, frechet_to_statistics, kernel_distance
+from common.metrics.distances import (
+    caption_retrieval,
+    feature_mse,
+    frechet_distance,
+    frechet_of,
+    frechet_to_statistics,
+    kernel_distance,
+    kernel_distance_of,
+    kernel_distance_of_subsets,
+)
 from common.metrics.efficientnet import ImageFeatures, extract_features
 from common.metrics.similarity import latent_mse, structural_similarity
 
@@ -59,8 +68,25 @@ def test_kernel_distance_equals_loops():
         sum(kernel(s[i], s[j]) for i in range(6) for j in range(6) if i != j) / 30 for s in (real.double(), fake.double())
     ]
     between = sum(kernel(x, y) for x in real.double() for y in fake.double()) / 36
-    mean, spread = kernel_distance(real, fake, subsets=3, subset_size=6)
+    assert kernel_distance(real, fake) == pytest.approx(sum(within) - 2 * between, rel=1e-6)
+    mean, spread = kernel_distance_of_subsets(real, fake, 3, 6, seed=0)
     assert mean == pytest.approx(sum(within) - 2 * between, rel=1e-6) and spread == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("count", [4, 50])  # fewer than the features are wide, and more
+def test_distances_of_some_samples_are_those_of_sets_of_them(count):
+    real, fake = two_sets()
+    fake = fake[:count]
+    kept = (torch.arange(count) % 3 != 1).nonzero().flatten()
+    statistics = (real.double().mean(0), torch.cov(real.double().T))
+    assert frechet_of(*statistics, fake)(kept) == pytest.approx(frechet_distance(real, fake[kept]), rel=1e-6)
+    assert kernel_distance_of(real, fake)(kept) == pytest.approx(kernel_distance(real, fake[kept]), rel=1e-9)
+
+
+def test_feature_mse_of_unrelated_samples_is_one():
+    features = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 9.0)
+    assert feature_mse(features[:2000], features[2000:]).mean() == pytest.approx(1, abs=0.05)
+    assert not feature_mse(features, features).any()
 
 
 def test_distances_refuse_what_they_cannot_compare():
@@ -76,9 +102,9 @@ def test_retrieval_of_planted_and_of_unrelated_features():
     names = [f"thing {index}" for index in range(100)]
     real = torch.randn(200, 32, generator=generator)
     planted = real[:100] + 0.1 * torch.randn(100, 32, generator=generator)
-    assert caption_retrieval(planted, names, real, names * 2, pool=64) == 1.0
+    assert caption_retrieval(planted, names, real, names * 2, pool=64).all()
     unrelated = caption_retrieval(torch.randn(100, 32, generator=generator), names, real, names * 2, pool=64)
-    assert unrelated < 0.1
+    assert unrelated.double().mean() < 0.1
     with pytest.raises(ValueError, match="no real image bears the name 'new'"):
         caption_retrieval(planted[:2], ["new", "thing 1"], real, names * 2)
     with pytest.raises(ValueError, match="among 101 names"):
@@ -100,9 +126,9 @@ def test_distance_orders_real_lightly_and_heavily_noisy_images():
 
 def test_similarity():
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    assert structural_similarity(images, images) == pytest.approx(1, abs=1e-6)
-    assert structural_similarity(images, 255 - images) < 0.5
-    assert latent_mse(torch.zeros(2, 3), torch.full((2, 3), 2.0)) == 4
+    assert structural_similarity(images, images).tolist() == pytest.approx([1, 1], abs=1e-6)
+    assert (structural_similarity(images, 255 - images) < 0.5).all()
+    assert latent_mse(torch.zeros(2, 3, 1), torch.tensor([2.0, 1.0])[:, None, None]).tolist() == [4, 1]
 
 
 @pytest.mark.parametrize("name", [name for name in GOLDEN if "UNet" in name])

@@ -112,7 +112,7 @@ def test_distance(weights):
     root = scipy.linalg.svdvals((rows - rows.mean(0)).double().numpy() @ (other - other.mean(0)).double().numpy().T).sum()
     spread = (rows.var(0).sum() + other.var(0).sum()).item()
     wanted = (rows.mean(0) - other.mean(0)).square().sum().item() + spread - 2 * root / 3
-    assert metric.figures(other, rows, 0)["fad_vggish"] == pytest.approx(wanted, rel=1e-3)
+    assert metric.figures(other, rows, 0)(torch.arange(len(other)))["fad_vggish"] == pytest.approx(wanted, rel=1e-3)
 
 
 def test_bad_input(weights, tmp_path):
