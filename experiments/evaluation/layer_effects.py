@@ -1,5 +1,7 @@
 """What each layer of a denoiser does: how much its output changes when that layer alone is removed."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,12 +10,19 @@ import torch
 from common.cost.macs import count_parameters
 from common.diffusion.sampling import predict
 from common.pruning.layers import Layer, list_layers
+from common.runtime.collectives import on_first
+from common.runtime.content import content_name
+from common.runtime.files import write_json
+from common.runtime.strict_json import read_json
 from common.scoring.calibration import Calibration
 from common.scoring.edited_copies import edited_outputs
 from common.scoring.noisy_batches import noisy_batches
+from experiments.shared.job import Job
 
 DEAD, FAINT = 1e-4, 1e-3
+MANY_DEAD = 0.1  # of the parameters: from this share on a job tells
 BATCH_SIZE, COPIES = 32, 8  # rows, and edits of them, in one forward pass
+TOLD: set[str] = set()  # lines
 ROWS = 128  # images with noise on them: a layer's figure is then good to about a tenth of itself
 
 
@@ -45,6 +54,36 @@ def layers_of(teacher: Any, data: Any, rows: int = ROWS) -> dict[str, float]:
     captions = [data.captions[index] for index in chosen] if teacher.text_encoder is not None else []
     latents = teacher.encode_images(data.images[chosen]).to(teacher.device)
     return what_layers_do(teacher.denoiser, teacher.scheduler, latents, teacher.encode_captions(captions) if captions else {})
+
+
+def tell_dead_layers(job: Job) -> None:
+    """Tells on standard error, once a process, when much of the job's teacher does nothing: that decides no comparison.
+
+    Looks at layer_check.rows training images, once for all jobs of these outputs.
+    """
+    rows = job.settings.layer_check.rows
+    if rows and (told := on_first(lambda: dead_layers_line(job, rows))) and told not in TOLD:
+        TOLD.add(told)
+        on_first(lambda: print(told, file=sys.stderr))
+
+
+def dead_layers_line(job: Job, rows: int) -> str:
+    """The line of tell_dead_layers; "" for a teacher whose layers do something."""
+    path = job.cache / f"layers-{content_name(job.teacher.fingerprint(), job.data_identity, rows)}.json"
+    if not path.is_file():
+        write_json(path, layers_of(job.teacher, job.data("train"), rows))
+    denoiser = job.teacher.denoiser
+    layers = list_layers(denoiser)
+    losses = read_json(path, "delete it and the layers are looked at anew", [layer.site for layer in layers])
+    dead = share_below(layers, losses, DEAD, count_parameters(denoiser))
+    if dead <= MANY_DEAD:
+        return ""
+    settings = job.settings
+    command = shlex.join(["task=" + settings.task.name, f"teacher.path={settings.teacher.path}"])
+    return (
+        f"{dead:.0%} of the teacher's parameters do nothing: removing one of their layers changes the output by less than "
+        f"{DEAD:.0e} of its power, so that comparisons on it decide little. Which: python -m experiments.layer_report {command}"
+    )
 
 
 def share_below(layers: Sequence[Layer], losses: dict[str, float], threshold: float, total: int) -> float:

@@ -16,6 +16,7 @@ from common.runtime.collectives import barrier, join, on_first
 from common.runtime.files import write_json
 from common.training.fit import drop_checkpoints
 from experiments.evaluation.evaluate import evaluate
+from experiments.evaluation.layer_effects import tell_dead_layers
 from experiments.evaluation.models import Models
 from experiments.evaluation.paper_metrics import lacking, measure_into
 from experiments.evaluation.real_features import Reference
@@ -105,6 +106,7 @@ def compute(job: Job, tracker: Any) -> Callable[[], Row]:
     """
     teacher, distill, folder = job.teacher, job.settings.distill, job.folder
     with job.stage("scoring"):
+        tell_dead_layers(job)
         plans = make_plans(job)
     models = Models(teacher, prune(job, plans))
     reference = Reference(job, job.settings.evaluation.split)

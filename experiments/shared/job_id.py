@@ -24,6 +24,7 @@ NOT_PART_OF_A_JOB = (
     "table",
     "metrics",
     "saved_images",
+    "layer_check",
     "dry_run",
     "gpu",
     "utilisation",

@@ -49,6 +49,11 @@ class TrainingRowsSettings:
 
 
 @dataclass
+class LayerCheckSettings:
+    rows: Count
+
+
+@dataclass
 class EvaluationSettings:
     prompts: str | None
     images: Annotated[int, Ge(2)]
@@ -200,6 +205,7 @@ class Settings:
     init: Literal["preserved", "scratch"]
     objectives: Annotated[tuple[str, ...], MinLen(1)]
     table: PaperTable | None
+    layer_check: LayerCheckSettings
     dry_run: bool
     gpu: Literal[*GPUS]
     utilisation: UtilisationSettings

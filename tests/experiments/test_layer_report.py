@@ -1,5 +1,7 @@
 """What each layer does equals one plain forward pass without it; a silenced layer is dead, and the report says so."""
 
+import shutil
+
 import torch
 
 from common.diffusion.sampling import predict
@@ -55,3 +57,32 @@ def test_silenced_layers_are_dead_and_counted(tiny_uig_teacher_folder):
     assert {level(site) for site in losses} >= {"down_blocks.0", "mid_block", "up_blocks.3"}
     assert "1 of 38 layers" in report(teacher.denoiser, below)
     assert f"{layer.parameters / total:.0%} below 1e-04" in summary(teacher.denoiser, below)
+
+
+def test_a_job_on_a_teacher_with_dead_layers_tells_it_once(tiny_teacher_folder, tiny_teacher, tmp_path, capsys):
+    """With the command that shows which; not on one whose layers live, nor where the settings do not ask."""
+    from experiments.evaluation import layer_effects
+    from experiments.shared.job import Job
+    from tests.test_conf import compose_config
+
+    def look(folder, rows=4, outputs="out"):
+        layer_effects.TOLD.clear()
+        settings = [f"teacher.path={folder}", "task.data.limit=8", f"layer_check.rows={rows}", f"outputs={tmp_path / outputs}"]
+        for _ in range(2):
+            layer_effects.tell_dead_layers(Job(compose_config("config", *settings)))
+        return capsys.readouterr().err.splitlines()
+
+    assert look(tiny_teacher_folder) == []
+    dead = tmp_path / "dead"
+    shutil.copytree(tiny_teacher_folder, dead)
+    denoiser = load_teacher(str(tiny_teacher_folder)).denoiser
+    with torch.no_grad():
+        for layer in list_layers(denoiser)[2:6]:
+            module = denoiser.get_submodule(layer.site)
+            last = module.conv2 if hasattr(module, "conv2") else module.proj_out
+            last.weight.mul_(1e-4), last.bias.mul_(1e-4)
+    denoiser.save_pretrained(dead / "unet")
+    (line,) = look(dead)
+    assert "% of the teacher's parameters do nothing" in line
+    assert line.endswith(f"python -m experiments.layer_report task=t2i teacher.path={dead}")
+    assert look(dead, rows=0, outputs="other") == [] and not (tmp_path / "other").exists()
