@@ -1,11 +1,15 @@
 """Distances between sets of features, and how often a sample is nearest to its own caption's images."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
 from common.errors import InputError
 from common.metrics.jackknife import Figure
 from common.runtime.seeding import generator_for
+
+Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def check_pair(real: torch.Tensor, fake: torch.Tensor) -> None:
@@ -62,20 +66,48 @@ def frechet_of(mean: torch.Tensor, covariance: torch.Tensor, features: torch.Ten
     return distance
 
 
-def kernel_distance_of(real: torch.Tensor, fake: torch.Tensor) -> Figure:
-    """The unbiased squared MMD (Gretton et al. 2012) of real (count, width) and those rows of `fake` whose numbers are given.
+def cubic_kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(a.b / width + 1)^3 of all pairs (Binkowski et al. 2018)."""
+    return (a @ b.T / a.shape[1] + 1) ** 3
 
-    The kernel is (x.y / width + 1)^3 (Binkowski et al. 2018).
-    """
+
+def gaussian_kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """exp(-|a - b|^2 / 200) of all pairs of features scaled to length 1 (CMMD: Jayasumana et al. 2024)."""
+    a, b = (torch.nn.functional.normalize(each, dim=1) for each in (a, b))
+    return torch.exp(-torch.cdist(a, b).square() / 200)
+
+
+def kernel_distance_of(real: torch.Tensor, fake: torch.Tensor, kernel: Kernel = cubic_kernel) -> Figure:
+    """The unbiased squared MMD (Gretton et al. 2012) of real (count, width) and the rows of `fake` whose numbers are given."""
     check_pair(real, fake)
     x, y = real.double(), fake.double()
-    xx, yy, xy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (y, x)))
+    xx, yy, xy = kernel(x, x), kernel(y, y), kernel(y, x)
     within_real = (xx.sum() - xx.trace()) / (len(x) * (len(x) - 1))
     own, between = yy.diagonal(), xy.mean(1)
 
     def distance(kept: torch.Tensor) -> float:
         within = (yy[kept][:, kept].sum() - own[kept].sum()) / (len(kept) * (len(kept) - 1))
         return (within_real + within - 2 * between[kept].mean()).item()
+
+    return distance
+
+
+def sliced_wasserstein_of(real: torch.Tensor, fake: torch.Tensor, projections: int = 256, seed: int = 0) -> Figure:
+    """The mean squared 2-Wasserstein distance over directions drawn by `seed` (Bonneel et al. 2015), of real (count, width) and
+    those rows of `fake` whose numbers are given, by the quantiles of the real ones.
+    """
+    check_pair(real, fake)
+    directions = torch.randn(real.shape[1], projections, generator=generator_for(seed, 0), dtype=torch.float64)
+    directions = torch.nn.functional.normalize(directions, dim=0)
+    there, here = (real.double() @ directions).sort(dim=0).values, fake.double() @ directions
+
+    def distance(kept: torch.Tensor) -> float:
+        places = (torch.arange(len(kept), dtype=torch.float64) + 0.5) / len(kept) * len(there) - 0.5
+        places = places.clamp(0, len(there) - 1)
+        low = places.long()
+        high = (low + 1).clamp(max=len(there) - 1)
+        quantiles = torch.lerp(there[low], there[high], (places - low)[:, None])
+        return (here[kept].sort(dim=0).values - quantiles).square().mean().item()
 
     return distance
 

@@ -1,6 +1,7 @@
 """Distances, similarity and costs against independent computations."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from common.metrics.distances import (
     frechet_distance,
     frechet_of,
     frechet_to_statistics,
+    gaussian_kernel,
     kernel_distance,
     kernel_distance_of,
     kernel_distance_of_subsets,
+    sliced_wasserstein_of,
 )
 from common.metrics.efficientnet import ImageFeatures, extract_features
 from common.metrics.similarity import latent_mse, structural_similarity
@@ -81,6 +84,23 @@ def test_distances_of_some_samples_are_those_of_sets_of_them(count):
     statistics = (real.double().mean(0), torch.cov(real.double().T))
     assert frechet_of(*statistics, fake)(kept) == pytest.approx(frechet_distance(real, fake[kept]), rel=1e-6)
     assert kernel_distance_of(real, fake)(kept) == pytest.approx(kernel_distance(real, fake[kept]), rel=1e-9)
+
+
+def test_a_gaussian_kernel_equals_loops_and_slices_equal_scipy():
+    real, fake = (values[:6].double() for values in two_sets())
+    x, y = (torch.nn.functional.normalize(values, dim=1) for values in (real, fake))
+
+    def kernel(a, b):
+        return math.exp(-float((a - b).square().sum()) / 200)
+
+    within = [sum(kernel(s[i], s[j]) for i in range(6) for j in range(6) if i != j) / 30 for s in (x, y)]
+    between = sum(kernel(a, b) for a in x for b in y) / 36
+    found = kernel_distance_of(real, fake, gaussian_kernel)(torch.arange(6))
+    assert found == pytest.approx(sum(within) - 2 * between, rel=1e-6)
+    line = torch.randn(40, 1, generator=torch.Generator().manual_seed(1)).double()  # one dimension: each direction is +-1
+    expected = (line.sort(dim=0).values - (2 * line + 1).sort(dim=0).values).square().mean()
+    assert sliced_wasserstein_of(line, 2 * line + 1, 1)(torch.arange(40)) == pytest.approx(expected.item(), rel=1e-9)
+    assert sliced_wasserstein_of(real, real)(torch.arange(6)) == pytest.approx(0, abs=1e-12)
 
 
 def test_feature_mse_of_unrelated_samples_is_one():
