@@ -1,4 +1,4 @@
-"""Starts the project's commands as processes of their own, forked from one that has the slow imports behind it.
+"""Starts the project's commands as processes of their own, forked from one that has tests.preloaded behind it.
 
 A command sees what it would see from a shell (arguments, working directory, file descriptors 0 to 2), and can be killed; only
 the seconds that a fresh interpreter needs to import torch are spent once instead of at every start.
@@ -16,16 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PRELOADED = [
-    "common",  # first: it lets the others import torchvision
-    "diffusers.models.unets.unet_2d_condition",
-    "diffusers.models.autoencoders.vq_model",
-    "hydra",
-    "lightning.pytorch",
-    "matplotlib.pyplot",
-    "torchmetrics.image.fid",
-    "transformers.models.clip.modeling_clip",
-]
+PRELOADED = ["tests.preloaded"]
 
 
 def act(arguments: list[str], environment: dict[str, str], folder: str, before: Callable[[], None] | None) -> None:
@@ -47,6 +38,9 @@ def act(arguments: list[str], environment: dict[str, str], folder: str, before: 
         if arguments[0] == "-m":
             sys.argv = arguments[1:]
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        elif arguments[0] == "-c":
+            sys.argv = ["-c", *arguments[2:]]
+            exec(arguments[1], {"__name__": "__main__"})
         else:
             sys.argv = arguments
             runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")

@@ -4,8 +4,6 @@ import json
 import os
 import socket
 import struct
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from experiments.shared.job import Job
 from experiments.shared.job_id import register_job_folder
 from experiments.sweeps.sweep import VARIABLE
 from experiments.sweeps.wandb_run import STEP, Tracker, log_result, log_student, loggers, pick_mode, tracking
+from tests.commands import run
 from tests.experiments.test_collect import job
 
 pytestmark = pytest.mark.slow
@@ -151,18 +150,13 @@ for name in ("a", "b"):
 """
 
 
-def two_jobs(folder, **variables):
-    """Two jobs that track in one process, under the variables, and what they told."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    # whatever a case says, nothing outside is asked
-    environment |= {
-        "WANDB_BASE_URL": "http://127.0.0.1:9",
-        "NETRC": str(folder / "netrc"),
-        "PYTHONPATH": str(ROOT),
-        **variables,
-    }
-    arguments = [sys.executable, "-c", SILENT_SERVER, str(folder)]
-    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def two_jobs(tmp_path, monkeypatch):
+    """Runs two jobs that track in one process, under the variables; what they told."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    nothing_outside = {"WANDB_BASE_URL": "http://127.0.0.1:9", "NETRC": str(tmp_path / "netrc")}  # whatever a case says
+    return lambda **variables: run("-c", SILENT_SERVER, str(tmp_path), **{**nothing_outside, **variables})
 
 
 KEY = "a" * 40
@@ -178,24 +172,24 @@ KEY = "a" * 40
         "an unknown mode": ({"WANDB_MODE": "sometimes"}, "WANDB_MODE=sometimes is none of online, offline, disabled"),
     }.values(),
 )
-def test_a_server_that_does_not_answer_and_odd_variables_stop_nothing_and_are_told_once(tmp_path, variables, told):
-    done = two_jobs(tmp_path, **variables)
+def test_a_server_that_does_not_answer_and_odd_variables_stop_nothing_and_are_told_once(tmp_path, two_jobs, variables, told):
+    done = two_jobs(**variables)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert len(lines) == 1 and told in lines[0], done.stderr
     assert [read_back(tmp_path / name)["exit"] for name in ("a", "b")] == [0, 0]
 
 
-def test_a_server_that_hangs_holds_nobody_up(tmp_path):
+def test_a_server_that_hangs_holds_nobody_up(tmp_path, two_jobs):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        done = two_jobs(tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=address, WANDB_MODE="online")
+        done = two_jobs(WANDB_API_KEY=KEY, WANDB_BASE_URL=address, WANDB_MODE="online")
     assert done.returncode == 0 and len(done.stderr.splitlines()) == 1, done.stderr
     assert [read_back(tmp_path / name)["exit"] for name in ("a", "b")] == [0, 0]
 
 
-def test_disabled_by_the_environment(tmp_path):
-    done = two_jobs(tmp_path, WANDB_DISABLED="true", WANDB_API_KEY="abc")
+def test_disabled_by_the_environment(tmp_path, two_jobs):
+    done = two_jobs(WANDB_DISABLED="true", WANDB_API_KEY="abc")
     assert done.returncode == 0 and not done.stderr and not list(tmp_path.glob("*/wandb"))
 
 
