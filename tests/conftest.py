@@ -178,8 +178,26 @@ def tiny_sdxl_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_uig_teacher_folder(tmp_path_factory):
+FOUR_LEVELS_UIG = {
+    "block_out_channels": (8, 16, 16, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}
+FOUR_LEVELS_UAG = {
+    "block_out_channels": (8, 16, 16, 16),
+    "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+}
+TWO_LEVELS = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+}
+
+
+def write_latent_diffusion(folder, **unet):
+    """A pipeline in the layout of LDM-4, whose U-Net has the settings `unet`."""
     from diffusers import DDIMScheduler, LDMPipeline, UNet2DModel, VQModel
 
     torch.manual_seed(0)
@@ -192,15 +210,7 @@ def tiny_uig_teacher_folder(tmp_path_factory):
         num_vq_embeddings=16,
         sample_size=64,
     )
-    denoiser = UNet2DModel(
-        sample_size=16,
-        block_out_channels=(8, 16, 16, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
-    folder = tmp_path_factory.mktemp("teachers") / "tiny_uig"
+    denoiser = UNet2DModel(sample_size=16, attention_head_dim=4, norm_num_groups=4, **unet)
     LDMPipeline(vqvae=autoencoder, unet=denoiser, scheduler=DDIMScheduler(prediction_type="v_prediction")).save_pretrained(
         folder
     )
@@ -208,8 +218,20 @@ def tiny_uig_teacher_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_uag_teacher_folder(tmp_path_factory):
-    """With what AudioDiffusion has and this project does not load: its own pipeline class, and its spectrogram's settings."""
+def tiny_uig_teacher_folder(tmp_path_factory):
+    return write_latent_diffusion(tmp_path_factory.mktemp("teachers") / "tiny_uig", **FOUR_LEVELS_UIG)
+
+
+@pytest.fixture(scope="session")
+def two_level_uig_teacher_folder(tmp_path_factory):
+    return write_latent_diffusion(tmp_path_factory.mktemp("teachers") / "two_levels_uig", **TWO_LEVELS)
+
+
+def write_audio_diffusion(folder, **unet):
+    """In the layout of AudioDiffusion, with a U-Net of the settings `unet`.
+
+    With what AudioDiffusion has and this project does not load: its own pipeline class, and its spectrogram's settings.
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 
     torch.manual_seed(0)
@@ -227,13 +249,10 @@ def tiny_uag_teacher_folder(tmp_path_factory):
         sample_size=[8, 8],
         in_channels=1,
         out_channels=1,
-        block_out_channels=(8, 16, 16, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
         attention_head_dim=4,
         norm_num_groups=4,
+        **unet,
     )
-    folder = tmp_path_factory.mktemp("teachers") / "tiny_uag"
     for name, part in {"vqvae": autoencoder, "unet": denoiser, "scheduler": DDIMScheduler()}.items():
         part.save_pretrained(folder / name)
     (folder / "mel").mkdir()
@@ -248,6 +267,18 @@ def tiny_uag_teacher_folder(tmp_path_factory):
     }
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_uag_teacher_folder(tmp_path_factory):
+    return write_audio_diffusion(tmp_path_factory.mktemp("teachers") / "tiny_uag", **FOUR_LEVELS_UAG)
+
+
+@pytest.fixture(scope="session")
+def two_level_teacher_folders(tiny_teacher_folder, two_level_uig_teacher_folder, tmp_path_factory):
+    """A teacher's folder by task, with few layers of every kind."""
+    audio = write_audio_diffusion(tmp_path_factory.mktemp("teachers") / "two_levels_uag", **TWO_LEVELS)
+    return {"t2i": tiny_teacher_folder, "uig": two_level_uig_teacher_folder, "uag": audio}
 
 
 @pytest.fixture(scope="session")
