@@ -68,11 +68,21 @@ def test_codebook_decoder_computes_the_same(tiny_uig_teacher_folder, tmp_path):
         assert (distances[:, 0] < 0.5 * distances[:, 1]).all()  # no rounding decides which code is the nearest
 
 
+def one_level(**settings):
+    """A network with text and little else."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",), "mid_block_type": None}
+    shape = {"sample_size": 4, "block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4}
+    return UNet2DConditionModel(cross_attention_dim=16, attention_head_dim=2, **blocks, **shape, **settings).eval()
+
+
 def test_half_precision_and_weights_beside_the_file(tmp_path, monkeypatch):
     from torch.onnx._internal.exporter import _onnx_program
 
     monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 100)
-    unet = small_unet().half().float()
+    unet = one_level().half().float()
     part = denoiser_part(as_teacher(unet))
     write_onnx(part, tmp_path / "before" / "model.onnx", torch.float16)
     assert sorted(path.name for path in (tmp_path / "before").iterdir()) == ["model.onnx", "model.onnx.data"]
@@ -87,13 +97,10 @@ def test_half_precision_and_weights_beside_the_file(tmp_path, monkeypatch):
 
 
 def test_stable_diffusion_xl_has_all_conditions_and_hidden_states(tmp_path):
-    from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    config = {name: value for name, value in small_unet().config.items() if not name.startswith("_")}
-    config |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
-    config["projection_class_embeddings_input_dim"] = 6 * 8 + 12
-    unet = UNet2DConditionModel(**config).eval()
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    unet = one_level(**added, projection_class_embeddings_input_dim=6 * 8 + 12)
     settings = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "projection_dim": 12}
     ends = {"num_hidden_layers": 2, "max_position_embeddings": 7, "eos_token_id": 49, "bos_token_id": 48}
     encoder = CLIPTextModelWithProjection(CLIPTextConfig(**settings, **ends)).eval()
