@@ -51,15 +51,17 @@ def subsets(data: Any) -> dict[str, dict[str, Any]]:
     return {"all": {}, **({"without flags": {"without": ["Flags"]}} if "Flags" in getattr(data, "categories", ()) else {})}
 
 
-def split_figures(job: "Job", split: str) -> dict[str, float]:
-    """Distances, and retrieval where there are captions, of samples, of reconstructions and of other real images."""
+def split_figures(job: "Job", split: str) -> dict[str, dict[str, float]]:
+    """Distances of samples, of reconstructions and of other real images, and of samples retrieval where there are captions."""
     import torch
 
-    from common.metrics.distances import caption_retrieval, frechet_distance, kernel_distance
+    from common.metrics.distances import caption_retrieval
     from common.metrics.efficientnet import extract_features
+    from common.metrics.jackknife import estimate
     from common.runtime.content import content_name
     from experiments.evaluation.real_features import Reference
     from experiments.evaluation.samples import sampled_batches
+    from experiments.shared.row import REPLICATES, with_intervals
 
     job = job.with_evaluation(split=split)
     teacher, captions, names = job.teacher, job.prompts.captions, job.prompts.names
@@ -72,15 +74,15 @@ def split_figures(job: "Job", split: str) -> dict[str, float]:
     again = teacher.decode_latents(teacher.encode_images(data.images[reference.held_back]))
     sets = {"samples": sampled}
     sets |= {"reconstructions": extract_features(reference.extractor, again), "real": reference.floor_features}
-    figures: dict[str, float] = {"images": len(captions)}
-    for who, features in sets.items():
-        figures[f"{reference.frechet} {who}"] = frechet_distance(reference.features, features)
-        figures[f"{reference.kernel} x1000 {who}"] = 1000 * kernel_distance(reference.features, features)
+    figures = {who: with_intervals(estimate(reference.figures(features), len(features))) for who, features in sets.items()}
     if names is not None:
         pool = min(64, len(set(reference.names)))
-        hits = caption_retrieval(sets["samples"], names, reference.all_features, reference.names, pool)
-        figures[f"caption retrieval among {pool}"] = hits.double().mean().item()
-    return figures
+        hits = caption_retrieval(sampled, names, reference.all_features, reference.names, pool).double()
+        found = estimate(lambda kept: {"caption_retrieval": hits[kept].mean().item()}, len(hits))
+        figures["samples"] |= with_intervals(found) | {"pool": pool}
+    return {
+        who: {name: value for name, value in each.items() if not name.endswith(REPLICATES)} for who, each in figures.items()
+    }
 
 
 def by_ear(job: "Job") -> dict[str, dict[str, float]]:
@@ -154,6 +156,17 @@ def main(cfg: DictConfig) -> None:
     print(text)
 
 
+def figure_table(figures: dict[str, dict[str, float]]) -> str:
+    """A line for each set of images, a column for each metric, with its interval."""
+    from experiments.reporting.metric_table import metric_text, short_title
+    from experiments.shared.row import BESIDE
+
+    names = [name for name in figures["samples"] if name != "pool" and not name.endswith(BESIDE)]
+    pool = figures["samples"].get("pool")
+    titles = [short_title(name) + (f" among {pool}" if name == "caption_retrieval" else "") for name in names]
+    return markdown(["", *titles], [[who, *(metric_text(each, name) for name in names)] for who, each in figures.items()])
+
+
 def card_text(
     teacher: Any, settings: "Settings", figures: dict[str, Any], history: list[dict], captions: list[str], labels: Iterable[str]
 ) -> str:
@@ -172,7 +185,7 @@ def card_text(
     captioned, by_ear = teacher.text_encoder is not None, figures.get("by ear")
     what = ("names seen in training", "names held out of training") if captioned else ("training images", "held-out images")
     tables = {
-        f"{kind}, {label}": [[name, f"{value:.3g}"] for name, value in figures[f"{split}, {label}"].items()]
+        f"{kind}, {label}": figure_table(figures[f"{split}, {label}"])
         for split, kind in zip(("train", "test"), what, strict=True)
         for label in labels
     }
@@ -190,7 +203,7 @@ def card_text(
         settings=settings,
         decibels=f"{figures['psnr held out (dB)']:.2f}",
         features=hydra.utils.get_class(settings.task.features["_target_"]).description,
-        tables={kind: markdown(["figure", "value"], lines) for kind, lines in tables.items()},
+        tables=tables,
         layers=report(teacher.denoiser, figures["layers"]),
         by_ear=by_ear
         and markdown(
