@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.metrics.jackknife import Estimate
 from common.runtime.files import write_text
 from common.runtime.strict_json import read_json
 from experiments.reporting.comparison import Interval, Measured, SeedNoise, difference, interval, measured
@@ -71,11 +70,11 @@ class Evidence:
         if "path" not in selector:
             return measured(find_all(rows, selector), metric, selector.get("model") != "teacher")
         path = self.folder / claim["file"]
-        value: Any = read_json(path, "publish it anew (experiments.publish)") if path.is_file() else {}
-        for part in selector["path"].split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        known = isinstance(value, int | float) and math.isfinite(value)
-        return Measured(Estimate(value), trained=False) if known else None
+        *groups, name = selector["path"].split(".")
+        figures: Any = read_json(path, "publish it anew (experiments.publish)") if path.is_file() else {}
+        for group in groups:
+            figures = figures.get(group) if isinstance(figures, dict) else None
+        return measured([figures or {}], name, trained=False)
 
     def noise(self, rows: Sequence[Row]) -> SeedNoise:
         """What seeds of training do to figures of the rows' task: all of its published rows that were run with several tell.

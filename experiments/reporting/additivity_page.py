@@ -3,21 +3,31 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from common.metrics.jackknife import estimate
+from experiments.shared.row import HIGH, LOW, Figures, with_intervals
+
+NAMES = {"spearman": "rank", "slope": "slope"}
 COLUMNS = ("summed by", "own: linear", "rank", "one size", "slope", "output: linear", "rank", "one size")
 
 
-def correlations(sums: list[float], joint: list[float], sizes: list[int]) -> dict[str, float]:
+def correlations(sums: list[float], joint: list[float], sizes: list[int]) -> Figures:
     """Pearson's and Spearman's coefficient, Spearman's within the sets of one size (the mean over sizes), and the slope of
-    the best line through the origin.
+    the best line through the origin; each with the interval that other sets would move it by (common.metrics.jackknife).
     """
     import numpy as np
     from scipy.stats import pearsonr, spearmanr
 
-    x, y = np.asarray(sums), np.asarray(joint)
-    slope = float(x @ y / (x @ x)) if x.any() else float("nan")
-    same = [np.asarray(sizes) == size for size in sorted(set(sizes))]
-    within = float(np.mean([spearmanr(x[chosen], y[chosen])[0] for chosen in same]))
-    return {"pearson": float(pearsonr(x, y)[0]), "spearman": float(spearmanr(x, y)[0]), "within": within, "slope": slope}
+    all_x, all_y, all_sizes = np.asarray(sums), np.asarray(joint), np.asarray(sizes)
+
+    def figures(kept: torch.Tensor) -> dict[str, float]:
+        x, y, counts = (values[kept.numpy()] for values in (all_x, all_y, all_sizes))
+        slope = float(x @ y / (x @ x)) if x.any() else float("nan")
+        within = float(np.mean([spearmanr(x[counts == size], y[counts == size])[0] for size in np.unique(counts)]))
+        return {"pearson": float(pearsonr(x, y)[0]), "spearman": float(spearmanr(x, y)[0]), "within": within, "slope": slope}
+
+    return with_intervals(estimate(figures, len(sums)))
 
 
 def lines_of_correlations(document: dict[str, Any]) -> list[list[str]]:
@@ -37,8 +47,20 @@ def explanation(document: dict[str, Any]) -> str:
     return (
         f"{len(document['sizes'])} random sets of {counts} of {document['layers']} layers: the sum of single-layer losses "
         "against the loss of removing the whole set, under the same criterion (own) and under the output loss. linear, rank: "
-        "Pearson's and Spearman's coefficient; one size: rank among sets of one size; slope: joint loss per summed loss."
+        "Pearson's and Spearman's coefficient; one size: rank among sets of one size; slope: joint loss per summed loss. "
+        f"95 % intervals over sets: {intervals(document)}."
     )
+
+
+def intervals(document: dict[str, Any]) -> str:
+    """Of each criterion's figures against its own joint loss, or the output loss where it has none."""
+    told = []
+    for criterion, figures in document["criteria"].items():
+        found = figures["own"] or figures["output"]
+        names = [name for name in ("spearman", "slope") if name + LOW in found]
+        ranges = [f"{NAMES[name]} {found[name + LOW]:.2f} to {found[name + HIGH]:.2f}" for name in names]
+        told += [f"{criterion} {', '.join(ranges)}"] if ranges else []
+    return "; ".join(told)
 
 
 def print_correlations(document: dict[str, Any]) -> None:
