@@ -25,9 +25,9 @@ OWN = [
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_uig_teacher_folder, tmp_path_factory):
+def finished(two_level_uig_teacher_folder, tmp_path_factory):
     outputs = tmp_path_factory.mktemp("sparse")
-    done = run(*job("uig", tiny_uig_teacher_folder, outputs, *OWN, method="l1_diff"))
+    done = run(*job("uig", two_level_uig_teacher_folder, outputs, *OWN, method="l1_diff"))
     assert done.returncode == 0, done.stderr[-3000:]
     return *the_row(outputs, "uig/l1_diff"), done
 
@@ -49,11 +49,11 @@ def test_both_parts_are_pruned_trained_and_measured(finished):
         assert picture.width > 400
 
 
-def test_the_student_has_its_own_autoencoder(finished, tiny_uig_teacher_folder):
+def test_the_student_has_its_own_autoencoder(finished, two_level_uig_teacher_folder):
     from common.models.loading import load_teacher
 
     folder, row, _ = finished
-    student, teacher = load_teacher(str(folder / "student")), load_teacher(str(tiny_uig_teacher_folder))
+    student, teacher = load_teacher(str(folder / "student")), load_teacher(str(two_level_uig_teacher_folder))
     ours, theirs = student.autoencoder.state_dict(), teacher.autoencoder.state_dict()
     assert not torch.equal(ours["quantize.embedding.weight"], theirs["quantize.embedding.weight"])  # trained
     zeros = sum(int((weight == 0).sum()) for name, weight in ours.items() if "weight" in name)
@@ -91,9 +91,9 @@ def test_distances_over_steps_and_during_training(finished):
     assert point["step"] == 4 and point["fd_effnet"] != found[-1]
 
 
-def test_looking_on_the_way_does_not_change_the_student(finished, tiny_uig_teacher_folder, tmp_path):
+def test_looking_on_the_way_does_not_change_the_student(finished, two_level_uig_teacher_folder, tmp_path):
     folder, _, _ = finished
-    done = run(*job("uig", tiny_uig_teacher_folder, tmp_path, *OWN, "evaluation.every=0", method="l1_diff"))
+    done = run(*job("uig", two_level_uig_teacher_folder, tmp_path, *OWN, "evaluation.every=0", method="l1_diff"))
     assert done.returncode == 0, done.stderr[-3000:]
     other, row = the_row(tmp_path, "uig/l1_diff")
     assert row["curve"] == []
@@ -110,9 +110,9 @@ def same_students(ours, theirs):
 
 
 @pytest.mark.slow
-def test_killed_in_sparse_training_masks_and_weights_are_the_same(finished, tiny_uig_teacher_folder, tmp_path):
+def test_killed_in_sparse_training_masks_and_weights_are_the_same(finished, two_level_uig_teacher_folder, tmp_path):
     folder, row, _ = finished
-    arguments = job("uig", tiny_uig_teacher_folder, tmp_path, *OWN, method="l1_diff")
+    arguments = job("uig", two_level_uig_teacher_folder, tmp_path, *OWN, method="l1_diff")
     for checkpoint in ("distill/autoencoder/step=4.ckpt", "distill/step=6.ckpt"):
         assert start_and_kill(arguments, lambda end=checkpoint: any(tmp_path.glob(f"uig/l1_diff/*/{end}"))), "it ended too soon"
         assert not list(tmp_path.glob("uig/l1_diff/*/student/model_index.json"))
@@ -124,7 +124,7 @@ def test_killed_in_sparse_training_masks_and_weights_are_the_same(finished, tiny
     assert json.loads((resumed / "plan" / "plan.json").read_text()) == json.loads((folder / "plan" / "plan.json").read_text())
 
 
-def test_bad_settings_of_the_autoencoder(tiny_uig_teacher_folder, tmp_path):
+def test_bad_settings_of_the_autoencoder(two_level_uig_teacher_folder, tmp_path):
     for override, expected in {
         "method.parts=[decoder]": "method.parts=['decoder']: a list (each one of denoiser, autoencoder)",
         "distill.autoencoder.steps=-1": "distill.autoencoder.steps=-1: a whole number of at least 0",
@@ -132,12 +132,12 @@ def test_bad_settings_of_the_autoencoder(tiny_uig_teacher_folder, tmp_path):
         "evaluation.more_steps=[0]": "evaluation.more_steps=[0]: a list (each a whole number of at least 1)",
         "+distill.trainer.devices=2": "distill.trainer.devices=2: a job trains with the processes that were started for it",
     }.items():
-        done = run(*job("uig", tiny_uig_teacher_folder, tmp_path, *OWN, override, method="l1_diff"))
+        done = run(*job("uig", two_level_uig_teacher_folder, tmp_path, *OWN, override, method="l1_diff"))
         assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr
 
 
-def test_gradual_pruning_needs_steps(tiny_uig_teacher_folder, tmp_path):
+def test_gradual_pruning_needs_steps(two_level_uig_teacher_folder, tmp_path):
     for override, name in (("distill.steps=0", "distill.steps"), ("distill.autoencoder.steps=0", "distill.autoencoder.steps")):
-        arguments = job("uig", tiny_uig_teacher_folder, tmp_path, *OWN, "method.schedule=gradual", override, method="l1_diff")
-        done = run(*arguments)
+        more = [*OWN, "method.schedule=gradual", override]
+        done = run(*job("uig", two_level_uig_teacher_folder, tmp_path, *more, method="l1_diff"))
         assert done.returncode == 2 and f"{name}=0: method.schedule=gradual prunes during training" in done.stderr

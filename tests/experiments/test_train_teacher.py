@@ -30,7 +30,10 @@ SHARED = [
 SMALL = {
     "t2i": [
         "teacher_training.autoencoder.network.block_out_channels=[4,4,4]",
-        "teacher_training.denoiser.network.block_out_channels=[8,8,8,8]",
+        "teacher_training.denoiser.network.block_out_channels=[8,8]",
+        "+teacher_training.denoiser.network.down_block_types=[CrossAttnDownBlock2D,DownBlock2D]",
+        "+teacher_training.denoiser.network.up_block_types=[UpBlock2D,CrossAttnUpBlock2D]",
+        "teacher_training.denoiser.network.layers_per_block=1",
     ],
     "uig": [
         "teacher_training.autoencoder.network.block_out_channels=[4,4,4]",
