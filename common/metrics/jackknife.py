@@ -8,22 +8,26 @@ equal seeds are compared by the replicates of their difference, which leaves out
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 GROUPS = 20
 LEVEL = 0.95
-Figure = Callable[[torch.Tensor], float]
+Figure: TypeAlias = "Callable[[torch.Tensor], float]"
 """A figure of the samples whose numbers are given."""
-Figures = Callable[[torch.Tensor], Mapping[str, float]]
+Figures: TypeAlias = "Callable[[torch.Tensor], Mapping[str, float]]"
 """Several of them, by name."""
 
 
-def kept_samples(count: int) -> list[torch.Tensor]:
+def kept_samples(count: int) -> "list[torch.Tensor]":
     """Numbers of all samples, and for each group of those outside of it: sample i is in group i modulo GROUPS.
 
     With fewer than 2 x GROUPS samples there are half as many groups as samples, and with fewer than 6 none.
     """
+    import torch
+
     groups = min(GROUPS, count // 2) if count >= 6 else 0
     numbers = torch.arange(count)
     return [numbers, *(numbers[numbers % groups != group] for group in range(groups))]

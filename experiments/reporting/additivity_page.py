@@ -1,12 +1,13 @@
 """Whether losses of single layers add up: correlations, how to read them, and their picture."""
 
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from common.metrics.jackknife import estimate
 from experiments.shared.row import HIGH, LOW, Figures, with_intervals
+
+if TYPE_CHECKING:
+    import torch
 
 NAMES = {"spearman": "rank", "slope": "slope"}
 COLUMNS = ("summed by", "own: linear", "rank", "one size", "slope", "output: linear", "rank", "one size")
@@ -21,7 +22,7 @@ def correlations(sums: list[float], joint: list[float], sizes: list[int]) -> Fig
 
     all_x, all_y, all_sizes = np.asarray(sums), np.asarray(joint), np.asarray(sizes)
 
-    def figures(kept: torch.Tensor) -> dict[str, float]:
+    def figures(kept: "torch.Tensor") -> dict[str, float]:
         x, y, counts = (values[kept.numpy()] for values in (all_x, all_y, all_sizes))
         slope = float(x @ y / (x @ x)) if x.any() else float("nan")
         within = float(np.mean([spearmanr(x[counts == size], y[counts == size])[0] for size in np.unique(counts)]))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from experiments.report import report
-from experiments.reporting.page import write_report
+from experiments.reporting.page import outcome, write_report
 from experiments.reporting.rows import read_rows
 from tests.experiments.reporting.test_curves import extend
 from tests.experiments.test_collect import job
@@ -119,3 +119,22 @@ def test_plots_and_table_in_a_browser(page, browser, width, tmp_path):
     context.close()
     with Image.open(tmp_path / "page.png") as shot:
         assert shot.width == width
+
+
+def test_the_best_of_one_size_is_told_with_what_seeds_and_samples_can_make(tmp_path):
+    """By the mean over seeds, in pairs: the same difference in every group of samples is told although each interval is wide."""
+    groups = [float(place % 7) for place in range(20)]
+    for method, by in (("laptop_diff", 0.0), ("magnitude", 0.5)):
+        for seed in (0, 1):
+            folder = tmp_path / f"{method}{seed}"
+            row = job(folder, method)
+            own = 3.0 + by + 0.01 * seed
+            for figures in row["models"].values():
+                figures |= {"kd_effnet": own, "kd_effnet_replicates": [value + own for value in groups]}
+            settings = {**row["settings"], "seed": seed, "method": {**row["settings"]["method"], "name": method}}
+            extend(folder, models=row["models"], settings=settings)
+    told, teacher = outcome(read_rows([tmp_path]))
+    assert told.startswith(
+        "About 50 % of the parameters left: LAPTOP-Diff 0.5, KD (EfficientNet) 3.005; next magnitude 0.5, 3.505"
+    )
+    assert "(apart by 0.5 ± 0.0" in told and "alone can make" not in told and teacher == "The teacher: 3."
