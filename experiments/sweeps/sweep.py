@@ -7,13 +7,15 @@ and end of each job), report/, and what an optimising sweeper found.
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
 import sys
+import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from common.runtime.collectives import all_failed, reports_the_end
 from common.runtime.files import write_atomically, write_json, write_text
 from common.runtime.locks import held
 from common.runtime.processes import is_first
+from common.runtime.progress import clock_time
 from common.runtime.strict_json import read_json
 from common.shown_text import spelt_out
 from experiments.shared.command_line import ending, error_line
@@ -35,6 +38,8 @@ from experiments.shared.job_id import register_job_folder
 VARIABLE = "BONSAI_SWEEP"  # tells a job, in whatever process, the folder of its sweep
 RUN_VARIABLE = "BONSAI_SWEEP_RUN"  # and which run of it this is
 ERROR_FILE = "error.txt"
+UNDER_WAY = ("asked", "began")  # of sweep.json, while its jobs run: how many, and since when
+FOUND = 3.0  # seconds: a job that took less was done already
 OPTIMIZED = "optimization_results.yaml"  # of Optuna and its like, below outputs, where the next study overwrites it
 
 
@@ -74,7 +79,7 @@ def sweep_job(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             "folder": os.path.relpath(folder, cfg.outputs),
             "command": shlex.join(["python", "run.py", *hydra_config.overrides.task]),
         }
-        value, message = None, None
+        value, message, started = None, None, time.time()
         try:
             value = job(cfg)
             (folder / ERROR_FILE).unlink(missing_ok=True)
@@ -89,10 +94,44 @@ def sweep_job(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                 write_text(folder / ERROR_FILE, f"{record['command']}\n\n{traceback.format_exc()}")
                 print(f"error: {message} (the sweep goes on; {folder / ERROR_FILE})", file=sys.stderr, flush=True)
         if is_first():
-            write_json(sweep / "jobs" / f"{hydra_config.job.num:06d}.json", {**record, "error": message})
+            record |= {"error": message, "seconds": round(time.time() - started, 1)}
+            write_json(sweep / "jobs" / f"{hydra_config.job.num:06d}.json", record)
+            if told := time_left(read_sweep(sweep), list(read_records(sweep).values()), record["run"], time.time()):
+                print(told, file=sys.stderr, flush=True)
         return value
 
     return run
+
+
+def time_left(sweep: Mapping[str, Any], records: Sequence[Mapping[str, Any]], run: str, now: float) -> str:
+    """How far a sweep is and about how long it will take; "" where the number of its jobs is not known, or all are done.
+
+    records: of its jobs, those of other runs among them. Jobs that were there already took no time, and do not count.
+    """
+    asked, began = sweep.get("asked"), sweep.get("began")
+    own = [record["seconds"] for record in records if record.get("run") == run and "seconds" in record]
+    if asked is None or began is None or len(own) >= asked:
+        return ""
+    worked = [seconds for seconds in own if seconds > FOUND]
+    told = f"sweep: {len(own)} of {asked} jobs done"
+    if not worked:
+        return told
+    at_once = max(1.0, sum(worked) / max(1.0, now - began))  # jobs, by launchers that run several
+    seconds = sum(worked) / len(worked) * (asked - len(own)) / at_once
+    return f"{told}, {clock_time(sum(worked) / len(worked))} each, about {clock_time(seconds)} left"
+
+
+def number_of_jobs(config: DictConfig) -> int | None:
+    """Of a sweep by Hydra's own sweeper; None where another one decides."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
+        return None
+    given = {word.partition("=")[0] for word in config.hydra.overrides.task}
+    params = (config.hydra.sweeper.params or {}).items()
+    asked = [*config.hydra.overrides.task, *(f"{name}={value}" for name, value in params if name not in given)]
+    swept = [each for each in OverridesParser.create().parse_overrides(asked) if each.is_sweep_override()]
+    return math.prod(sum(1 for _ in each.sweep_iterator()) for each in swept)
 
 
 class SweepEnd(Callback):
@@ -144,7 +183,8 @@ class SweepEnd(Callback):
         table = None if config.table is None else OmegaConf.to_container(config.table, resolve=True)
         choices = config.hydra.runtime.choices
         about = {"command": command, "experiment": choices.get("experiment"), "task": choices.get("task"), "table": table}
-        write_json(self.folder / "sweep.json", {**about, "jobs": read_sweep(self.folder).get("jobs")})
+        about |= {"jobs": read_sweep(self.folder).get("jobs"), "asked": number_of_jobs(config), "began": time.time()}
+        write_json(self.folder / "sweep.json", about)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         if is_first():
@@ -177,7 +217,8 @@ class SweepEnd(Callback):
 
     def clean_up(self, records: dict[int, dict[str, Any]], optimized: Path) -> None:
         """Counts the jobs, deletes records of earlier runs, and keeps what this sweep's optimiser has written."""
-        write_json(self.folder / "sweep.json", {**read_sweep(self.folder), "jobs": len(records)})
+        kept = {name: value for name, value in read_sweep(self.folder).items() if name not in UNDER_WAY}
+        write_json(self.folder / "sweep.json", {**kept, "jobs": len(records)})
         for path in (self.folder / "jobs").glob("*.json"):
             if int(path.stem) not in records:
                 path.unlink()
