@@ -115,7 +115,7 @@ def distance_name(row: Row) -> str:
 def metric_names(rows: Sequence[Row]) -> list[str]:
     """What teacher and students are judged by: every number that is neither a count nor stands beside another.
 
-    The unbiased distance to real images is the first, then those to the teacher at equal seeds.
+    Distances to the teacher at equal seeds are the first, then the unbiased one to real images.
     """
     found = {
         name: None
@@ -123,7 +123,7 @@ def metric_names(rows: Sequence[Row]) -> list[str]:
         for name, value in row["models"]["teacher"].items()
         if isinstance(value, int | float) and name not in COUNTS and not name.endswith(BESIDE)
     }
-    first = ("kd_", "latent_mse", "feature_mse")
+    first = ("feature_mse", "latent_mse", "kd_")
     return sorted(
         found, key=lambda name: next((place for place, each in enumerate(first) if name.startswith(each)), len(first))
     )

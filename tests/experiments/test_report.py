@@ -130,11 +130,11 @@ def test_the_best_of_one_size_is_told_with_what_seeds_and_samples_can_make(tmp_p
             row = job(folder, method)
             own = 3.0 + by + 0.01 * seed
             for figures in row["models"].values():
-                figures |= {"kd_effnet": own, "kd_effnet_replicates": [value + own for value in groups]}
+                figures |= {"feature_mse": own, "feature_mse_replicates": [value + own for value in groups]}
             settings = {**row["settings"], "seed": seed, "method": {**row["settings"]["method"], "name": method}}
             extend(folder, models=row["models"], settings=settings)
     told, teacher = outcome(read_rows([tmp_path]))
     best, _, second = told.partition("; next ")
-    assert best.startswith("About 50 % of the parameters left: LAPTOP-Diff 0.5 ") and best.endswith(", KD (EfficientNet) 3.005")
+    assert best.startswith("About 50 % of the parameters left: LAPTOP-Diff 0.5 ") and best.endswith(", features to t. 3.005")
     assert second.startswith("magnitude 0.5 ") and ", 3.505 (apart by 0.5 ± 0.0" in second
     assert "alone can make" not in told and teacher == "The teacher: 3."
