@@ -7,7 +7,6 @@ import json
 import os
 import re
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from common.data.splits import tell
 from common.errors import InputError
 from common.runtime.progress import progress_bar
 from common.shown_text import code_block, code_span, markdown_text, one_line, shortened, spelt_out, visible
-from experiments.claims import page
 from experiments.reporting import curves, figures, job_report, result_pages
 from experiments.reporting import page as report_page
 from experiments.reporting.figures import CAPTION_LINES, LABEL, logarithmic, picture_caption, picture_label, plotting
@@ -117,14 +115,6 @@ def test_pages_in_markdown(tmp_path, monkeypatch):
     index = rendered((tmp_path / "pages" / "README.md").read_text(encoding="utf-8"))
     assert set(index.elements) <= {"h1", "h2", "ul", "li", "p", "a", "br", "code"}
     assert all(index.text.count(text) == 3 for text in HARD)
-
-
-def test_the_page_of_the_claims(tmp_path):
-    seeds = [row_of(tmp_path / str(seed), HARD[-2]) for seed in range(3)]
-    evidence = SimpleNamespace(seeds=seeds, folder=tmp_path)
-    text = page([{"claim": "a", "published": "b", "experiments": ["x"]}], [(["c"], ["holds"])], evidence)
-    found = rendered(text)
-    assert HARD[-2] in found.text and "script" not in found.elements
 
 
 @pytest.mark.parametrize("text", HARD)
