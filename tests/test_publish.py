@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.runtime.files import write_json
 from experiments.publish import publish
-from experiments.reporting import job_report, result_pages
+from experiments.reporting import job_report, sample_sheet
 from experiments.reporting.rows import flat, read_rows
 from experiments.shared import job as jobs
 from experiments.shared.prompts import Prompts
@@ -131,11 +131,11 @@ def test_jobs_of_the_same_name_have_each_a_line_of_samples(outputs, monkeypatch,
     rows = read_rows([outputs / "t2i"])
     images = dict.fromkeys(("teacher", "distilled"), torch.zeros(8, 3, 4, 4, dtype=torch.uint8))
     drawn = {}
-    monkeypatch.setattr(result_pages, "labels", lambda rows: ["same"] * len(rows))
-    monkeypatch.setattr(result_pages, "first_samples", lambda row: images)
+    monkeypatch.setattr(sample_sheet, "labels", lambda rows: ["same"] * len(rows))
+    monkeypatch.setattr(sample_sheet, "first_samples", lambda row: images)
     monkeypatch.setattr(jobs.Job, "prompts", Prompts([""] * 8))
     monkeypatch.setattr(job_report, "draw_samples", lambda path, lines, captions: drawn.update(lines))
-    result_pages.draw_sheet(rows, tmp_path / "samples.webp")
+    sample_sheet.draw_sheet(rows, tmp_path / "samples.webp")
     assert list(drawn) == ["teacher", "same", "same b"]
 
 

@@ -119,21 +119,73 @@ def test_damaged_score_file_is_named(finished, tiny_teacher_folder, tmp_path):
     assert done.returncode == 2 and "is damaged" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_method_from_outside_the_tree(tiny_teacher_folder, tmp_path):
-    """The documentation's own example, taken from its text."""
-    page = (ROOT / "docs" / "adding_a_method.md").read_text().split("The whole contract")[0]
-    blocks = textwrap.dedent("\n".join(line for line in page.splitlines() if line.startswith("    ") or not line))
-    code, rest = blocks.split("# my_conf/method/my_method.yaml\n")
-    yaml = rest.split("python run.py")[0]
-    for path, text in {"my_method/method.py": code, "my_conf/method/my_method.yaml": yaml}.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text)
-    arguments = job("t2i", tiny_teacher_folder, tmp_path / "out", method="my_method")
-    further = ["distill=ld_pruner", "distill.steps=1", f"hydra.searchpath=[file://{tmp_path}/my_conf]"]
-    done = run(*arguments, *further, PYTHONPATH=str(tmp_path))
-    assert done.returncode == 0, done.stderr[-3000:]
-    (path,) = (tmp_path / "out" / "t2i" / "my_method").glob("*/result.json")
-    assert [edit["operation"] for edit in json.loads(path.read_text())["plan"]] == ["zero"] * 4
+UNTRAINED = ["distill=bk_sdm", "distill.steps=0"]
+
+
+def written_from_the_page(folder):
+    """Writes the files of docs/adding_a_method.md: a block of code each, which begins with its path."""
+    page = (ROOT / "docs" / "adding_a_method.md").read_text()
+    code = textwrap.dedent("\n".join(line for line in page.splitlines() if line.startswith("    ") or not line))
+    for block in code.split("\n# ")[1:]:
+        name, _, text = block.partition("\n")
+        path = folder / name.strip()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.partition("\nPYTHONPATH=")[0])
+    return folder
+
+
+def outside_job(folder, teacher, method, *more):
+    arguments = job("t2i", teacher, folder / "out", method=method)
+    return run(*arguments, *UNTRAINED, f"hydra.searchpath=[file://{folder}/my_conf]", *more, PYTHONPATH=str(folder))
+
+
+def test_methods_from_outside_the_tree(tiny_teacher_folder, tmp_path):
+    """The documentation's own examples, taken from its text; the row's command names where the method is."""
+    folder = written_from_the_page(tmp_path)
+    plans = {}
+    for method, more in {"my_method": [], "least_change": ["method.batch_size=8"]}.items():
+        done = outside_job(folder, tiny_teacher_folder, method, *more)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (path,) = (folder / "out" / "t2i" / method).glob("*/result.json")
+        row = json.loads(path.read_text())
+        plans[method] = [edit["site"] for edit in row["plan"]]
+        assert f"'hydra.searchpath=[file://{folder}/my_conf]' method={method}" in row["command"]
+    assert len(plans["my_method"]) == 4 and all(site.startswith("up_blocks.1") for site in plans["my_method"])
+    assert plans["least_change"] and plans["least_change"] != plans["my_method"]
+
+
+def test_a_changed_method_is_another_job_and_a_broken_plan_is_told_and_not_kept(tiny_teacher_folder, tmp_path):
+    folder = written_from_the_page(tmp_path)
+    path = folder / "my_method" / "method.py"
+    good = path.read_text()
+    whole = 'return Plan("drop_last_layers", tuple(layer.edit for layer in layers)'
+    broken = {
+        "The method's plan is a NoneType; a common.Plan is needed": whole.removeprefix("return "),
+        "'nope', which this UNet2DConditionModel does not have": 'return Plan("a", (Edit("nope", "zero"),)',
+        "by 'remove'; there are identity, zero,": 'return Plan("a", (Edit("conv_in", "remove"),)',
+    }
+    for told, plan in broken.items():
+        assert whole in good
+        path.write_text(good.replace("import Method", "import Edit, Method").replace(whole, plan))
+        done = outside_job(folder, tiny_teacher_folder, "my_method")
+        assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
+    path.write_text(good)
+    assert outside_job(folder, tiny_teacher_folder, "my_method").returncode == 0
+    path.write_text(good.replace("[-self.count :]", "[: self.count]"))
+    again = outside_job(folder, tiny_teacher_folder, "my_method")
+    assert again.returncode == 0 and "This job is done" not in again.stdout
+    assert len(list((folder / "out" / "t2i" / "my_method").glob("*/result.json"))) == 2
+
+
+def test_a_method_that_cannot_be_imported_says_why(tiny_teacher_folder, tmp_path):
+    folder = written_from_the_page(tmp_path)
+    arguments = job("t2i", tiny_teacher_folder, folder / "out", method="my_method")
+    lost = run(*arguments, *UNTRAINED, f"hydra.searchpath=[file://{folder}/my_conf]")
+    (line,) = lost.stderr.splitlines()
+    assert "No module named 'my_method'; a folder outside of the project goes into PYTHONPATH" in line
+    (folder / "my_method" / "method.py").write_text("import not_there")
+    (line,) = outside_job(folder, tiny_teacher_folder, "my_method").stderr.splitlines()
+    assert "No module named 'not_there'" in line
 
 
 def test_a_job_in_python(tiny_teacher_folder, tmp_path, monkeypatch):

@@ -36,9 +36,11 @@ def lowest_layers(scores: Sequence[float], sizes: Sequence[float], budget: float
     return sorted(chosen)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LayerPruner(Method):
-    """Base of a method: scores the layers, selects among them, returns the plan. A method gives `name` and layer_scores.
+    """Base of a method: scores the layers, selects among them, returns the plan. A method gives layer_scores.
+
+    name: what plans say that they are of; a class that gives none is called by its own.
 
     ratio: the share of the U-Net to remove, at least, in `unit`. granularity, width_changing, exclude: which layers
     (common.pruning.layers).
@@ -46,10 +48,14 @@ class LayerPruner(Method):
 
     name: ClassVar[str]
     ratio: Share
-    unit: SizeUnit
-    granularity: Granularity
-    width_changing: WidthChanging
-    exclude: tuple[str, ...]
+    unit: SizeUnit = "parameters"
+    granularity: Granularity = "transformer"
+    width_changing: WidthChanging = "shortcut"
+    exclude: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.name = cls.__dict__.get("name", cls.__name__)
 
     def __post_init__(self) -> None:
         check_fields(self, "method")

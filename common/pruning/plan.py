@@ -14,6 +14,7 @@ from common.pruning.masks import MASK, masked_copy, masked_weights, plan_masks
 from common.runtime import strict_json
 
 PLAN_FILE, PLAN_TENSORS = "plan.json", "plan.safetensors"
+OPERATIONS = ("identity", "zero", "shortcut", "conv1x1", "avg_pool", "upsample", "resize", MASK, "drop")
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     """
     from common.pruning import pruned_unet
 
-    check_sites(unet, plan)
+    check_edits(unet, plan)
     settings = own_settings(unet)
     if settings.get("plan"):
         raise InputError("This U-Net carries a plan already; a plan applies to the unpruned teacher.")
@@ -146,8 +147,11 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
         student_class, settings = base, settings | plan.config_changes
     else:
         student_class, settings = getattr(pruned_unet, f"Pruned{base.__name__}"), settings | {"plan": plan.to_dict()}
-    with torch.device("meta"):
-        student = student_class.from_config(settings)
+    try:
+        with torch.device("meta"):
+            student = student_class.from_config(settings)
+    except ValueError as error:  # of an operation that is not for this kind of module
+        raise InputError(f"The plan cannot be applied: {first_line(error)}") from error
     weights = {**unet.state_dict(), **{name: value.to(weight) for name, value in plan.tensors.items()}}
     for edit in plan.edits:
         if edit.operation == "resize":
@@ -177,12 +181,14 @@ def source_name(name: str, sources: dict[str, str]) -> str:
     return sources[longest] + name[len(longest) :]
 
 
-def check_sites(unet: nn.Module, plan: Plan) -> None:
-    """InputError naming the first site that the U-Net does not have."""
-    known = {name for name, _ in unet.named_modules()}
+def check_edits(network: nn.Module, plan: Plan) -> None:
+    """InputError naming the first site that the network does not have, or the first operation that there is not."""
+    known = {name for name, _ in network.named_modules()}
     for edit in plan.edits:
         if edit.site not in known:
-            raise InputError(f"The plan edits {edit.site!r}, which this {type(unet).__name__} does not have.")
+            raise InputError(f"The plan edits {edit.site!r}, which this {type(network).__name__} does not have.")
+        if edit.operation not in OPERATIONS:
+            raise InputError(f"The plan edits {edit.site!r} by {edit.operation!r}; there are {', '.join(OPERATIONS)}.")
 
 
 def has_masks(edits: Sequence[Edit]) -> bool:

@@ -1,7 +1,6 @@
 """One job from configuration to result row: plan, prune, distil, measure, show."""
 
 import copy
-import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -27,6 +26,7 @@ from experiments.job.result_row import result_row
 from experiments.reporting.job_report import print_table
 from experiments.reporting.rows import CHOICES, read_row
 from experiments.shared.job import Job
+from experiments.shared.job_id import command_of
 from experiments.shared.out_of_memory import memory_advice
 from experiments.shared.row import Row
 from experiments.sweeps.wandb_run import loggers, tracking
@@ -61,7 +61,7 @@ def new_row(job: Job) -> Row:
 
     hydra_config = HydraConfig.get()
     made_by = {
-        "command": shlex.join(["python", "run.py", *hydra_config.overrides.task]),
+        "command": command_of(hydra_config),
         "choices": {name: hydra_config.runtime.choices.get(name) for name in CHOICES},
     }
     with tracking(job) as tracker:

@@ -58,10 +58,18 @@ def calibrate(job: Job) -> Calibration:
     ).to(teacher.device)
 
 
-def kept_plan(folder: Path, teacher: LatentDiffusion, make: Callable[[], Plan]) -> Plan:
-    """The plan in `folder`, made when it is not there; InputError when it is of another teacher."""
+def kept_plan(folder: Path, teacher: LatentDiffusion, part: str, make: Callable[[], Plan]) -> Plan:
+    """The plan of a part in `folder`, made when it is not there; InputError when it is of another teacher.
+
+    One that cannot be applied is not kept: with the method's code mended the same command goes on.
+    """
     if not on_first(lambda: (folder / PLAN_FILE).is_file()):
         made = make()
+        if not isinstance(made, Plan):
+            raise InputError(
+                f"The method's plan is a {type(made).__name__}; a common.Plan is needed (docs/adding_a_method.md)."
+            )
+        apply_plan(getattr(teacher, part), made)
         on_first(lambda: made.save(folder))
     plan = Plan.load(folder)
     if plan.teacher != teacher.fingerprint():
@@ -81,11 +89,14 @@ def make_plans(job: Job) -> dict[str, Plan]:
         with first_enters(lock), job.autocast():
             return method.plan(teacher.denoiser, calibration, known, scores)
 
-    plans = {"denoiser": kept_plan(folder / "plan", teacher, denoiser_plan)}
+    plans = {"denoiser": kept_plan(folder / "plan", teacher, "denoiser", denoiser_plan)}
     if "autoencoder" in method.pruned_parts:
         images = job.data("train").images[training_order(job)[: job.settings.calibration.data_rows]]
         plans["autoencoder"] = kept_plan(
-            folder / "autoencoder_plan", teacher, lambda: method.autoencoder_plan(teacher.autoencoder, images, known)
+            folder / "autoencoder_plan",
+            teacher,
+            "autoencoder",
+            lambda: method.autoencoder_plan(teacher.autoencoder, images, known),
         )
     return plans
 

@@ -23,10 +23,11 @@ from experiments.reporting.rows import (
     recipe,
     student,
 )
+from experiments.reporting.sample_sheet import SAMPLES, draw_sheet
 from experiments.shared.row import Row
 
 TEMPLATE = Path(__file__).with_name("page.html")
-PICTURES = {"samples.png": "samples from equal seeds", "plan.png": "plan", "scores.png": "scores", "sparsity.png": "sparsity"}
+PICTURES = {"samples.png": SAMPLES, "plan.png": "plan", "scores.png": "scores", "sparsity.png": "sparsity"}
 PICTURE_WIDTH = 900
 SOUNDS = 6  # audio players of one job
 FEW = 2  # metrics that the table shows at first
@@ -134,9 +135,10 @@ def write_report(
             {"label": label, "command": row.get("command", ""), **job_files(row)}
             for label, row in zip(labels(members), members, strict=True)
         ]
-        groups.append(
-            {"name": name, "outcome": outcome(members), "plots": plot_data(members), "table": table(members), "jobs": jobs}
-        )
+        sheet = folder / f"{number}-samples.png"
+        samples = embedded_picture(sheet) if draw_sheet(members, sheet) else None
+        told = {"name": name, "outcome": outcome(members), "samples": samples}
+        groups.append({**told, "plots": plot_data(members), "table": table(members), "jobs": jobs})
     published = None
     if paper is not None:
         titles, lines = paper_table(rows, paper)

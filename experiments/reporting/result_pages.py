@@ -13,13 +13,12 @@ from typing import Any
 from common.errors import InputError
 from common.runtime.files import write_atomically, write_json, write_text
 from common.runtime.strict_json import read_json, to_json
-from common.shown_text import code_block, markdown_text, one_line, spelt_out
+from common.shown_text import code_block, markdown_text, spelt_out
 from experiments.reporting.metric_table import find_metric
 from experiments.reporting.paper_table import markdown, note, paper_table
-from experiments.reporting.rows import ROWS_FILE, distance_name, drawn_metrics, groups_of, labels, student
+from experiments.reporting.rows import ROWS_FILE, distance_name, drawn_metrics, groups_of
+from experiments.reporting.sample_sheet import SAMPLES, draw_sheet
 from experiments.shared.row import Row
-
-FIRST = 8  # samples of each model
 
 
 def shown_command(command: str) -> str:
@@ -48,42 +47,6 @@ def table_beside_ours(rows: Sequence[Row], table: Mapping[str, Any], where: Path
         return [markdown_text(f"No table beside the published one ({table['title']}): {error}"), ""]
 
 
-def first_samples(row: Row) -> dict[str, Any]:
-    """The first images of the row's teacher and students, as they lie beside the row; none where they were deleted."""
-    from common.diffusion.images import upright
-    from common.pruning.plan import PLAN_FILE, Plan
-    from experiments.evaluation.samples import shared_samples
-    from experiments.shared.job import Job
-    from experiments.shared.job_id import configuration_of
-    from experiments.shared.tensor_cache import load_tensors
-
-    folder = Path(row["path"]).parent
-    job = Job(configuration_of(row["settings"], folder.parents[2]), folder)
-    folders = {who: folder / "samples" / who for who in row["models"]}
-    if (folder / "plan" / PLAN_FILE).is_file():
-        folders["teacher"] = shared_samples(job, Plan.load(folder / "plan").teacher)
-    paths = {who: folder / "000000.safetensors" for who, folder in folders.items()}
-    found = {who: load_tensors(path)["images"][:FIRST] for who, path in paths.items() if path.is_file()}
-    return {who: upright(images, job.sound) for who, images in found.items()}
-
-
-def draw_sheet(rows: Sequence[Row], path: Path) -> None:
-    """One line of samples a student, under the teacher's; no file where no samples are left."""
-    from experiments.reporting.job_report import draw_samples
-    from experiments.shared.job import Job
-    from experiments.shared.job_id import configuration_of
-
-    found = [first_samples(row) for row in rows]
-    lines = next(({"teacher": images["teacher"]} for images in found if "teacher" in images), {})
-    for label, row, images in zip(labels(rows), rows, found, strict=True):
-        if student(row) in images:
-            name = f"{label} {Path(row['path']).parent.name}" if label in lines else label
-            lines[name] = images[student(row)]
-    if lines:
-        captions = Job(configuration_of(rows[0]["settings"], Path(rows[0]["path"]).parents[3])).prompts.captions
-        draw_samples(path, lines, captions[:FIRST])
-
-
 def write_group(rows: Sequence[Row], folder: Path, prefix: str) -> dict[Path, str]:
     """The pictures of rows that compare, and what each shows: metrics over costs, and samples where they are there."""
     from experiments.reporting.curves import draw_curves
@@ -94,12 +57,7 @@ def write_group(rows: Sequence[Row], folder: Path, prefix: str) -> dict[Path, st
         draw_curves(rows, path, metric)
         found[path] = find_metric(metric).title
     sheet = folder / f"{prefix}samples.webp"
-    sheet.unlink(missing_ok=True)
-    try:
-        draw_sheet(rows, sheet)
-    except (InputError, OSError) as error:  # a damaged file; the data set, which has the captions, is not here
-        print(one_line(f"{sheet}: not drawn: {error}"), file=sys.stderr)
-    return found | ({sheet: "samples from equal seeds"} if sheet.is_file() else {})
+    return found | ({sheet: SAMPLES} if draw_sheet(rows, sheet) else {})
 
 
 def write_page(sweep: Mapping[str, Any], rows: Sequence[Row], done: int, folder: Path) -> None:

@@ -1,9 +1,11 @@
 """Names the folder of a job by what it computes, so that the same command finds its own result again."""
 
 import getpass
+import shlex
 import tempfile
 from contextlib import suppress
 from functools import reduce
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from common.errors import InputError
-from common.runtime.content import content_name
+from common.runtime.content import content_name, path_content
+from common.runtime.files import ROOT
 from experiments.shared.identity import data_identity, identified, pipeline_identity
 
 # what is measured afterwards, and how rows are computed and kept and a network is run, does not change what a job makes
@@ -68,6 +71,12 @@ def chosen(cfg: DictConfig, group: str) -> str:
     return runtime.choices[group]
 
 
+def command_of(hydra_config: Any) -> str:
+    """The command that runs a job again, alone."""
+    where = [word for word in hydra_config.overrides.hydra if word.startswith("hydra.searchpath=")]
+    return shlex.join(["python", "run.py", *where, *hydra_config.overrides.task])
+
+
 def job_identity(settings: dict[str, Any], outputs: str, method: str) -> dict[str, Any]:
     """What a job's name is made of (experiments/shared/identity.py): no two jobs that can differ have the same.
 
@@ -82,7 +91,21 @@ def job_identity(settings: dict[str, Any], outputs: str, method: str) -> dict[st
             others = {name: value for name, value in settings[part].items() if name not in ("path", "revision")}
             weights = pipeline_identity(settings[part]["path"], settings[part].get("revision"))
             made_of[part] = identified(others) | {"weights": weights}
-    return made_of | {"choices": {"method": method}}
+    code = outside_code(settings["method"].get("_target_", ""))
+    return made_of | {"choices": {"method": method}} | ({"code": code} if code else {})
+
+
+def outside_code(target: str) -> str:
+    """The content of the file that holds a method from outside of the project; "" for one of its own.
+
+    Whoever writes a method changes its code between jobs.
+    """
+    try:
+        found = find_spec(target.rpartition(".")[0])
+    except (ImportError, ValueError, AttributeError):
+        return ""
+    origin = None if found is None or found.origin is None else Path(found.origin)
+    return "" if origin is None or not origin.is_file() or origin.is_relative_to(ROOT) else path_content(origin)
 
 
 def job_folder(cfg: DictConfig, method: str | None = None) -> str:

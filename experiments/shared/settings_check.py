@@ -129,10 +129,20 @@ def target_of(name: str, where: str) -> Callable[..., Any]:
     """What `_target_` names; InputError where there is none."""
     from hydra.utils import get_object
 
+    log = logging.getLogger("hydra.utils")
+    log.disabled = True  # it would tell the same in several lines
     try:
         return get_object(name)
     except Exception as error:  # whatever importing a person's own module raises
-        raise InputError(f"{where}._target_={name!r} cannot be imported: {first_line(error)}.") from error
+        reason = error
+        while reason.__cause__ is not None and isinstance(reason, ImportError):
+            reason = reason.__cause__
+        told = first_line(reason).rstrip(".")
+        if isinstance(reason, ModuleNotFoundError):
+            told += "; a folder outside of the project goes into PYTHONPATH"
+        raise InputError(f"{where}._target_={name!r} cannot be imported: {told}.") from error
+    finally:
+        log.disabled = False
 
 
 def check_together(values: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ from common.runtime.progress import clock_time
 from common.runtime.strict_json import read_json
 from common.shown_text import spelt_out
 from experiments.shared.command_line import ending, error_line
-from experiments.shared.job_id import register_job_folder
+from experiments.shared.job_id import command_of, register_job_folder
 
 VARIABLE = "BONSAI_SWEEP"  # tells a job, in whatever process, the folder of its sweep
 RUN_VARIABLE = "BONSAI_SWEEP_RUN"  # and which run of it this is
@@ -77,7 +77,7 @@ def sweep_job(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         record = {
             "run": hydra_config.job.env_set[RUN_VARIABLE],
             "folder": os.path.relpath(folder, cfg.outputs),
-            "command": shlex.join(["python", "run.py", *hydra_config.overrides.task]),
+            "command": command_of(hydra_config),
         }
         value, message, started = None, None, time.time()
         try:
