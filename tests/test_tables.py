@@ -40,7 +40,7 @@ def sweep(experiment):
     return rows, OmegaConf.to_container(cfg, resolve=False)["table"]
 
 
-@pytest.mark.parametrize("experiment", SWEPT)
+@pytest.mark.parametrize("experiment", [name for name in SWEPT if name not in ("curves", "recipes")])  # of 36 jobs, no table
 def test_each_line_of_a_table_means_one_job(experiment):
     rows, table = sweep(experiment)
     assert len(rows) > 1
