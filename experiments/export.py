@@ -52,7 +52,7 @@ def check_numbers(arguments: argparse.Namespace) -> None:
 
 def copy_beside(job: Path, row: dict[str, Any], folder: Path) -> None:
     """Pictures, licences and the result row (its command without where it wrote) beside the student."""
-    from experiments.reporting.model_card import PICTURES, licence_files
+    from experiments.exporting.model_card import PICTURES, licence_files
     from experiments.reporting.result_pages import shown_command
 
     for path in [*(job / name for name in PICTURES), *licence_files(row)]:
@@ -64,7 +64,7 @@ def copy_beside(job: Path, row: dict[str, Any], folder: Path) -> None:
 def print_report(found: dict[str, Any], formats: dict[str, Any]) -> None:
     """What was found, within 80 columns."""
     from common.runtime.console import PlainConsole, text_table
-    from experiments.reporting.card_texts import format_lines
+    from experiments.exporting.card_texts import format_lines
 
     console = PlainConsole(width=80)
     alone = f"as {found['pipeline']}" if found["pipeline"] else f"part by part ({found['reason']})"
@@ -96,7 +96,7 @@ def export(arguments: argparse.Namespace) -> None:
     """Exports a job's student; InputError, and nothing written, where an output differs from PyTorch's."""
     from common.export.onnx_openvino import check_installed
     from experiments.exporting.hub_push import check_pushable, push
-    from experiments.reporting.model_card import known_licence, write_card
+    from experiments.exporting.model_card import known_licence, write_card
 
     job, out = arguments.job, arguments.out or arguments.job / "export"
     formats = tuple(dict.fromkeys(arguments.to))

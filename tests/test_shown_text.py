@@ -19,11 +19,11 @@ from common.data.splits import tell
 from common.errors import InputError
 from common.runtime.progress import progress_bar
 from common.shown_text import code_block, code_span, markdown_text, one_line, shortened, spelt_out, visible
+from experiments.exporting.model_card import write_card
 from experiments.reporting import curves, figures, job_report, result_pages
 from experiments.reporting import page as report_page
 from experiments.reporting.figures import CAPTION_LINES, LABEL, logarithmic, picture_caption, picture_label, plotting
 from experiments.reporting.job_table import print_rows
-from experiments.reporting.model_card import write_card
 from experiments.reporting.page import write_report
 from experiments.reporting.paper_table import markdown, print_paper_table
 from experiments.reporting.result_pages import write_page

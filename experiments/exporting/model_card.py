@@ -8,7 +8,7 @@ from typing import Any
 from common.errors import InputError
 from common.runtime.files import ROOT, SHIPPED, write_text
 from common.shown_text import code_block, code_span, markdown_text
-from experiments.reporting.card_texts import (
+from experiments.exporting.card_texts import (
     counted,
     data_name,
     edit_in_words,
