@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,7 +36,7 @@ def lowest_layers(scores: Sequence[float], sizes: Sequence[float], budget: float
     return sorted(chosen)
 
 
-@dataclass(kw_only=True)
+@dataclass
 class LayerPruner(Method):
     """Base of a method: scores the layers, selects among them, returns the plan. A method gives layer_scores.
 
@@ -48,10 +48,10 @@ class LayerPruner(Method):
 
     name: ClassVar[str]
     ratio: Share
-    unit: SizeUnit = "parameters"
-    granularity: Granularity = "transformer"
-    width_changing: WidthChanging = "shortcut"
-    exclude: tuple[str, ...] = ()
+    unit: SizeUnit = field(default="parameters", kw_only=True)
+    granularity: Granularity = field(default="transformer", kw_only=True)
+    width_changing: WidthChanging = field(default="shortcut", kw_only=True)
+    exclude: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
