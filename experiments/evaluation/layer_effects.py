@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,16 +63,20 @@ def tell_dead_layers(job: Job) -> None:
     Looks at layer_check.rows training images, once for all jobs of these outputs.
     """
     rows = job.settings.layer_check.rows
-    if rows and (told := on_first(lambda: dead_layers_line(job, rows))) and told not in TOLD:
+    if not rows:
+        return
+    path = job.cache / f"layers-{content_name(job.teacher.fingerprint(), job.data_identity, rows)}.json"
+    if not on_first(path.is_file):
+        losses = layers_of(job.teacher, job.data("train"), rows)  # processes share it out
+        on_first(lambda: write_json(path, losses))
+    told = on_first(lambda: dead_layers_line(job, path))
+    if told and told not in TOLD:
         TOLD.add(told)
         on_first(lambda: print(told, file=sys.stderr))
 
 
-def dead_layers_line(job: Job, rows: int) -> str:
-    """The line of tell_dead_layers; "" for a teacher whose layers do something."""
-    path = job.cache / f"layers-{content_name(job.teacher.fingerprint(), job.data_identity, rows)}.json"
-    if not path.is_file():
-        write_json(path, layers_of(job.teacher, job.data("train"), rows))
+def dead_layers_line(job: Job, path: Path) -> str:
+    """The line of tell_dead_layers by the losses at `path`; "" for a teacher whose layers do something."""
     denoiser = job.teacher.denoiser
     layers = list_layers(denoiser)
     losses = read_json(path, "delete it and the layers are looked at anew", [layer.site for layer in layers])
