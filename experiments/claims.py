@@ -46,6 +46,7 @@ class Evidence:
         self.folder = folder
         self.rows_of_all = read_rows([folder])
         self.noise_of_all = SeedNoise(self.rows_of_all)
+        self.noise_by_tasks: dict[frozenset[str], SeedNoise] = {}
         if not self.noise_of_all.families:
             raise InputError(
                 f"No rows below {folder} differ in their seed alone: publish experiment=seeds, by which differences are judged."
@@ -81,9 +82,11 @@ class Evidence:
 
         Of a task that has none, those of every task.
         """
-        task = {row["settings"]["task"]["name"] for row in rows}
-        own = SeedNoise([row for row in self.rows_of_all if row["settings"]["task"]["name"] in task])
-        return own if own.families else self.noise_of_all
+        tasks = frozenset(row["settings"]["task"]["name"] for row in rows)
+        if tasks not in self.noise_by_tasks:
+            own = SeedNoise([row for row in self.rows_of_all if row["settings"]["task"]["name"] in tasks])
+            self.noise_by_tasks[tasks] = own if own.families else self.noise_of_all
+        return self.noise_by_tasks[tasks]
 
 
 def cases(check: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], list[Mapping[str, Any]]]]:
@@ -129,7 +132,7 @@ def verdict(
         if any(gain.below(0) for gain in gains):
             return FAILS, seen
         return (HOLDS if all(gain.above(0) for gain in gains) else OPEN), seen
-    bounds = [bound for bound in (check["from"], check["to"])]
+    low, high = check["from"], check["to"]
     value = found[0].estimate.value
     if len(found) == 1:
         told = interval(found[0], metric, noise, model)
@@ -140,9 +143,9 @@ def verdict(
     if own is not None:
         told = Interval(told.value, own * abs(told.value) if math.isfinite(told.value) else 0.0)
     seen = share(told.half, told.value)
-    if told.below(bounds[0]) or told.above(bounds[1]):
+    if told.below(low) or told.above(high):
         return FAILS, seen
-    inside = told.value - told.half >= bounds[0] and told.value + told.half <= bounds[1]
+    inside = told.value - told.half >= low and told.value + told.half <= high
     return (HOLDS if inside else OPEN), seen
 
 

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 register_job_folder()
 
-DAMAGES = (0.01, 0.02, 0.05, 0.1)  # shares of the weights
-OTHER_SEEDS = 1  # that this is added to evaluation.seed
-
 
 def damaged(denoiser: Any, share: float, seed: int) -> Any:
     """A copy with that share of each weight of two or more dimensions set to zero."""
@@ -81,17 +78,18 @@ def compared(job: "Job") -> Iterator[tuple[str, dict[str, Any]]]:
     intact = sampled_features(job, job.teacher.denoiser, "intact")
     before = estimate(distances_of(real, intact), len(intact))
     yield "intact", before
-    for share in DAMAGES:
+    wanted = job.settings.distance_power
+    for share in wanted.damages:
         features = sampled_features(job, damaged(job.teacher.denoiser, share, job.settings.seed), f"{share:.0%} of the weights")
         after = estimate(distances_of(real, features), len(features))
         yield f"{share:.0%} of the weights", {name: after[name] - before[name] for name in before}
-    other = job.with_evaluation(seed=job.settings.evaluation.seed + OTHER_SEEDS)
+    other = job.with_evaluation(seed=wanted.other_seed)
     features = sampled_features(other, job.teacher.denoiser, "other seeds")
     after = estimate(distances_of(real, features), len(features))
     yield "other seeds", {name: each - before[name] for name, each in after.items()}
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+@hydra.main(version_base="1.3", config_path="../conf", config_name="distance_power")
 @one_line_errors
 @under_way("the power of distances")
 def main(cfg: DictConfig) -> None:

@@ -1,4 +1,4 @@
-"""Measures a shipped teacher and writes its card: README.md, card.json and samples.png in the teacher's folder.
+"""Measures a shipped teacher and writes its card: README.md, card.json and samples.webp in the teacher's folder.
 
 python -m experiments.teacher_card task=t2i evaluation.images=512
 python -m experiments.teacher_card task=uig evaluation.images=512
@@ -61,7 +61,8 @@ def split_figures(job: "Job", split: str) -> dict[str, dict[str, float]]:
     from common.runtime.content import content_name
     from experiments.evaluation.real_features import Reference
     from experiments.evaluation.samples import sampled_batches
-    from experiments.shared.row import REPLICATES, with_intervals
+    from experiments.reporting.rows import flat
+    from experiments.shared.row import with_intervals
 
     job = job.with_evaluation(split=split)
     teacher, captions, names = job.teacher, job.prompts.captions, job.prompts.names
@@ -74,15 +75,14 @@ def split_figures(job: "Job", split: str) -> dict[str, dict[str, float]]:
     again = teacher.decode_latents(teacher.encode_images(data.images[reference.held_back]))
     sets = {"samples": sampled}
     sets |= {"reconstructions": extract_features(reference.extractor, again), "real": reference.floor_features}
-    figures = {who: with_intervals(estimate(reference.figures(features), len(features))) for who, features in sets.items()}
+    found = {who: estimate(reference.figures(features), len(features)) for who, features in sets.items()}
+    figures = {who: flat(with_intervals(each)) for who, each in found.items()}
     if names is not None:
         pool = min(64, len(set(reference.names)))
         hits = caption_retrieval(sampled, names, reference.all_features, reference.names, pool).double()
-        found = estimate(lambda kept: {"caption_retrieval": hits[kept].mean().item()}, len(hits))
-        figures["samples"] |= with_intervals(found) | {"pool": pool}
-    return {
-        who: {name: value for name, value in each.items() if not name.endswith(REPLICATES)} for who, each in figures.items()
-    }
+        retrieval = estimate(lambda kept: {"caption_retrieval": hits[kept].mean().item()}, len(hits))
+        figures["samples"] |= flat(with_intervals(retrieval)) | {"pool": pool}
+    return figures
 
 
 def by_ear(job: "Job") -> dict[str, dict[str, float]]:
@@ -148,7 +148,7 @@ def main(cfg: DictConfig) -> None:
     if job.sound is not None:
         write_sounds(teacher.folder / "sounds", {"sample": drawn, "real": test.images[:: max(1, len(test) // 3)]}, job.sound, 3)
         figures["by ear"] = by_ear(job)
-    save_grid(upright(drawn, job.sound), teacher.folder / "samples.png", columns=8)
+    save_grid(upright(drawn, job.sound), teacher.folder / "samples.webp", columns=8)
     write_json(teacher.folder / "card.json", figures)
     history = read_json(teacher.folder / "training.json", "train the teacher again", None)
     text = card_text(teacher, job.settings, figures, history, captions, subsets(train))
@@ -196,7 +196,7 @@ def card_text(
         captioned=captioned,
         data=code_span(settings.task.data["folder"]),
         captions=[markdown_text(caption) for caption in captions],
-        reconstructions=(teacher.folder / "reconstructions.png").is_file(),
+        reconstructions=(teacher.folder / "reconstructions.webp").is_file(),
         parts=markdown(["part", "class", "parameters"], parts, words=2),
         latents=" x ".join(map(str, teacher.latent_shape)),
         runs=[markdown_text(run) for run in runs],

@@ -74,7 +74,7 @@ def main(cfg: DictConfig) -> None:
     print(f"autoencoder: held-out reconstructions {decibels:.2f} dB PSNR", flush=True)
     shown = held_out[:: max(1, len(held_out) // 32)][:32].split(8)
     pairs = [sheet for chunk in shown for sheet in (chunk.float() / 127.5 - 1, reconstruct_images(autoencoder, chunk))]
-    save_grid(upright(torch.cat(pairs), training.task.sound), work / "reconstructions.png", columns=8)
+    save_grid(upright(torch.cat(pairs), training.task.sound), work / "reconstructions.webp", columns=8)
     with under_way("encoding images"):
         rows = cached_tensors(work / "latents.safetensors", lambda: {"tensor": encode_images(autoencoder, data.images)})
     parts, last_loss = train_denoiser(training, rows["tensor"], data, autoencoder, work)
@@ -84,7 +84,7 @@ def main(cfg: DictConfig) -> None:
     if training.start is not None:
         earlier, begun = read_json(Path(training.start) / "training.json", "give another start=<teacher>", None), {}
     save_whole(pipeline.to(dtype=torch.float16), out)
-    for picture in ("samples.png", "reconstructions.png"):
+    for picture in ("samples.webp", "reconstructions.webp"):
         shutil.copyfile(work / picture, out / picture)
     history = {
         "images": len(data),

@@ -46,7 +46,7 @@ def test_a_bad_value_of_a_sweep_is_told_before_its_first_job(tiny_teacher_folder
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["additivity", "precompute", "teacher_card", "train_teacher"])
+@pytest.mark.parametrize("command", ["additivity", "distance_power", "precompute", "teacher_card", "train_teacher"])
 def test_every_command_tells_a_wrong_override_in_one_line(command, tmp_path):
     for override in ("task=t2v", "nothing_of_this_name=1"):
         done = run("-m", f"experiments.{command}", f"hydra.run.dir={tmp_path}", override)

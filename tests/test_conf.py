@@ -12,7 +12,7 @@ from experiments.shared.job_id import job_folder, register_job_folder
 from experiments.shared.settings_check import checked
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-ROOTS = {"additivity", "config", "precompute", "train_teacher"}
+ROOTS = {"additivity", "config", "distance_power", "precompute", "train_teacher"}
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml"))
 
 

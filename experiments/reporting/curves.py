@@ -144,7 +144,7 @@ def draw_curves(rows: Sequence[Row], path: Path, metric: str | None = None) -> N
         axis.set_ylabel(find_metric(metric).title)
         axis.legend(fontsize=6)
     figure.tight_layout()
-    save_figure(figure, path)
+    save_figure(figure, path, colours=256)
 
 
 def plot_data(rows: Sequence[Row]) -> dict[str, Any]:

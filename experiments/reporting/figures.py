@@ -38,11 +38,20 @@ def logarithmic(axes: Any, which: str) -> None:
     axis.set_minor_formatter(LogFormatter())
 
 
-def save_figure(figure: Any, path: Path) -> None:
-    """Writes a matplotlib figure in the format of the path's ending, whole or not at all, and closes it."""
+def save_figure(figure: Any, path: Path, colours: int | None = None) -> None:
+    """Writes a matplotlib figure in the format of the path's ending, whole or not at all, and closes it.
+
+    colours: of a PNG at most so many, which a plot does not show and which takes a third of the bytes; None for photographs.
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix[1:], dpi=110)
     plotting().close(figure)
+    if colours is not None:
+        from PIL import Image
+
+        drawn = Image.open(buffer).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+        buffer = io.BytesIO()
+        drawn.save(buffer, "PNG", optimize=True)
     write_atomically(path, buffer.getvalue())
 
 

@@ -23,6 +23,7 @@ from common.settings import (
     Positive,
     Probability,
     Seed,
+    Share,
     Target,
 )
 from experiments.shared.gpus import GPUS
@@ -189,8 +190,14 @@ class AdditivitySettings:
 
 
 @dataclass
+class DistancePowerSettings:
+    damages: Annotated[tuple[Share, ...], MinLen(1)]
+    other_seed: Seed
+
+
+@dataclass
 class Settings:
-    """config.yaml, and with `additivity` additivity.yaml."""
+    """config.yaml; additivity.yaml and distance_power.yaml have a group of the same name besides."""
 
     task: TaskSettings
     method: Target
@@ -215,6 +222,7 @@ class Settings:
     evaluation: EvaluationSettings
     saved_images: SavedImagesSettings | None
     additivity: AdditivitySettings | None = None
+    distance_power: DistancePowerSettings | None = None
 
 
 @dataclass

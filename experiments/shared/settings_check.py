@@ -98,15 +98,24 @@ class SettingsCheck(Callback):
                 checked_fields(resolved(changed))
 
 
-def swept_values(config: DictConfig) -> Iterator[tuple[str, Any]]:
-    """Place and value of what Hydra's own sweeper goes over; nothing where whole groups are swept, whose values differ."""
+def sweep_overrides(config: DictConfig) -> list[Any] | None:
+    """What Hydra's own sweeper goes over, of the command line and of the configuration; None where another one decides."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import QuotedString
 
     if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
-        return
-    asked = [*config.hydra.overrides.task, *(f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items())]
-    swept = [each for each in OverridesParser.create().parse_overrides(asked) if each.is_sweep_override()]
+        return None
+    given = [*config.hydra.overrides.task]
+    names = {word.partition("=")[0] for word in given}
+    params = (config.hydra.sweeper.params or {}).items()
+    asked = [*given, *(f"{name}={value}" for name, value in params if name not in names)]
+    return [each for each in OverridesParser.create().parse_overrides(asked) if each.is_sweep_override()]
+
+
+def swept_values(config: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Place and value of what Hydra's own sweeper goes over; nothing where whole groups are swept, whose values differ."""
+    from hydra.core.override_parser.types import QuotedString
+
+    swept = sweep_overrides(config) or []
     if not any(each.key_or_group in config.hydra.runtime.choices for each in swept):
         for each in swept:
             for value in each.sweep_iterator():

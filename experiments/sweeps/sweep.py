@@ -123,15 +123,10 @@ def time_left(sweep: Mapping[str, Any], records: Sequence[Mapping[str, Any]], ru
 
 def number_of_jobs(config: DictConfig) -> int | None:
     """Of a sweep by Hydra's own sweeper; None where another one decides."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from experiments.shared.settings_check import sweep_overrides
 
-    if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
-        return None
-    given = {word.partition("=")[0] for word in config.hydra.overrides.task}
-    params = (config.hydra.sweeper.params or {}).items()
-    asked = [*config.hydra.overrides.task, *(f"{name}={value}" for name, value in params if name not in given)]
-    swept = [each for each in OverridesParser.create().parse_overrides(asked) if each.is_sweep_override()]
-    return math.prod(sum(1 for _ in each.sweep_iterator()) for each in swept)
+    swept = sweep_overrides(config)
+    return None if swept is None else math.prod(sum(1 for _ in each.sweep_iterator()) for each in swept)
 
 
 class SweepEnd(Callback):

@@ -99,7 +99,7 @@ def train_denoiser(
     )
     average.copy_to_network()
     networks.eval()
-    write_sample_sheet(training, denoiser, condition, scheduler, autoencoder, work / "samples.png")
+    write_sample_sheet(training, denoiser, condition, scheduler, autoencoder, work / "samples.webp")
     last_loss = sum(sheets.losses) / len(sheets.losses) if sheets.losses else None
     return {"unet": denoiser, "scheduler": scheduler, **condition.parts()}, last_loss
 

@@ -109,7 +109,7 @@ def test_the_teacher_loads_and_is_a_plain_diffusers_folder(finished):
 
 def test_the_teacher_comes_with_pictures_its_history_and_what_its_layers_do(finished):
     _, work, done = finished
-    for name in ("samples.png", "reconstructions.png"):
+    for name in ("samples.webp", "reconstructions.webp"):
         with Image.open(work / "out" / name) as picture:
             assert picture.width == 8 * 66
     (history,) = json.loads((work / "out" / "training.json").read_text())

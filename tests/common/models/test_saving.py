@@ -16,6 +16,7 @@ from transformers import CLIPTextModel
 from common.models.loading import load_teacher
 from common.models.saving import save_student
 from common.pruning.plan import Edit, Plan, apply_plan
+from common.runtime.files import SHIPPED
 
 
 def test_a_student_draws_as_it_is_loaded_without_a_word_on_precision(tiny_teacher_folder, tmp_path):
@@ -46,3 +47,9 @@ def test_other_pipelines_take_a_student_by_its_parts(tiny_teacher_folder, tmp_pa
     assert {type(unet).__name__ for unet in taken} == {"PrunedUNet2DConditionModel"}
     with pytest.raises(ValueError, match="expected"):
         StableDiffusionImg2ImgPipeline.from_pipe(pipeline)
+
+
+def test_shipped_settings_name_no_place_on_the_machine_that_wrote_them():
+    files = [path for path in SHIPPED.rglob("*.json") if path.name != "tokenizer.json"]
+    assert len(files) > 10
+    assert [path for path in files if "_name_or_path" in (text := path.read_text()) or '"/' in text] == []

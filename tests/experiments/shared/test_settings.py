@@ -35,6 +35,7 @@ CONFIGURATIONS = {
     "hub": ("config", "task/data=hf_dataset"),
     "tar": ("config", "task/data=webdataset"),
     "additivity": ("additivity",),
+    "distance power": ("distance_power",),
     **{f"train {task}": ("train_teacher", f"task={task}") for task in ("t2i", "uig", "uag")},
 }
 
