@@ -7,6 +7,7 @@ from typing import Any
 from common.runtime.files import write_atomically
 from common.shown_text import in_lines, shortened
 
+WEBP_QUALITY = 70
 CAPTION_LINES = 8  # matplotlib takes a minute for a page of text
 LABEL = 80  # characters
 
@@ -44,7 +45,8 @@ def save_figure(figure: Any, path: Path, colours: int | None = None) -> None:
     colours: of a PNG at most so many, which a plot does not show and which takes a third of the bytes; None for photographs.
     """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], dpi=110)
+    options = {"pil_kwargs": {"quality": WEBP_QUALITY}} if path.suffix == ".webp" else {}
+    figure.savefig(buffer, format=path.suffix[1:], dpi=110, **options)
     plotting().close(figure)
     if colours is not None:
         from PIL import Image
