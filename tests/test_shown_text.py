@@ -223,7 +223,7 @@ def drawn(monkeypatch):
     """The figures that are drawn, instead of written."""
     made = []
     for module in (job_report, curves):
-        monkeypatch.setattr(module, "save_figure", lambda figure, path: made.append(figure))
+        monkeypatch.setattr(module, "save_figure", lambda figure, path, colours=None: made.append(figure))
     yield made
     for figure in made:
         plotting().close(figure)

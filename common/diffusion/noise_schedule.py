@@ -60,12 +60,17 @@ def check_noise(where: str, scheduler: Any) -> None:
         )
 
 
-def check_learns_from_noise(scheduler: Any, takes_guidance: bool) -> None:
-    """InputError for a latent consistency model, of which neither training nor a criterion over training data knows the loss.
+def learns_from_noise(scheduler: Any, takes_guidance: bool) -> bool:
+    """Whether the loss is of noise on training data: False for a latent consistency model.
 
     takes_guidance: whether its denoiser is conditioned on a guidance scale, which tells as well.
     """
-    if takes_guidance or type(scheduler).__name__ == "LCMScheduler":
+    return not takes_guidance and type(scheduler).__name__ != "LCMScheduler"
+
+
+def check_learns_from_noise(scheduler: Any, takes_guidance: bool) -> None:
+    """InputError for a model of whose loss neither training nor a criterion over training data knows (learns_from_noise)."""
+    if not learns_from_noise(scheduler, takes_guidance):
         raise InputError(
             "The teacher is a latent consistency model, whose own loss this project does not have: it can be pruned by its "
             "samples or weights (method=ld_pruner, magnitude, random_layers) with distill=none; for training, or for criteria "

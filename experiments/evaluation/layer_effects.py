@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from common.cost.macs import count_parameters
-from common.diffusion.sampling import predict
+from common.diffusion.noise_schedule import learns_from_noise
+from common.diffusion.sampling import guidance_size, predict
 from common.pruning.layers import Layer, list_layers
 from common.runtime.collectives import on_first
 from common.runtime.content import content_name
@@ -60,14 +61,16 @@ def layers_of(teacher: Any, data: Any, rows: int = ROWS) -> dict[str, float]:
 def tell_dead_layers(job: Job) -> None:
     """Tells on standard error, once a process, when much of the job's teacher does nothing: that decides no comparison.
 
-    Looks at layer_check.rows training images, once for all jobs of these outputs.
+    Looks at layer_check.rows training images, once for all jobs of these outputs. Not done for latent consistency models,
+    whose loss is not of noise on images.
     """
     rows = job.settings.layer_check.rows
-    if not rows:
+    teacher = job.teacher
+    if not rows or not learns_from_noise(teacher.scheduler, guidance_size(teacher.denoiser) is not None):
         return
-    path = job.cache / f"layers-{content_name(job.teacher.fingerprint(), job.data_identity, rows)}.json"
+    path = job.cache / f"layers-{content_name(teacher.fingerprint(), job.data_identity, rows)}.json"
     if not on_first(path.is_file):
-        losses = layers_of(job.teacher, job.data("train"), rows)  # processes share it out
+        losses = layers_of(teacher, job.data("train"), rows)  # processes share it out
         on_first(lambda: write_json(path, losses))
     told = on_first(lambda: dead_layers_line(job, path))
     if told and told not in TOLD:
