@@ -101,8 +101,8 @@ def protocol_text(row: Row) -> str:
         f"{protocol['images']} samples of each model against {row['models']['real']['reference_images']} real ones of "
         f"{code_span(data_name(row))}; {protocol['steps']} sampling steps{guidance}; seeds: {protocol['seeds']} with seed "
         f"{protocol['seed']}; captions and images of the split {split}. FD, KD: Fréchet and kernel "
-        f"distance (x1000) over {protocol['extractor']}; they are no FID. real: as many other real images. MSE, features and "
-        "SSIM to t.: against the teacher's samples from equal seeds, features as a share of what unrelated ones differ by. "
+        f"distance (x1000) over {protocol['extractor']}; they are no FID. real: as many other real images. To "
+        "the teacher: against its samples from equal seeds, features as a share of what unrelated ones differ by. "
         f"±: 95 % interval of samples (delete-a-group jackknife).{published}"
     )
 

@@ -14,14 +14,15 @@ class Metric(NamedTuple):
     form: str
     higher: bool = False  # is better
     published: bool = False  # by the papers: experiments/evaluation/paper_metrics.py measures it where conf/metrics asks for it
+    to_teacher: bool = False  # against its samples from equal seeds: says nothing of the teacher itself
     drawn: bool = True  # in a picture of its own; the report's page draws all, kernel distances too
 
 
 METRICS = {  # by the name in a row
-    "latent_mse": Metric("MSE to t.", "{:.3f}", drawn=False),
-    "feature_mse": Metric("features to t.", "{:.3f}"),
+    "latent_mse": Metric("MSE to the teacher", "{:.3f}", to_teacher=True, drawn=False),
+    "feature_mse": Metric("features to the teacher", "{:.3f}", to_teacher=True),
     "caption_retrieval": Metric("retrieval", "{:.1%}", higher=True),
-    "ssim": Metric("SSIM to t.", "{:.3f}", higher=True, drawn=False),
+    "ssim": Metric("SSIM to the teacher", "{:.3f}", higher=True, to_teacher=True, drawn=False),
     "fid": Metric("FID", "{:.2f}", published=True),
     "fid_clean": Metric("FID clean", "{:.2f}", published=True),
     "kid_clean": Metric("KID clean", "{:.3f}", published=True, drawn=False),
@@ -51,10 +52,10 @@ def find_metric(name: str) -> Metric:
 
 
 def short_title(name: str) -> str:
-    """A metric's title; that of a distance over features without their extractor, "FD", "KD" or "FAD"."""
+    """A metric's title for narrow columns: "MSE to t."; of a distance over features without their extractor: "FD to t."."""
     kind, _, features = name.partition("_")
     if kind not in DISTANCES:
-        return find_metric(name).title
+        return find_metric(name).title.replace("to the teacher", "to t.")
     return DISTANCES[kind].title + (" to t." if features.endswith("_to_teacher") else "")
 
 

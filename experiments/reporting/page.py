@@ -31,7 +31,7 @@ PICTURES = {"samples.png": SAMPLES, "plan.png": "plan", "scores.png": "scores", 
 PICTURE_WIDTH = 900
 SOUNDS = 6  # audio players of one job
 FEW = 2  # metrics that the table shows at first
-ONE_SIZE = 5  # per cent of the teacher's parameters within which students are of one size
+ONE_SIZE = 0.05  # of the teacher's parameters, within which students are of one size
 
 
 def rendered(template: Path, autoescape: bool = False, **words: Any) -> str:
@@ -86,36 +86,49 @@ def table(rows: Sequence[Row]) -> dict[str, Any]:
     return {"columns": ["job", *columns, "distill", "command"], "cells": cells, "few": few}
 
 
+def of_one_size(found: Sequence[tuple[float, str, Measured]]) -> list[tuple[float, list[tuple[float, str, Measured]]]]:
+    """(share of the parameters left, name, figure) of students, in groups that differ by at most ONE_SIZE, with their mean."""
+    groups: list[list[tuple[float, str, Measured]]] = []
+    for each in sorted(found, key=lambda each: (-each[0], each[1])):
+        if groups and groups[-1][0][0] - each[0] <= ONE_SIZE:
+            groups[-1].append(each)
+        else:
+            groups.append([each])
+    return [(math.fsum(each[0] for each in group) / len(group), group) for group in groups]
+
+
 def outcome(rows: Sequence[Row]) -> list[str]:
     """What came out, in sentences: of the jobs of about one size, which is best by the first metric, and by how much.
 
     Rows that differ in their seed alone are one job.
     """
     metric, noise = metric_names(rows)[0], SeedNoise(rows)
-    sign, title = (-1 if find_metric(metric).higher else 1), find_metric(metric).title
+    judge = find_metric(metric)
+    title, form, sign = judge.title, judge.form, -1 if judge.higher else 1
     families: dict[str, list[Row]] = {}
     for row in rows:
         families.setdefault(but_for_seed(row), []).append(row)
     names = dict(zip(families, labels([family[0] for family in families.values()]), strict=True))
-    sizes: dict[int, list[tuple[float, str, Measured]]] = {}
+    found = []
     for key, family in families.items():
-        found = measured([figures_of(row, {}) for row in family], metric)
-        if found is not None:
-            share = round(100 * left(family[0], family[0]["models"][student(family[0])]) / ONE_SIZE) * ONE_SIZE
-            sizes.setdefault(share, []).append((sign * found.estimate.value, names[key], found))
+        figure = measured([figures_of(row, {}) for row in family], metric)
+        if figure is not None:
+            found.append((left(family[0], family[0]["models"][student(family[0])]), names[key], figure))
     told = []
-    for size, ranked in sorted(sizes.items(), reverse=True):
-        (_, name, best), *others = sorted(ranked, key=lambda each: each[:2])
-        told.append(f"About {size} % of the parameters left: {name}, {title} {best.estimate.value:.5g}")
+    for size, students in of_one_size(found):
+        ranked = sorted(students, key=lambda each: (sign * each[2].estimate.value, each[1]))
+        (_, name, best), *others = ranked
+        told.append(f"About {size:.0%} of the parameters left: {name} is best, {title} {form.format(best.estimate.value)}")
         if others:
             _, second, next_best = others[0]
             apart = difference(next_best, best, metric, noise)
-            half = f" ± {apart.half:.3g}" if apart.half else ""
+            half = f" ±{form.format(apart.half).removesuffix('%')}" if apart.half else ""
             open_ = ", which seeds and samples alone can make" if apart.half and abs(apart.value) <= apart.half else ""
-            told[-1] += f"; next {second}, {next_best.estimate.value:.5g} (apart by {abs(apart.value):.3g}{half}{open_})"
+            told[-1] += f"; next {second}, {form.format(next_best.estimate.value)}"
+            told[-1] += f" (worse by {form.format(abs(apart.value))}{half}{open_})"
         told[-1] += "."
-    teacher = rows[0]["models"]["teacher"].get(metric)
-    return [*told, f"The teacher: {teacher:.5g}."] if isinstance(teacher, int | float) else told
+    teacher = "" if judge.to_teacher else metric_text(rows[0]["models"]["teacher"], metric)
+    return [*told, f"Of the teacher: {teacher}."] if teacher else told
 
 
 def write_report(

@@ -23,7 +23,7 @@ OURS = "left: parameters that are not zero; time: a forward pass; both against t
 SAME_METRICS = "Left of |: as published. Right: measured here, by the published metrics where the names agree. "
 AFTER = " after: that share of the training."
 FORMS = {"left": "{:.0%}", "zeros": "{:.1%}", "time": "{:.2f}x", "after": "{:.0%}", "FD": "{:.1f}", "FAD": "{:.2f}"}
-FORMS |= {metric.title: metric.form for metric in METRICS.values()}
+FORMS |= {short_title(name): metric.form for name, metric in METRICS.items()}
 AS_PUBLISHED = ("fid", "fad_vggish", "inception_score", "clip_score", "pickscore")  # where measured, instead of ours
 PREFERRED = ("pickscore", "clip_score", "caption_retrieval", "latent_mse")
 
