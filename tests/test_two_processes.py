@@ -17,7 +17,7 @@ from tests.small_jobs import job, the_row
 pytestmark = pytest.mark.slow
 
 TRAINING = [
-    "distill.steps=20",
+    "distill.steps=12",
     "distill.checkpoint_every=8",
     "distill.optimizer.lr=1e-4",
     "+distill.trainer.log_every_n_steps=1",
@@ -26,7 +26,7 @@ TRAINING = [
     "evaluation.batch_size=2",
 ]
 JOBS = {
-    "ld_pruner": ("t2i", ["method.rows=4", "distill.accumulate=2", "evaluation.every=10"]),
+    "ld_pruner": ("t2i", ["method.rows=4", "distill.accumulate=2", "evaluation.every=6"]),
     "laptop_diff": (
         "uig",
         [
@@ -120,9 +120,10 @@ def weights(folder, part="unet"):
 
 
 @pytest.mark.parametrize("method", JOBS)
-def test_two_processes_equal_one(tiny_teacher_folders, tmp_path, method):
+def test_two_processes_equal_one(two_level_teacher_folders, tmp_path, method):
     task, settings = JOBS[method]
-    (one, row), (two, shared) = both(task, tiny_teacher_folders[task], tmp_path, *settings, method=method)
+    teacher = two_level_teacher_folders[task]
+    (one, row), (two, shared) = both(task, teacher, tmp_path, *settings, method=method)
     scores = [sorted(Path(outputs, "cache", "scores").glob("*.json")) for outputs in (tmp_path / "one", tmp_path / "two")]
     assert [path.name for path in scores[0]] == [path.name for path in scores[1]]
     assert bool(scores[0]) == (method != "l1_diff")  # whose scores are the masks of the plan
@@ -132,7 +133,7 @@ def test_two_processes_equal_one(tiny_teacher_folders, tmp_path, method):
     for who in ("real", "teacher", "pruned"):
         assert_close(row["models"][who], shared["models"][who], 1e-9)
     logged = losses(one)
-    assert len([step for step, values in logged.items() if "loss" in values]) == 20
+    assert len([step for step, values in logged.items() if "loss" in values]) == 12
     assert_close(logged, losses(two), 1e-4)
     assert_close(row["curve"], shared["curve"], 1e-3)
     assert_close(row["models"]["distilled"], shared["models"]["distilled"], 2e-3)
@@ -144,21 +145,21 @@ def test_two_processes_equal_one(tiny_teacher_folders, tmp_path, method):
         assert zeros[0] == zeros[1] > 100
         assert_close(losses(one, "autoencoder"), losses(two, "autoencoder"), 1e-4)
     if method != "l1_diff":  # ld_pruner in another number of processes, laptop_diff with weights and averages in parts
-        again = [*job(task, tiny_teacher_folders[task], tmp_path / "two", *TRAINING, *settings, method=method)]
+        again = [*job(task, teacher, tmp_path / "two", *TRAINING, *settings, method=method)]
         goes_on(again, two, count=1 if method == "ld_pruner" else 2)
 
 
 def goes_on(arguments, folder, count):
-    """From step 16, where two processes had a checkpoint, `count` processes reach the student of two."""
+    """From step 8, where two processes had a checkpoint, `count` processes reach the student of two."""
     import shutil
 
     wanted = weights(folder)
     shutil.rmtree(folder / "student")
     (folder / "result.json").unlink()
-    (folder / "distill" / "step=20.ckpt").unlink()
+    (folder / "distill" / "step=12.ckpt").unlink()
     for done in together(*arguments, count=count):
         assert done.returncode == 0, done.stderr
-    assert (folder / "distill" / "log" / "from_16").is_dir()
+    assert (folder / "distill" / "log" / "from_8").is_dir()
     for name, value in weights(folder).items():
         assert torch.allclose(value.float(), wanted[name].float(), atol=2e-3), name
 
@@ -195,7 +196,7 @@ def fail_in_the_second():
         original = nn.GroupNorm.forward
 
         def forward(self, values):
-            if values.is_meta:  # of a plan, which computes nothing
+            if len(values) == 1:  # while the job is checked
                 return original(self, values)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 

@@ -5,9 +5,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 
+from common.cost.macs import shape_twin
 from common.diffusion.noise_schedule import check_learns_from_noise, check_noise
 from common.diffusion.sampling import guidance_size
 from common.errors import InputError, first_line
@@ -104,7 +104,4 @@ def check_steps(settings: Settings, method: Method) -> None:
 
 def check_forecast(settings: Settings, teacher: LatentDiffusion, method: Method) -> None:
     """InputError for what the method's forecast finds wrong with this teacher: a k or a ratio out of reach, say."""
-
-    with torch.device("meta"):
-        twin = type(teacher.denoiser).from_config(teacher.denoiser.config)
-    method.forecast(twin, calibration_size(settings.calibration, teacher))
+    method.forecast(shape_twin(teacher.denoiser), calibration_size(settings.calibration, teacher))

@@ -11,7 +11,7 @@ import hydra
 import torch
 from torch import nn
 
-from common.cost.macs import probe_inputs
+from common.cost.macs import probe_inputs, shape_twin
 from common.diffusion.sampling import predict
 from common.errors import InputError
 from common.models.latent_diffusion import LatentDiffusion
@@ -61,10 +61,9 @@ def feature_pairs(features: list[str], student: nn.Module, teacher: nn.Module) -
 def unread_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
     """Those that a forward pass does not read: of a time embedding, say, when no block is left that takes it.
 
-    What it reads are the leaves of its graph, built on the meta device.
+    What it reads are the leaves of its graph.
     """
-    with torch.device("meta"):
-        twin = type(denoiser).from_config(denoiser.config)
+    twin = shape_twin(denoiser)
     arguments, conditions = probe_inputs(twin)
     waiting, seen, read = [predict(twin, *arguments, conditions).grad_fn], set(), set()
     while waiting:
