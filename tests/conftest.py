@@ -20,6 +20,13 @@ import torch
 import common  # noqa: F401  # lets diffusers import torchvision
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("exhaustive"):
+            item.add_marker("slow")
+
+
 def letters_tokenizer(**options):
     """A CLIP tokenizer of single letters, 12 tokens long."""
     from tokenizers import pre_tokenizers

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.slow
 DATA = "task/data=audio_folder"
 
 
+@pytest.mark.exhaustive
 def test_a_job_on_recordings(tiny_uag_teacher_folder, tmp_path):
     generator = np.random.default_rng(0)
     for index in range(3):

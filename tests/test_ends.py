@@ -57,6 +57,7 @@ def test_a_signal_ends_distillation_with_its_code_and_a_line(tiny_teacher_folder
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.exhaustive
 def test_a_sweep_ends_with_its_record_and_goes_on(tmp_path, number):
     sweep = ["-m", "tests.pretend_run", "-m", f"outputs={tmp_path}", "distill=none", "method.k=4,21,8"]
     done = end(sweep, number, lambda told: any(tmp_path.glob("sweeps/*/jobs/000000.json")))
@@ -72,6 +73,7 @@ def rows_of(outputs):
     return {json.loads(path.read_text())["settings"]["method"]["k"] for path in Path(outputs).glob("t2i/*/*/result.json")}
 
 
+@pytest.mark.exhaustive
 def test_processes_of_one_job_end_together_with_one_line(tiny_teacher_folder, tmp_path):
     arguments = job("t2i", tiny_teacher_folder, tmp_path, "distill.steps=5000", method="random_layers")
     running = start_together(*arguments)

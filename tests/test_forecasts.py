@@ -67,6 +67,7 @@ def test_laptop_diff_counts_its_forward_passes(tiny_teacher, data_calibration):
         assert count_parameters(student) <= wanted
 
 
+@pytest.mark.exhaustive
 def test_laptop_diff_counts_roll_outs_where_samples_are_compared(tiny_teacher, data_calibration):
     found = method("laptop_diff", "method.criterion=alignment", "method.batch_size=6", "method.copies=1")
     forward, _, _ = counted(found, tiny_teacher.denoiser, data_calibration)
@@ -74,6 +75,7 @@ def test_laptop_diff_counts_roll_outs_where_samples_are_compared(tiny_teacher, d
 
 
 @pytest.mark.parametrize("scoring", ["exact", "screened"])
+@pytest.mark.exhaustive
 def test_ld_pruner_takes_no_more_than_told(tiny_teacher, data_calibration, scoring):
     found = method("ld_pruner", "method.k=3", f"method.scoring={scoring}")
     look = looked(found, tiny_teacher.denoiser)
@@ -85,6 +87,7 @@ def test_ld_pruner_takes_no_more_than_told(tiny_teacher, data_calibration, scori
         assert SIZE.edited_latents < forward <= look.forward + probe
 
 
+@pytest.mark.exhaustive
 def test_ld_pruner_tells_between_what_sizes_k_operators_lie(tiny_teacher):
     found = method("ld_pruner", "method.k=3")
     look = looked(found, tiny_teacher.denoiser)
@@ -117,6 +120,7 @@ def test_what_l1_diff_keeps_beside_the_weights(tiny_teacher, data_calibration):
     assert not still.training_callbacks(tiny_teacher.denoiser, plan)[0].keeps_gradients
 
 
+@pytest.mark.exhaustive
 def test_diff_pruning_passes_every_timestep(tiny_teacher, data_calibration):
     found = method("diff_pruning", "method.every=250", "method.threshold=0", "method.rows=5", "method.ratio=0.5")
     look = looked(found, tiny_teacher.denoiser)

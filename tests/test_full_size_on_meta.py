@@ -39,6 +39,7 @@ def sdxl():
         ("dense", [], 1, 1),
     ],
 )
+@pytest.mark.exhaustive
 def test_a_plan_and_a_student_that_carries_it(tmp_path, name, settings, smallest, largest):
     method = instantiate(compose_config("config", "scale=paper", f"method={name}", *settings).method, _convert_="all")
     plan = method.forecast(sdxl(), SIZE).plan

@@ -64,6 +64,7 @@ def outputs(tmp_path):
     return tmp_path / "outputs"
 
 
+@pytest.mark.exhaustive
 def test_each_task_has_its_pages(outputs, capsys):
     recorded(outputs, "both", ["t2i/m/a", "t2i/m/b", "t2i/m/d!", "uig/m/c"], TABLE)
     pages = published(outputs)
@@ -80,6 +81,7 @@ def test_each_task_has_its_pages(outputs, capsys):
     assert "[claims.md](t2i/claims.md)" in again and "[faults.md](faults.md)" in again and "faults.md" not in index
 
 
+@pytest.mark.exhaustive
 def test_the_sweep_with_most_jobs_is_shown_and_the_later_one_among_equals(outputs):
     recorded(outputs, "whole", ["t2i/m/a", "t2i/m/b"])
     recorded(outputs, "test", ["t2i/m/a"])

@@ -79,7 +79,7 @@ def test_a_finished_job_does_nothing_and_says_so(finished, tiny_teacher_folder):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_in_every_stage_the_row_is_the_same(finished, tiny_teacher_folder, tmp_path):
     arguments = job("t2i", tiny_teacher_folder, tmp_path)
     stages = {

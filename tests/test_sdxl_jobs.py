@@ -16,7 +16,7 @@ from tests.conftest import publish_variant
 from tests.small_jobs import job
 from tests.test_conf import compose_config
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
 OWN = {"diff_pruning": ["method.every=250"]}

@@ -303,6 +303,7 @@ def test_pictures_and_consoles_begin_at_one_place():
     assert not wrong and figures.plotting().rcParams["text.parse_math"] is False
 
 
+@pytest.mark.exhaustive
 def test_a_whole_job_with_prompts_and_a_teacher_of_such_names(tiny_teacher_folder, tmp_path):
     teacher = tmp_path / "my_[model]$x [red]"
     teacher.symlink_to(tiny_teacher_folder)

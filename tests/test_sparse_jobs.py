@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.commands import run
 from tests.small_jobs import job, start_and_kill, the_row, without_clock
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 OWN = [
     "method.parts=[denoiser,autoencoder]",
@@ -109,7 +109,6 @@ def same_students(ours, theirs):
             assert torch.equal(tensor, expected[name]), (part, name)
 
 
-@pytest.mark.slow
 def test_killed_in_sparse_training_masks_and_weights_are_the_same(finished, two_level_uig_teacher_folder, tmp_path):
     folder, row, _ = finished
     arguments = job("uig", two_level_uig_teacher_folder, tmp_path, *OWN, method="l1_diff")

@@ -70,6 +70,7 @@ def test_a_failed_job_neither_stops_nor_hides_the_others(tmp_path, launcher):
     assert len((tmp_path / "scored.log").read_text().splitlines()) == 1
 
 
+@pytest.mark.exhaustive
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     overrides = ["method.k=1,2,3,4,5,6"]
     running = started(tmp_path, *overrides)
@@ -99,6 +100,7 @@ def test_bad_sweeps_are_told_in_one_line(tmp_path):
         assert done.stderr.startswith("error: ") and told in done.stderr
 
 
+@pytest.mark.exhaustive
 def test_optuna_is_told_of_both_objectives(tmp_path):
     done = sweep(tmp_path, "experiment=pareto", "hydra.sweeper.n_trials=3", "hydra.sweeper.params={method.k: 'range(8,64)'}")
     assert done.returncode == 0, done.stderr
@@ -116,6 +118,7 @@ def test_objectives_that_are_not_there_are_named(tmp_path):
     assert done.returncode == 1 and "name some of parameters, macs" in done.stderr
 
 
+@pytest.mark.exhaustive
 def test_failures_are_told_although_the_report_cannot_be_written(tmp_path):
     overrides = ["method.k=13,4"]
     assert sweep(tmp_path, *overrides).returncode == 1
@@ -136,6 +139,7 @@ def test_a_sweep_that_cannot_be_recorded_does_not_begin(tmp_path):
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")
 
 
+@pytest.mark.exhaustive
 def test_records_outlive_a_killed_rerun(tmp_path):
     (tmp_path / "go").touch()
     overrides = ["method.k=4,21,8"]
@@ -157,6 +161,7 @@ def test_records_outlive_a_killed_rerun(tmp_path):
     assert sorted(path.stem for path in (folder / "jobs").iterdir()) == ["000000", "000001", "000002"]
 
 
+@pytest.mark.exhaustive
 def test_two_sweeps_share_a_job_and_the_same_sweep_does_not_run_twice(tmp_path):
     first = started(tmp_path, "method.k=21,4")
     wait_until(lambda: list(tmp_path.glob("t2i/*/*/.lock")), first)

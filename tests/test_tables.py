@@ -41,6 +41,7 @@ def sweep(experiment):
 
 
 @pytest.mark.parametrize("experiment", [name for name in SWEPT if name not in ("curves", "recipes")])  # of 36 jobs, no table
+@pytest.mark.exhaustive
 def test_each_line_of_a_table_means_one_job(experiment):
     rows, table = sweep(experiment)
     assert len(rows) > 1

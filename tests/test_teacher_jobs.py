@@ -49,6 +49,7 @@ def pictures(tmp_path):
     return tmp_path
 
 
+@pytest.mark.exhaustive
 def test_a_grey_teacher_on_grey_images_and_not_on_colours(pictures):
     teacher = stable_diffusion(pictures / "teacher", vae={"in_channels": 1, "out_channels": 1})
 
@@ -71,6 +72,7 @@ def audio_teacher(tiny_uag_teacher_folder, tmp_path):
     return folder
 
 
+@pytest.mark.exhaustive
 def test_a_job_at_the_audio_teacher_s_own_sampling_rate(audio_teacher, tmp_path):
     generator = np.random.default_rng(0)
     recordings = tmp_path / "recordings"

@@ -120,6 +120,7 @@ def weights(folder, part="unet"):
 
 
 @pytest.mark.parametrize("method", JOBS)
+@pytest.mark.exhaustive
 def test_two_processes_equal_one(two_level_teacher_folders, tmp_path, method):
     task, settings = JOBS[method]
     teacher = two_level_teacher_folders[task]
@@ -220,6 +221,7 @@ def test_one_process_without_memory_ends_all(tiny_teacher_folder, tmp_path):
     assert time.monotonic() - begun < 60
 
 
+@pytest.mark.exhaustive
 def test_bad_input_under_torchrun_is_told_once(tiny_teacher_folder, tmp_path):
     arguments = job("t2i", tiny_teacher_folder, tmp_path, "method.k=5000")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *arguments]

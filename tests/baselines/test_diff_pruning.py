@@ -116,6 +116,7 @@ def test_the_channels_of_least_taylor_importance_go(tiny_teacher, data_calibrati
 
 
 @pytest.mark.parametrize("variant", ["diff_pruning", "taylor", "magnitude", "random"])
+@pytest.mark.exhaustive
 def test_every_variant_gives_a_plan_of_the_same_size(tiny_teacher, data_calibration, variant):
     unet = tiny_teacher.denoiser
     before = {name: value.clone() for name, value in unet.state_dict().items()}
@@ -170,6 +171,7 @@ def test_the_paper_s_ratio_gives_the_paper_s_size(rounding, parameters, billions
     assert reached == {"ratio_reached": pytest.approx(1 - parameters / 35_746_307)}
 
 
+@pytest.mark.exhaustive
 def test_variants_and_seeds_choose_differently(tiny_teacher, data_calibration):
     def kept(**changes):
         plan = replace(METHOD, **changes).plan(tiny_teacher.denoiser, data_calibration, "tiny", None)
@@ -240,6 +242,7 @@ def test_what_can_be_reached_is_told_and_can_be_had(narrowest):
         assert nearest_trial(prune, reachable).removed == pytest.approx(reachable, abs=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_a_share_of_the_parameters_is_the_ratio_found_for_it(tiny_teacher, data_calibration, tmp_path, monkeypatch):
     unet = tiny_teacher.denoiser
     monkeypatch.setattr("baselines.diff_pruning.HALVINGS", 3)

@@ -91,6 +91,7 @@ def exported(small_folder, tmp_path_factory):
     return job, row, job / "export"
 
 
+@pytest.mark.exhaustive
 def test_the_folder_draws_the_same_without_this_project(exported, tmp_path):
     job, _, folder = exported
     script = f"""
@@ -158,6 +159,7 @@ def test_the_card_tells_the_row(exported):
     assert saved["models"] == row["models"] and str(job) not in json.dumps(saved)
 
 
+@pytest.mark.exhaustive
 def test_stock_students_parts_and_licences_of_other_teachers(tiny_uag_teacher_folder, tmp_path, capsys):
     """BK-SDM's student is of a stock class; this pipeline's own class needs what is not here, so its parts are loaded."""
     job = tmp_path / "job"

@@ -78,6 +78,7 @@ def browser():
 
 
 @pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.exhaustive
 def test_plots_and_table_in_a_browser(page, browser, width, tmp_path):
     context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
     tab = context.new_page()

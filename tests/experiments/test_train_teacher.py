@@ -126,7 +126,7 @@ def weights(work):
     return {path.relative_to(work): load_file(path) for path in sorted((work / "out").rglob("*.safetensors"))}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_in_both_stages_the_weights_are_the_same(finished, tmp_path):
     task, whole, _ = finished
     if task == "t2i":  # the tokenizer's numbering differs from run to run (experiments/teacher_training/text_encoder.py)
@@ -150,7 +150,7 @@ def test_other_settings_are_refused_and_named(finished):
     assert done.returncode == 2 and "was begun with other settings" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_training_goes_on_from_a_finished_teacher(finished, tmp_path):
     task, work, _ = finished
     done = train(task, tmp_path, f"start={work / 'out'}", autoencoder_steps=2, denoiser_steps=2)

@@ -48,8 +48,8 @@ def test_published_counts_by_rounding():
         assert round(100 * sum(zeros.values()) / sum(map(named_weights, models.values())), 2) == combined
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [UNET, AUTOENCODER])
+@pytest.mark.exhaustive
 def test_published_counts_of_pruned_weights(name):
     model = build(name).to_empty(device="cpu")
     torch.manual_seed(0)

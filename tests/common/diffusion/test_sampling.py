@@ -1,5 +1,6 @@
 import os
 
+import pytest
 import torch
 
 from common.diffusion.sampling import sample_latents
@@ -58,6 +59,7 @@ def test_a_scheduler_that_draws_noise_depends_on_the_row_alone(tiny_teacher):
     assert torch.allclose(drawn[0], drawn[1], atol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_a_scheduler_is_described_alike_in_every_process():
     import subprocess
     import sys

@@ -16,6 +16,8 @@ from common.pruning.plan import apply_plan
 from common.runtime.files import ROOT
 from tests.small_students import as_teacher, expected, numbers, plan_of, small_unet, untraced  # noqa: F401
 
+pytestmark = pytest.mark.exhaustive
+
 
 @pytest.mark.parametrize(
     ("kind", "task", "layers"),

@@ -55,6 +55,7 @@ def formula(a, b):
 
 
 @torch.no_grad()
+@pytest.mark.exhaustive
 def test_features_of_both_modes(weights, images):
     network, _ = blocks_of(weights)
     drawn = images[0][:2]
@@ -79,6 +80,7 @@ def legacy(weights, images):
     return made, *(made.rows(drawn, None) for drawn in images)
 
 
+@pytest.mark.exhaustive
 def test_distances(legacy):
     from cleanfid.fid import kernel_distance
 

@@ -162,6 +162,7 @@ def test_one_sort_of_weights_of_each_part_is_wanted():
     assert set(wanted_files(FILES)) == EXPECTED
 
 
+@pytest.mark.exhaustive
 def test_a_pipeline_is_downloaded_once_and_without_what_jobs_do_not_read(endpoint, tmp_path):
     (folder,) = look_up(endpoint, tmp_path, ("owner/pipeline", COMMIT))
     found = {os.path.relpath(os.path.join(root, file), folder) for root, _, files in os.walk(folder) for file in files}
@@ -172,6 +173,7 @@ def test_a_pipeline_is_downloaded_once_and_without_what_jobs_do_not_read(endpoin
     assert line.startswith("error: The hub repository 'owner/pipeline' cannot be read (") and line.endswith("=<folder>.")
 
 
+@pytest.mark.exhaustive
 def test_of_a_model_its_settings_and_one_set_of_weights_are_downloaded(endpoint, tmp_path):
     """The settings alone first, for another model's processor; without a connection what is there is found."""
     folder = folder_in_process(endpoint, tmp_path, "settings_files", "preprocessor_config.json")
@@ -197,6 +199,7 @@ def test_what_cannot_be_downloaded_is_told_in_one_line(endpoint, tmp_path):
     assert all("teacher.path=<folder>" in line for line in lines[:3])
 
 
+@pytest.mark.exhaustive
 def test_a_commit_is_told_by_the_hub_or_else_by_its_cache(endpoint, tmp_path):
     code = (
         "from common.models.hub import commit_of as c\n"
@@ -210,6 +213,7 @@ def test_a_commit_is_told_by_the_hub_or_else_by_its_cache(endpoint, tmp_path):
     assert in_process(code, nowhere, tmp_path) == told
 
 
+@pytest.mark.exhaustive
 def test_a_repository_that_moves_on_while_a_job_begins_is_told(endpoint, tmp_path):
     code = """
 from common.models.hub import COMMITS, InputError, commit_of, find_folder
@@ -224,6 +228,7 @@ except InputError as error:
     assert line == "The hub repository 'owner/pipeline' has changed since this command began; run it again."
 
 
+@pytest.mark.exhaustive
 def test_settings_are_checked_before_weights_are_loaded(endpoint, tmp_path):
     (line,) = look_up(endpoint, tmp_path, ["owner/unknown", None])
     assert line.startswith("error: ") and "unet/config.json sets sharpness=3, which this project does not know" in line

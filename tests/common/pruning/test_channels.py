@@ -88,6 +88,7 @@ def prune(unet, ratio=0.3, exclude=(), rounding="up"):
 
 
 @pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.exhaustive
 def test_the_student_is_torch_prunings_network(kind, tmp_path):
     unet = make(kind)
     before = run(unet)
@@ -209,6 +210,7 @@ def test_a_plan_without_its_indices_is_told():
         apply_plan(unet, Plan("test", (Edit("mid_block.resnets.0", "resize", {"in": 4, "out": 4}),)))
 
 
+@pytest.mark.exhaustive
 def test_loads_with_neither_this_project_nor_torch_pruning(tmp_path):
     unet = make("sd")
     student = apply_plan(unet, prune(unet)[1])
@@ -237,7 +239,7 @@ torch.save(out, {str(tmp_path / "out.pt")!r})
     assert torch.allclose(torch.load(tmp_path / "out.pt"), run(student), atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ldm4_at_full_width():
     """L1-Diff's notebook reports 274.06M -> 165.80M at a channel ratio of 0.2, its pruner's settings unknown."""
     with torch.no_grad():

@@ -62,6 +62,7 @@ def test_order_is_that_of_the_stages(sd15):
     assert list(dict.fromkeys(stages)) == ["down_blocks", "mid_block", "up_blocks"]
 
 
+@pytest.mark.exhaustive
 def test_parameters_are_what_the_student_loses(tiny_teacher):
     unet = tiny_teacher.denoiser
     whole = sum(p.numel() for p in unet.parameters())

@@ -113,6 +113,7 @@ def test_a_pipeline_loader_that_does_not_know_the_class_fails_loudly(tiny_teache
         DiffusionPipeline.from_pretrained(tmp_path / "student", local_files_only=True)
 
 
+@pytest.mark.exhaustive
 def test_export_draws_the_same_without_this_project(tiny_teacher, tmp_path):
     student = apply_plan(tiny_teacher.denoiser, make_plan(tiny_teacher.denoiser))
     save_student(tiny_teacher, tiny_teacher.with_parts(denoiser=student), tmp_path / "student")

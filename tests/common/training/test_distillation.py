@@ -77,6 +77,7 @@ def train(teacher, folder, steps=6, stop_after=None, callbacks=()):
 
 
 @pytest.mark.parametrize("stop_after", [3, 4, 5])
+@pytest.mark.exhaustive
 def test_resumed_run_ends_with_the_same_weights(tiny_teacher, tmp_path, stop_after):
     whole, whole_average = train(tiny_teacher, tmp_path / "whole")
     with pytest.raises(Killed):
@@ -205,6 +206,7 @@ def test_schedules():
         learning_rate_factor("linear", 1, 1)
 
 
+@pytest.mark.exhaustive
 def test_compiled_networks_train_alike(tiny_teacher):
     """By dynamo alone (backend=eager): what is traced, hooks on features among it, and not the minutes of a compiler."""
     batch = rows().__getitems__([(0, 0), (1, 1)])

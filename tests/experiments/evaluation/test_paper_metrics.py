@@ -40,6 +40,7 @@ def kept(outputs, folder, who):
     return torch.cat([load_tensors(path)["images"] for path in sorted(where.glob("*.safetensors"))])
 
 
+@pytest.mark.exhaustive
 def test_metrics_are_added_to_a_finished_job_and_what_is_missing_does_not_lose_them(tiny_teacher_folder, tmp_path):
     """CLIP's score is there, PickScore's weights are absent at first; the job's samples are drawn once."""
     clip, later, outputs = write_clip(tmp_path / "clip"), tmp_path / "later", tmp_path / "out"
@@ -72,6 +73,7 @@ def test_metrics_are_added_to_a_finished_job_and_what_is_missing_does_not_lose_t
     assert samples == {path: path.stat().st_mtime_ns for path in samples}
 
 
+@pytest.mark.exhaustive
 def test_bk_sdm_s_protocol_as_a_job(tiny_teacher_folder, tmp_path):
     """FID, IS and CLIP score over JPEG files of another size, against statistics in a file; by its scheduler and seeds."""
     pytest.importorskip("cleanfid")

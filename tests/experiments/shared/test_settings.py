@@ -226,6 +226,7 @@ def swept(overrides):
 
 
 @pytest.mark.parametrize("overrides", SWEEPS, ids=" ".join)
+@pytest.mark.exhaustive
 def test_a_sweep_whose_settings_go_together_in_its_jobs_begins(overrides):
     SettingsCheck().on_multirun_start(swept(overrides))
 

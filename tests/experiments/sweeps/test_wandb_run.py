@@ -172,6 +172,7 @@ KEY = "a" * 40
         "an unknown mode": ({"WANDB_MODE": "sometimes"}, "WANDB_MODE=sometimes is none of online, offline, disabled"),
     }.values(),
 )
+@pytest.mark.exhaustive
 def test_a_server_that_does_not_answer_and_odd_variables_stop_nothing_and_are_told_once(tmp_path, two_jobs, variables, told):
     done = two_jobs(**variables)
     assert done.returncode == 0, done.stderr
@@ -180,6 +181,7 @@ def test_a_server_that_does_not_answer_and_odd_variables_stop_nothing_and_are_to
     assert [read_back(tmp_path / name)["exit"] for name in ("a", "b")] == [0, 0]
 
 
+@pytest.mark.exhaustive
 def test_a_server_that_hangs_holds_nobody_up(tmp_path, two_jobs):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"

@@ -145,7 +145,7 @@ def test_the_papers_data_sets_compose_and_load(folder, capsys):
     assert "23 images, and 30,000 are expected" in capsys.readouterr().err and cfg.training_rows.flip is False
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_job_on_a_captioned_folder_with_rows_computed_ahead(tiny_teacher_folder, folder, tmp_path):
     """Two precomputing processes, then the job, which finds the rows; prompts come from a file."""
     data = ["task/data=captioned_folder", f"task.data.folder={folder}", "task.data.size=64", "training_rows.rows_per_shard=2"]
@@ -167,7 +167,7 @@ def test_a_job_on_a_captioned_folder_with_rows_computed_ahead(tiny_teacher_folde
     assert fewer.returncode == 2 and "evaluation.images=16 can be 15 at most" in fewer.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_image_folder_through_a_whole_job(tiny_uig_teacher_folder, folder, tmp_path):
     data = ["task/data=image_folder", f"task.data.folder={folder}", "task.data.size=64", "distill.steps=2"]
     done = run(*job("uig", tiny_uig_teacher_folder, tmp_path, *data))
