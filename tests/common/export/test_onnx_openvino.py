@@ -23,7 +23,7 @@ pytestmark = pytest.mark.exhaustive
     ("kind", "task", "layers"),
     [
         ("ld_pruner", "t2i", 1),
-        ("bk_sdm", "t2i", 1),
+        ("bk_sdm", "t2i", 2),
         ("diff_pruning", "uig", 1),
     ],
 )
