@@ -53,6 +53,7 @@ def wait_until(seen, running, limit=120):
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.exhaustive
 def test_a_failed_job_neither_stops_nor_hides_the_others(tmp_path, launcher):
     if launcher == "ray" and find_spec("hydra_plugins.hydra_ray_launcher") is None:
         pytest.skip("ray is an extra that the tests do not install")

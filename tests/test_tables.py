@@ -59,6 +59,7 @@ def one_but_for_seeds(rows):
 
 
 @pytest.mark.parametrize("claim", read_claims(), ids=lambda claim: claim["claim"])
+@pytest.mark.exhaustive
 def test_each_claim_means_one_job_in_every_comparison(claim):
     folders = [name.partition("/") for name in claim.get("experiments", [])]  # <task>/<experiment>
     rows = [row for _, _, experiment in folders for row in sweep(experiment)[0]]

@@ -115,6 +115,7 @@ torch.save(pipe("a red apple", latents=noise, num_inference_steps=3, guidance_sc
     assert torch.allclose(torch.load(tmp_path / "out.pt"), latents, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_the_files_are_those_of_the_student(exported):
     job, _, folder = exported
     student, session = load_denoiser(job / "student"), onnxruntime.InferenceSession(folder / "onnx/unet/model.onnx")

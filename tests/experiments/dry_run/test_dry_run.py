@@ -113,6 +113,7 @@ def dry(*arguments, outputs):
     return run("run.py", *arguments, f"outputs={outputs}", "dry_run=true")
 
 
+@pytest.mark.exhaustive
 def test_a_dry_run_needs_no_weights_and_leaves_nothing(tiny_teacher_folder, tmp_path):
     folder = tmp_path / "teacher"
     shutil.copytree(tiny_teacher_folder, folder, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer*"))
