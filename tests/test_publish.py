@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.runtime.files import write_json
+from common.runtime.files import ROOT, write_json
 from experiments.publish import publish
 from experiments.reporting import job_report, sample_sheet
 from experiments.reporting.rows import flat, read_rows
@@ -178,6 +178,7 @@ def test_a_sweep_becomes_pages(tiny_teacher_folder, tmp_path):
     assert all(is_figure(name) for row in rows for name in flat(row["models"]["distilled"]))
     assert "t2i/ld_pruner/table3/README.md" in (pages / "README.md").read_text()
     lines = folder / "rows.jsonl"
+    assert str(outputs) not in lines.read_text() and all(row["command"].startswith("python run.py ") for row in rows)
     lines.write_text(lines.read_text().splitlines()[0] + "\n{broken\n")
     assert len(read_rows([pages])) == 1
     assert "table 3" in json.loads((folder / "sweep.json").read_text())["table"]["title"]
@@ -187,6 +188,12 @@ def test_a_sweep_becomes_pages(tiny_teacher_folder, tmp_path):
     done = run("-m", "experiments.publish", str(outputs), "--out", str(pages))
     assert done.returncode == 0 and "not published" not in done.stderr and "left out" not in done.stderr, done.stderr
     assert len(read_rows([pages])) == 2 and not (folder / "samples.webp").exists()
+
+
+def test_published_pages_name_no_place_on_the_machine_that_wrote_them():
+    files = [path for path in (ROOT / "experiments" / "results").rglob("*") if path.suffix in (".json", ".jsonl", ".md")]
+    assert len(files) > 20
+    assert [path for path in files if "outputs=" in (text := path.read_text()) or '"/' in text or "=/" in text] == []
 
 
 def test_nothing_to_publish_and_a_file_for_a_folder_are_told(tmp_path, capsys):

@@ -11,7 +11,8 @@ Models, data and metrics differ: it is the order of the lines that can be compar
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.reporting.lookup import find
+from experiments.reporting.comparison import SeedNoise, interval, measured
+from experiments.reporting.lookup import Selector, find, find_all
 from experiments.reporting.metric_table import METRICS, short_title
 from experiments.reporting.rows import distance_name, metric_names, value_of
 from experiments.shared.row import Row
@@ -21,11 +22,12 @@ PUBLISHED = (
 )
 OURS = "left: parameters that are not zero; time: a forward pass; both against the teacher."
 SAME_METRICS = "Left of |: as published. Right: measured here, by the published metrics where the names agree. "
+HALVES = " ±: 95 % interval of samples, and of seeds where several were run."
 AFTER = " after: that share of the training."
 FORMS = {"left": "{:.0%}", "zeros": "{:.1%}", "time": "{:.2f}x", "after": "{:.0%}", "FD": "{:.1f}", "FAD": "{:.2f}"}
 FORMS |= {short_title(name): metric.form for name, metric in METRICS.items()}
 AS_PUBLISHED = ("fid", "fad_vggish", "inception_score", "clip_score", "pickscore")  # where measured, instead of ours
-PREFERRED = ("pickscore", "clip_score", "caption_retrieval", "latent_mse")
+PREFERRED = ("pickscore", "clip_score", "caption_retrieval", "feature_mse", "latent_mse")
 
 
 def our_columns(rows: Sequence[Row], count: int) -> dict[str, str]:
@@ -45,16 +47,27 @@ def cell(title: str, value: float | None) -> str:
     return FORMS[title].format(value)
 
 
+def half_text(rows: Sequence[Row], selector: Selector, title: str, name: str, noise: SeedNoise) -> str:
+    """Half of the 95 % interval of a metric, of samples and of seeds, such as " ±0.41"; "" where none is known."""
+    model = selector.get("model", "student")
+    figure = measured(find_all(rows, selector), name, trained=model == "student")
+    half = interval(figure, name, noise, model).half if figure is not None and figure.estimate.replicates else 0.0
+    return f" ±{FORMS[title].format(half).removesuffix('%')}" if half else ""
+
+
 def paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Titles and lines of text; what was not measured, or not published, is empty."""
     ours = our_columns(rows, 3 if len(table["columns"]) <= 3 else 2)  # as many as 80 characters hold
     figures = [find(rows, line["ours"]) or {} for line in table["lines"]]
     shown = {title: name for title, name in ours.items() if any(cell(title, found.get(name)) for found in figures)}
     bar = ["|"] if table["columns"] else []
-    lines = []
+    lines, noise = [], SeedNoise(rows)
     for line, found in zip(table["lines"], figures, strict=True):
         published = list(line.get("published") or [""] * len(table["columns"]))
         cells = [cell(title, found.get(name)) for title, name in shown.items()]
+        if not table["columns"]:  # there is room
+            halves = [half_text(rows, line["ours"], title, name, noise) for title, name in shown.items()]
+            cells = [text + half for text, half in zip(cells, halves, strict=True)]
         lines.append([line["name"], *published, *bar, *cells])
     return ["", *table["columns"], *bar, *shown], lines
 
@@ -76,7 +89,7 @@ def note(table: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """What a reader of the table must know."""
     told = SAME_METRICS + own_protocol(table, rows) if set(AS_PUBLISHED) & set(metric_names(rows)) else PUBLISHED
     after = AFTER if any("at" in line["ours"] for line in table["lines"]) else ""
-    return f"{table['source']}. {told if table['columns'] else ''}{OURS}{after}"
+    return f"{table['source']}. {told if table['columns'] else ''}{OURS}{after}{'' if table['columns'] else HALVES}"
 
 
 def print_paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> None:

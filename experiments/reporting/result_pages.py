@@ -60,6 +60,11 @@ def write_group(rows: Sequence[Row], folder: Path, prefix: str) -> dict[Path, st
     return found | ({sheet: SAMPLES} if draw_sheet(rows, sheet) else {})
 
 
+def published(row: Row) -> dict[str, Any]:
+    """A row without where it lay and where its job wrote."""
+    return {key: shown_command(value) if key == "command" else value for key, value in row.items() if key != "path"}
+
+
 def write_page(sweep: Mapping[str, Any], rows: Sequence[Row], done: int, folder: Path) -> None:
     """README.md with its pictures, rows.jsonl (without where the rows lay) and sweep.json.
 
@@ -79,7 +84,7 @@ def write_page(sweep: Mapping[str, Any], rows: Sequence[Row], done: int, folder:
             told = ["Samples from equal seeds:", ""] if path.suffix == ".webp" else []
             lines += [*told, f"![{what}]({path.name})", ""]
         pictures += drawn
-    texts = [to_json({key: value for key, value in row.items() if key != "path"}) for row in rows]
+    texts = [to_json(published(row)) for row in rows]
     write_atomically(folder / ROWS_FILE, ("\n".join(texts) + "\n").encode())
     write_text(folder / "README.md", "\n".join(lines))
     write_json(folder / "sweep.json", sweep)
