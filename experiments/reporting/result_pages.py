@@ -22,8 +22,12 @@ from experiments.shared.row import Row
 
 
 def shown_command(command: str) -> str:
-    """The command without where it wrote."""
-    return shlex.join(word for word in shlex.split(command) if not word.startswith(("outputs=", "logging=")))
+    """The command without where it wrote; one that no shell would read, as it is."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a row that somebody edited
+        return command
+    return shlex.join(word for word in words if not word.startswith(("outputs=", "logging=")))
 
 
 def table_of_jobs(rows: Sequence[Row]) -> str:
