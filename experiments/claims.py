@@ -27,7 +27,7 @@ from experiments.shared.row import Row
 from experiments.sweeps.result_index import fault_lines, write_index
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
-TOLD = ("distance", "caption_retrieval", "latent_mse", "time")  # of whose noise the page tells
+TOLD = ("feature_mse", "distance", "caption_retrieval", "latent_mse", "time")  # of whose noise the page tells
 HOLDS, FAILS, OPEN, UNKNOWN = "holds", "does not hold", "cannot be told", "not measured"
 PAGE = Path(__file__).with_name("reporting") / "claims.md"
 
@@ -91,7 +91,7 @@ class Evidence:
 
 def cases(check: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], list[Mapping[str, Any]]]]:
     """Each single comparison that a check stands for: metric, what its selectors share, and those."""
-    metrics = check.get("metric", "distance")
+    metrics = check.get("metric", "feature_mse")
     given = check["order"] if "order" in check else [check[name] for name in ("value", "against") if name in check]
     for metric in metrics if isinstance(metrics, list) else [metrics]:
         for shared in check.get("each", [{}]):
@@ -173,7 +173,7 @@ def check_claim(claim: Mapping[str, Any], evidence: Evidence) -> tuple[list[str]
             decided, seen = verdict(check, known, metric, noise, model)
             verdicts.append(decided)
             form = find_metric(metric).form
-            of = ", ".join(filter(None, (metric.replace("_", " "), in_words(shared))))
+            of = ", ".join(filter(None, (find_metric(metric).title, in_words(shared))))
             told = [
                 f"{in_words(each)} **{form.format(figure.estimate.value)}**".strip()
                 for each, figure in zip(given, known, strict=True)
@@ -199,7 +199,7 @@ def page(claims: Sequence[Mapping[str, Any]], found: Sequence[tuple[list[str], l
         links = ", ".join(f"[{name}]({name}/README.md)" for name in names)
         lines.append([str(place), claim["claim"], claim["published"], "<br>".join(texts), f"**{summary(verdicts)}**", links])
     noise = evidence.noise_of_all
-    shares = ", ".join(f"{name.replace('_', ' ')} {100 * noise.of(name)[0]:.1f} %" for name in TOLD)
+    shares = ", ".join(f"{find_metric(name).title} {100 * noise.of(name)[0]:.1f} %" for name in TOLD)
     verdicts = [each for _, of_claim in found for each in of_claim]
     return rendered(
         PAGE,

@@ -101,15 +101,16 @@ def test_a_claim_is_checked_against_its_rows(results):
     claim = {"claim": "good is better", "published": "p", "experiments": ["x/table"], "file": "x/some.json"}
     evidence = Evidence(results)
     checks = {
-        HOLDS: {"order": [{"method": "good"}, {"method": "bad"}]},
-        FAILS: {"order": [{"method": "bad"}, {"method": "good"}]},
-        OPEN: {"order": [{"method": "good"}, {"method": "good"}]},
-        UNKNOWN: {"order": [{"method": "good"}, {"method": "absent"}]},
+        HOLDS: {"metric": "distance", "order": [{"method": "good"}, {"method": "bad"}]},
+        FAILS: {"metric": "distance", "order": [{"method": "bad"}, {"method": "good"}]},
+        OPEN: {"metric": "distance", "order": [{"method": "good"}, {"method": "good"}]},
+        UNKNOWN: {"metric": "distance", "order": [{"method": "good"}, {"method": "absent"}]},
     }
     for expected, one in checks.items():
         assert check_claim({**claim, "checks": [one]}, evidence)[1] == [expected]
     several = {
         "each": [{"method": "good"}, {"method": "bad"}],
+        "metric": "distance",
         "value": {},
         "against": {"model": "teacher"},
         "from": 1,
@@ -118,6 +119,10 @@ def test_a_claim_is_checked_against_its_rows(results):
     texts, verdicts = check_claim({**claim, "checks": [several]}, evidence)
     assert verdicts == [HOLDS, FAILS] and texts[0] == "distance, good: **1600**; teacher **1500** (2.1 % would be seen)"
     assert texts[1] == "distance, bad: **2000**; teacher **1500** (does not hold; 2.1 % would be seen)"
+    nothing = {
+        "order": [{"method": "good"}, {"method": "bad"}]
+    }  # by how far they are from the teacher, which these do not hold
+    assert check_claim({**claim, "checks": [nothing]}, evidence)[1] == [UNKNOWN]
     number = {"value": {"path": "a.b"}, "from": 0.9, "to": 1}
     assert check_claim({**claim, "checks": [number]}, evidence)[1] == [HOLDS]
 
@@ -128,7 +133,7 @@ def test_the_page(results, capsys, monkeypatch):
             "claim": "good is better",
             "published": "p",
             "experiments": ["x/table"],
-            "checks": [{"order": [{"method": "good"}, {"method": "bad"}]}],
+            "checks": [{"metric": "distance", "order": [{"method": "good"}, {"method": "bad"}]}],
         }
     ]
     monkeypatch.setattr(claims, "read_claims", lambda: claimed)
@@ -157,7 +162,7 @@ def test_rows_of_other_protocols_are_not_compared(results):
     claim = {
         "claim": "good is better",
         "experiments": ["x/table"],
-        "checks": [{"order": [{"method": "good"}, {"method": "bad"}]}],
+        "checks": [{"metric": "distance", "order": [{"method": "good"}, {"method": "bad"}]}],
     }
     with pytest.raises(InputError, match="differ in teacher, data or protocol: 'good is better'"):
         check_claim(claim, Evidence(results))
