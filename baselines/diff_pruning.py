@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 from zlib import crc32
 
 import torch
@@ -39,6 +39,7 @@ from common.diffusion.noise_schedule import check_learns_from_noise, noise_sched
 from common.diffusion.objective import training_target
 from common.diffusion.sampling import predict
 from common.errors import InputError, check_one_given
+from common.pruning.budget import Budget
 from common.pruning.channels import ChannelPruning, Importance, Rounding, prune_channels
 from common.pruning.forecast import CalibrationSize, Forecast
 from common.pruning.method import Method
@@ -143,12 +144,13 @@ class DiffPruning(Method):
 
     ratio: the share of channels, in (0, 1). rounding: "down" or "up", of the channels that go from a norm's group or a head
     (common.pruning.channels); the plan's settings tell what was reached, of all channels and in the groups. parameters: instead
-    of the ratio, the share of the parameters, in (0, 1); the ratio is the one that comes nearest (nearest_trial). variant,
-    threshold: above. every: the stride of visited timesteps; the paper visits each. rows: rows of the calibration data in the
-    one batch; all of them where there are fewer. exclude: shell patterns over module paths, whose outputs keep their width.
-    seed: of the noise, and of the random variant.
+    of the ratio, the share of the parameters, in (0, 1); the ratio is the one that comes nearest (nearest_trial). budget: or
+    else what the student may take (common.pruning.budget). variant, threshold: above. every: the stride of visited timesteps;
+    the paper visits each. rows: rows of the calibration data in the one batch; all of them where there are fewer. exclude:
+    shell patterns over module paths, whose outputs keep their width. seed: of the noise, and of the random variant.
     """
 
+    knob: ClassVar[str] = "ratio"
     ratio: Share | None
     parameters: Share | None
     rounding: Rounding
@@ -158,10 +160,11 @@ class DiffPruning(Method):
     rows: AtLeastOne
     exclude: tuple[str, ...]
     seed: Seed
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "method")
-        check_one_given(ratio=self.ratio, parameters=self.parameters)
+        check_one_given(ratio=self.ratio, parameters=self.parameters, budget=self.budget)
 
     def plan(self, unet: nn.Module, calibration: Calibration, teacher: str, scores: Path | None) -> Plan:
         """The plan for `unet`; accumulated gradients are kept in the folder `scores` for other ratios and exclusions.

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from common.cost.macs import probe_inputs
 from common.errors import InputError, check_one_given
+from common.pruning.budget import Budget
 from common.pruning.forecast import CalibrationSize, Forecast
 from common.pruning.method import Method
 from common.pruning.plan import Edit, Plan, edited
@@ -35,15 +36,16 @@ class LDPruner(Method):
     """Removes the operators with the lowest latent scores: Algorithm 1.
 
     k: how many operators to modify; or else ratio: the share of the U-Net's parameters to remove, at least, by the smallest
-    k that does (ld_pruner.selection). kinds, exclude, residual: which operators (ld_pruner.operators); kinds="paper" for
-    all of section 2.2, of which the shipped configuration counts the composed ones and samplers. nested: whether an operator
-    inside one that is chosen too uses up one of the k ("count", Algorithm 1 read literally) or not ("skip").
-    initial_weights: ld_pruner.initial_weights, on weight_rows noisy latents where it looks at any. formula, squared,
-    correction: ld_pruner.algorithm. scoring, rows: ld_pruner.scoring. selection: "oneshot" as the paper, or "iterative":
-    scores are computed again after every `every` removals, on the network without them. score_per: what a score is divided
-    by before ranking (ld_pruner.costs).
+    k that does (ld_pruner.selection); or budget: what the student may take (common.pruning.budget). kinds, exclude,
+    residual: which operators (ld_pruner.operators); kinds="paper" for all of section 2.2, of which the shipped configuration
+    counts the composed ones and samplers. nested: whether an operator inside one that is chosen too uses up one of the k
+    ("count", Algorithm 1 read literally) or not ("skip"). initial_weights: ld_pruner.initial_weights, on weight_rows noisy
+    latents where it looks at any. formula, squared, correction: ld_pruner.algorithm. scoring, rows: ld_pruner.scoring.
+    selection: "oneshot" as the paper, or "iterative": scores are computed again after every `every` removals, on the network
+    without them. score_per: what a score is divided by before ranking (ld_pruner.costs).
     """
 
+    knob: ClassVar[str] = "ratio"
     k: Count | None
     ratio: Share | None
     kinds: tuple[str, ...] | Literal["paper"]
@@ -61,10 +63,11 @@ class LDPruner(Method):
     every: AtLeastOne
     score_per: CostUnit
     seed: Seed
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "method")
-        check_one_given(k=self.k, ratio=self.ratio)
+        check_one_given(k=self.k, ratio=self.ratio, budget=self.budget)
 
     def plan(self, unet: nn.Module, calibration: Calibration, teacher: str, scores: Path | None) -> Plan:
         """The plan for `unet`; partial scores are kept below the folder `scores`, by the content they depend on.

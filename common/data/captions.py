@@ -189,15 +189,15 @@ def metadata_rows(table: Path, caption_column: str) -> Iterator[tuple[str, str]]
         yield "" if cells[0] is None else str(cells[0]), caption_of(cells[1])
 
 
-def read_prompts(path: Path) -> tuple[list[str], int]:
-    """The prompts of a file in its order, and how many empty ones were left out.
+def read_prompts(path: Path, setting: str = "evaluation.prompts") -> tuple[list[str], int]:
+    """The prompts of a file in its order, and how many empty ones were left out; `setting` names it in messages.
 
     A table (see read_table) has them in its one column prompt, text or caption; a .txt file has one a line. InputError for a
     file that cannot be read, of another kind, without the column or with several such, or without any prompt.
     """
     kind = path.suffix.lower()
     if kind not in PROMPT_FILES:
-        raise InputError(f"evaluation.prompts={path}: its ending is none of {', '.join(PROMPT_FILES)}.")
+        raise InputError(f"{setting}={path}: its ending is none of {', '.join(PROMPT_FILES)}.")
     lines = []
     for row in read_table(path):
         columns = columns_like(row, PROMPT_COLUMNS)
@@ -208,5 +208,5 @@ def read_prompts(path: Path) -> tuple[list[str], int]:
         lines.append(caption_of(row[columns[0]]) if row else "")
     prompts = [line for line in lines if line]
     if not prompts:
-        raise InputError(f"evaluation.prompts={path} holds no prompt: one a line, or a table with a column text, is needed.")
+        raise InputError(f"{setting}={path} holds no prompt: one a line, or a table with a column text, is needed.")
     return prompts, len(lines) - len(prompts)

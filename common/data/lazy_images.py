@@ -136,4 +136,4 @@ class LazyImages:
 
 def subset(images: Any, chosen: Any, workers: int | None = None) -> Any:
     """images[chosen] of a tensor; of images that are read when asked for, the chosen ones, none of them read yet."""
-    return images.select(chosen, workers) if isinstance(images, LazyImages) else images[chosen]
+    return images[chosen] if isinstance(images, torch.Tensor) else images.select(chosen, workers)

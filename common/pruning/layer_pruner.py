@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from common.errors import InputError
+from common.errors import InputError, check_one_given
+from common.pruning.budget import Budget
 from common.pruning.forecast import CalibrationSize, Forecast
 from common.pruning.layers import Granularity, Layer, SizeUnit, WidthChanging, layer_sizes, list_layers, random_scores
 from common.pruning.method import Method
@@ -16,8 +17,10 @@ from common.pruning.plan import Edit, Plan
 from common.settings import Share, check_fields
 
 
-def removal_budget(ratio: float, unit: str, sizes: Sequence[float], whole: float) -> float:
-    """ratio * whole; InputError when the ratio is larger than all layers together."""
+def removal_budget(ratio: float | None, unit: str, sizes: Sequence[float], whole: float) -> float:
+    """ratio * whole; InputError when the ratio is larger than all layers together, or not given."""
+    if ratio is None:
+        raise InputError("method.ratio=null: a plan is of a ratio; that of a budget is searched (common.pruning.budget).")
     largest = sum(sizes) / whole
     if ratio > largest:
         raise InputError(f"method.ratio={ratio}: all layers together are {math.floor(1e4 * largest) / 1e4} of the {unit}.")
@@ -42,12 +45,14 @@ class LayerPruner(Method):
 
     name: what plans say that they are of; a class that gives none is called by its own.
 
-    ratio: the share of the U-Net to remove, at least, in `unit`. granularity, width_changing, exclude: which layers
-    (common.pruning.layers).
+    ratio: the share of the U-Net to remove, at least, in `unit`; or else budget: what the student may take
+    (common.pruning.budget). granularity, width_changing, exclude: which layers (common.pruning.layers).
     """
 
     name: ClassVar[str]
-    ratio: Share
+    knob: ClassVar[str] = "ratio"
+    ratio: Share | None
+    budget: Budget | None = field(default=None, kw_only=True)
     unit: SizeUnit = field(default="parameters", kw_only=True)
     granularity: Granularity = field(default="transformer", kw_only=True)
     width_changing: WidthChanging = field(default="shortcut", kw_only=True)
@@ -59,6 +64,7 @@ class LayerPruner(Method):
 
     def __post_init__(self) -> None:
         check_fields(self, "method")
+        check_one_given(ratio=self.ratio, budget=self.budget)
 
     def layer_scores(
         self, unet: nn.Module, layers: Sequence[Layer], calibration: Any, teacher: str, folder: Path | None

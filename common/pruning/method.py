@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
@@ -23,11 +23,15 @@ class Method:
     A method reads the teacher and never changes it.
 
     pruned_parts: the parts of the pipeline that it prunes, of "denoiser" and "autoencoder". prunes_in_training: whether its
-    plans are but the beginning, so that a part without training steps would stay unpruned.
+    plans are but the beginning, so that a part without training steps would stay unpruned. budget: bounds of what the student
+    takes (common.pruning.budget), of a method that can keep to them, and then `knob` names the setting, from 0 to 1, by which
+    more of the denoiser goes; a job searches it.
     """
 
     pruned_parts: Sequence[str] = ("denoiser",)
     prunes_in_training: bool = False
+    budget: Any = None
+    knob: ClassVar[str] = ""
 
     def plan(self, unet: nn.Module, calibration: Any, teacher: str, scores: Path | None) -> Plan:
         """What to remove from the denoiser `unet`.

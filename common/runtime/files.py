@@ -101,6 +101,16 @@ def check_writable(folder: Path, setting: str) -> None:
         raise InputError(f"{folder} cannot be written ({error.strerror}): give another {setting}=<folder>.") from error
 
 
+def check_room(folder: Path, size: int, what: str) -> None:
+    """InputError where the disk of `folder`, which may not be there yet, has no room for `size` bytes of `what`."""
+    place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise InputError(
+            f"{place} has {free / 2**30:.1f} GiB left, and {what} take {size / 2**30:.1f} GiB: give another outputs."
+        )
+
+
 @contextmanager
 def refusals_name(path: Path, scratch: Path) -> Iterator[None]:
     """What the system refuses inside, of `scratch` or without saying of what, is raised as an OSError that names `path`."""

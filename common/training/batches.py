@@ -14,7 +14,8 @@ from common.errors import InputError
 from common.runtime.processes import process_count, rank
 from common.runtime.seeding import generator_for
 
-MIRROR = 5  # sets the coins of MirroredRows apart from other numbers of the same seed
+MIRROR, OTHER = 5, 6  # set the coins of MirroredRows and of OtherConditions apart from other numbers of the same seed
+OWN = "own_condition"
 
 
 class SeededBatches(Sampler[list[tuple[int, int]]]):
@@ -80,6 +81,31 @@ class MirroredRows(TensorRows):
         rows = torch.tensor([index for index, _ in pairs])
         batch["latents"][coins < 0.5] = self.mirrored[rows[coins < 0.5]]
         return batch
+
+
+class OtherConditions(TensorRows):
+    """Rows of which a `share` of the visits has the conditions of another row, drawn by (seed, position).
+
+    Random conditioning (Kim et al. 2025, arXiv 2504.02011), whose share depends on the timestep and is the same for all here:
+    a teacher says of any noisy latents what they should become under any prompt, so that a student learns of more prompts than
+    latents were drawn of. A column `own_condition` (batch,) tells which rows have their own.
+    """
+
+    def __init__(self, rows: TensorRows, share: float, seed: int):
+        super().__init__(**rows.columns)
+        self.rows, self.share, self.seed = rows, share, seed
+
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        batch = self.rows.__getitems__(pairs)
+        own, others = [], []
+        for index, position in pairs:
+            generator = generator_for(self.seed, OTHER, position)
+            own.append(torch.rand((), generator=generator).item() >= self.share)
+            other = int(torch.randint(len(self), (), generator=generator))
+            others.append(index if own[-1] else other)
+        chosen = torch.tensor(others)
+        batch |= {name: column[chosen] for name, column in self.columns.items() if name != "latents"}
+        return batch | {OWN: torch.tensor(own)}
 
 
 def training_loader(rows: TensorRows, batch_size: int, seed: int, batches: int, start: int = 0) -> DataLoader:

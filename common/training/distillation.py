@@ -21,6 +21,7 @@ from common.diffusion.objective import noise_and_timesteps, training_target
 from common.diffusion.sampling import Conditions, predict
 from common.errors import InputError
 from common.runtime.collectives import mean_over_processes
+from common.training.batches import OWN
 from common.training.features import FeatureHooks, Features, squared_feature_losses
 from common.training.fsdp import shard
 from common.training.nan_guard import GuardedTraining, check_loss
@@ -31,8 +32,9 @@ class DenoiserTraining(GuardedTraining):
 
     Batches hold `latents` (batch, channels, height, width), `position` (batch,) and, for text-to-image, either the
     conditions of each row, or `input_ids` (batch, tokens) when a `text_encoder` is trained along. `null_condition` holds
-    one row of the same columns, which replaces dropped ones; it is read where condition_dropout is above 0. compile_options:
-    of torch.compile, for student and teacher; None runs them as they are.
+    one row of the same columns, which replaces dropped ones; it is read where condition_dropout is above 0. Rows that do not
+    have their `own_condition` (common.training.batches.OtherConditions) are left out of the task loss. compile_options: of
+    torch.compile, for student and teacher; None runs them as they are.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class DenoiserTraining(GuardedTraining):
 
     def condition(self, batch: dict[str, torch.Tensor], uniform: torch.Tensor) -> Conditions:
         """The conditions, with a share of `condition_dropout` of the rows replaced by the empty one, all columns together."""
-        columns = {name: value for name, value in batch.items() if name not in ("latents", "position")}
+        columns = {name: value for name, value in batch.items() if name not in ("latents", "position", OWN)}
         if self.condition_dropout:
             dropped = uniform < self.condition_dropout
             for name, value in columns.items():
@@ -96,7 +98,7 @@ class DenoiserTraining(GuardedTraining):
         target = training_target(self.scheduler, latents, noise, timesteps)
         condition = self.condition(batch, uniform)
         prediction = predict(self.unregistered["student"], noisy, timesteps, condition)
-        terms = {"task": F.mse_loss(prediction.float(), target.float())}
+        terms = {"task": self.task_loss(prediction.float(), target.float(), batch.get(OWN))}
         by_pair: list[torch.Tensor] = []
         loss = self.task_weight * terms["task"]
         if self.output_weight or self.feature_weight:
@@ -117,6 +119,14 @@ class DenoiserTraining(GuardedTraining):
             loss = loss + self.feature_weight * terms["feature"]
         self.log_losses(loss, terms, by_pair)
         return loss
+
+    @staticmethod
+    def task_loss(prediction: torch.Tensor, target: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+        """Mean squared error over the rows that have their own condition, 0 where none has."""
+        if own is None:
+            return F.mse_loss(prediction, target)
+        errors = (prediction - target).square().flatten(1).mean(1)
+        return (errors * own).sum() / own.sum().clamp_min(1)
 
     def log_losses(self, loss: torch.Tensor, terms: dict[str, torch.Tensor], by_pair: list[torch.Tensor]) -> None:
         """Logs the losses of the whole batch, of all processes, and what share each has; InputError where one is no number."""

@@ -7,15 +7,18 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.utils import get_object
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from common.cost.macs import Macs, count_macs, count_parameters, probe_inputs
 from common.cost.peak_memory import step_bytes
+from common.data.teacher_samples import TeacherSamples
 from common.diffusion.noise_schedule import check_learns_from_noise
 from common.diffusion.sampling import guidance_size, predict
 from common.models.latent_diffusion import LatentDiffusion
+from common.pruning.budget import forecast_within
 from common.pruning.forecast import CalibrationSize
 from common.pruning.plan import apply_plan
 from common.training.features import FeatureHooks
@@ -73,9 +76,25 @@ class JobCost:
         if settings.distill.steps:
             check_learns_from_noise(self.teacher.scheduler, guidance_size(self.teacher.denoiser) is not None)
         self.method = hydra.utils.instantiate(settings.method, _convert_="all")
-        self.forecast = self.method.forecast(self.teacher.denoiser, calibration_size(settings.calibration, self.teacher))
+        size = calibration_size(settings.calibration, self.teacher)
+        self.forecast = forecast_within(self.method, self.teacher.denoiser, size)
         plan = self.forecast.plan
         self.student = copy.deepcopy(self.teacher.denoiser) if plan is None else apply_plan(self.teacher.denoiser, plan)
+
+    @property
+    def draws_data(self) -> bool:
+        """Whether the teacher draws what the student is trained on."""
+        return get_object(self.training_data["_target_"]) is TeacherSamples
+
+    @property
+    def training_data(self) -> dict[str, Any]:
+        """Settings of what the student is trained on."""
+        return self.settings.task.trained_on or self.settings.task.data
+
+    @property
+    def training_images(self) -> int:
+        known = self.training_data["images"] if self.draws_data else self.training_data.get("expected")
+        return known or self.settings.budget["training_images"][self.settings.task.name]
 
     @property
     def tokens(self) -> int:

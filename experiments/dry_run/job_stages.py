@@ -12,7 +12,7 @@ from common.cost.macs import count_parameters
 from common.cost.peak_memory import forward_bytes, step_bytes
 from common.diffusion.sampling import predict
 from common.models.latent_diffusion import at_once
-from experiments.dry_run.job_cost import SINGLE_BYTES, JobCost
+from experiments.dry_run.job_cost import SINGLE_BYTES, JobCost, calibration_size
 from experiments.training.distill_student import TRAINING_PRECISIONS
 
 
@@ -29,7 +29,7 @@ class Stage:
 
 def job_stages(job: JobCost) -> list[Stage]:
     """All stages of the job, as if nothing of it were there yet."""
-    found = [of(job) for of in (scoring, encoding, autoencoder_training, distilling, sampling, decoding)]
+    found = [of(job) for of in (scoring, drawing, encoding, autoencoder_training, distilling, sampling, decoding)]
     return [stage for stage in found if stage is not None]
 
 
@@ -50,15 +50,35 @@ def scoring(job: JobCost) -> Stage | None:
     return Stage("scoring", f"{what}, {look.batch} at once", operations, job.half, held)
 
 
+def drawing(job: JobCost) -> Stage | None:
+    """What the teacher draws to train the student on, once."""
+    if not job.draws_data:
+        return None
+    data, denoiser = job.training_data, job.teacher.denoiser
+    size = calibration_size(job.settings.calibration, job.teacher)
+    rows, at_once = size.passes(data["guidance_scale"]), data["batch_size"]
+    count = data["images"]
+    inputs, conditions = job.inputs(at_once * rows)
+    held = sum(job.resident().values()) + forward_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions), job.half)
+    scheduler = type(job.teacher.scheduler).from_config(job.teacher.scheduler.config)
+    scheduler.set_timesteps(data["steps"])
+    operations = 2 * job.macs["teacher"].total * count * rows * len(scheduler.timesteps)
+    what = f"{count:,} training samples, {data['steps']} steps, {at_once} at once"
+    return Stage("drawing", what, operations, job.half, held)
+
+
 def encoding(job: JobCost) -> Stage | None:
     """Latents and embeddings of the training images, once."""
     if not job.settings.distill.steps:
         return None
-    rows = job.settings.task.data.get("expected") or job.settings.budget["training_images"][job.settings.task.name]
+    rows = job.training_images
     batch, autoencoder = at_once(job.settings.training_rows.batch_size, *job.teacher.image_size), job.teacher.autoencoder
     held = sum(job.resident().values()) + forward_bytes(autoencoder, lambda: autoencoder.encode(job.images(batch)))
-    views = 2 if job.settings.training_rows.flip else 1
-    operations = rows * (views * job.image_operations["encode"] + job.image_operations["read"])
+    flip, once = job.settings.training_rows.flip, job.image_operations
+    views = once["encode"] * (1 + flip)
+    if job.draws_data:  # latents are there; mirrored ones are decoded, turned and encoded
+        views = flip * (once["decode"] + once["encode"])
+    operations = rows * (views + once["read"])
     return Stage("encoding", f"{rows:,} images, {batch} at once", operations, memory=held)
 
 

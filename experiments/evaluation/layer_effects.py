@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from common.cost.macs import count_parameters
+from common.data.lazy_images import subset
+from common.data.teacher_samples import latents_of
 from common.diffusion.noise_schedule import learns_from_noise
 from common.diffusion.sampling import guidance_size, predict
 from common.pruning.layers import Layer, list_layers
@@ -54,7 +56,7 @@ def layers_of(teacher: Any, data: Any, rows: int = ROWS) -> dict[str, float]:
     """what_layers_do of a teacher's denoiser on evenly spaced training images."""
     chosen = [index * len(data) // rows for index in range(rows)] if rows < len(data) else list(range(len(data)))
     captions = [data.captions[index] for index in chosen] if teacher.text_encoder is not None else []
-    latents = teacher.encode_images(data.images[chosen]).to(teacher.device)
+    latents = latents_of(teacher, subset(data.images, chosen)).to(teacher.device)
     return what_layers_do(teacher.denoiser, teacher.scheduler, latents, teacher.encode_captions(captions) if captions else {})
 
 

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from common.cost.latency import compare_latency
+from common.cost.latency import Latency, compare_latency
 from common.cost.macs import checkpoint_bytes, count_macs, count_nonzero, count_parameters
 from common.diffusion.sampling import Conditions, predict, with_guidance
 from common.errors import InputError, first_line
 from common.metrics.similarity import peak_signal_to_noise
-from common.pruning.plan import Plan
+from common.pruning.budget import size_of
+from common.pruning.plan import Plan, apply_plan
+from common.runtime.collectives import on_first
 from experiments.evaluation.models import Models
 from experiments.shared.job import Job
 from l1_diff.semi_structured import to_semi_structured
@@ -75,33 +77,48 @@ def semi_structured_latency(
     return {"semi_structured": {"converted": len(converted), **asdict(latency)}}
 
 
+def denoiser_inputs(job: Job, batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], Conditions]:
+    """Arguments of `predict` for the job's denoisers, `batch` rows."""
+    teacher = job.teacher
+    latents = torch.zeros(batch, *teacher.latent_shape, device=teacher.device)
+    timesteps = torch.full((batch,), 500, device=teacher.device)
+    empty = with_guidance(teacher.denoiser, teacher.null_condition(), job.settings.evaluation.guidance_scale)
+    return (latents, timesteps), {name: value.expand(batch, *value.shape[1:]) for name, value in empty.items()}
+
+
+def measure_latency(job: Job, networks: Mapping[str, nn.Module]) -> dict[str, Latency]:
+    """Time of a forward pass of each network, by name, against that of "teacher"."""
+    evaluation, found = job.settings.evaluation, dict(networks)
+    timed = denoiser_inputs(job, evaluation.latency_batch)
+    if job.settings.inference_precision == "bf16":  # autocast would cast all weights in each pass
+        timed = in_dtype(torch.bfloat16, *timed)
+        found = {who: copy.deepcopy(network).to(torch.bfloat16) for who, network in found.items()}
+    calls = {who: forward_call(each, *timed) for who, each in found.items()}
+    return compare_latency(calls, "teacher", rounds=evaluation.latency_rounds)
+
+
+def cost_of_plan(job: Job, plan: Plan, name: str) -> float:
+    """What a budget bounds (common.pruning.budget), of the teacher's denoiser after a plan; times are the first process's."""
+    student = apply_plan(job.teacher.denoiser, plan)
+    if name == "macs":
+        return count_macs(student, *denoiser_inputs(job, 1)).total
+    if name == "latency_ratio":
+        return on_first(lambda: measure_latency(job, {"teacher": job.teacher.denoiser, "student": student})["student"].ratio)
+    return size_of(student, name)
+
+
 def measure_cost(job: Job, models: Models, plans: Mapping[str, Plan]) -> dict[str, dict[str, Any]]:
     """Parameters, all and not zero, sparsity, MACs of one forward pass of one sample, file size, latency against the teacher's.
 
     All of the denoiser, and of the autoencoder where `plans` prune it; what is the same in every model is left out.
     """
-    teacher, evaluation = models.teacher, job.settings.evaluation
-    rounds = evaluation.latency_rounds
-
-    def arguments(batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], Conditions]:
-        latents = torch.zeros(batch, *teacher.latent_shape, device=teacher.device)
-        timesteps = torch.full((batch,), 500, device=teacher.device)
-        empty = with_guidance(teacher.denoiser, teacher.null_condition(), evaluation.guidance_scale)
-        conditions = {name: value.expand(batch, *value.shape[1:]) for name, value in empty.items()}
-        return (latents, timesteps), conditions
-
-    networks = {who: model.denoiser for who, model in models.by_name().items()}
-    timed = arguments(evaluation.latency_batch)
-    if job.settings.inference_precision == "bf16":  # autocast would cast all weights in each pass
-        timed = in_dtype(torch.bfloat16, *timed)
-        networks = {who: copy.deepcopy(network).to(torch.bfloat16) for who, network in networks.items()}
-    latencies = compare_latency({who: forward_call(each, *timed) for who, each in networks.items()}, "teacher", rounds=rounds)
-    del networks
+    evaluation = job.settings.evaluation
+    latencies = measure_latency(job, {who: model.denoiser for who, model in models.by_name().items()})
     rows = {}
     for who, model in models.by_name().items():
         denoiser = model.denoiser
         if who != "distilled":  # distillation changes weights alone
-            macs = count_macs(denoiser, *arguments(1))
+            macs = count_macs(denoiser, *denoiser_inputs(job, 1))
         rows[who] = {
             "parameters": count_parameters(denoiser),
             "nonzero_parameters": count_nonzero(denoiser),
@@ -111,6 +128,8 @@ def measure_cost(job: Job, models: Models, plans: Mapping[str, Plan]) -> dict[st
             "sparsity": sparsity_figures(denoiser, plans["denoiser"]),
             "latency": asdict(latencies[who]),
         }
+    timed = denoiser_inputs(job, evaluation.latency_batch)
+    rounds = evaluation.latency_rounds
     rows[list(rows)[-1]] |= semi_structured_latency(models.student.denoiser, plans["denoiser"], *timed, rounds)
     if "autoencoder" in plans:
         images = job.data("test").images[:HELD_OUT]

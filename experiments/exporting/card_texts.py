@@ -11,7 +11,16 @@ from common.shown_text import code_block, code_span, markdown_text
 from experiments.reporting.job_report import metrics_note
 from experiments.reporting.metric_table import find_metric, metric_text
 from experiments.reporting.paper_table import markdown
-from experiments.reporting.rows import COUNTS, KNOBS, method_title, metric_names, nonzero_parameters, recipe, student
+from experiments.reporting.rows import (
+    COUNTS,
+    KNOBS,
+    drawn_by_teacher,
+    method_title,
+    metric_names,
+    nonzero_parameters,
+    recipe,
+    student,
+)
 from experiments.shared.row import BESIDE, Row
 
 OPERATIONS = {
@@ -39,8 +48,10 @@ def on_hub(path: str) -> bool:
 
 
 def data_name(row: Row) -> str:
-    """What the student was trained and measured on, by the last part of its name."""
+    """What samples are compared with, by the last part of its name."""
     data = row["settings"]["task"]["data"]
+    if drawn_by_teacher(row):
+        return "samples of the teacher"
     value = next((data[key] for key in ("folder", "path", "name") if data.get(key)), data["_target_"])
     return Path(str(value)).name
 
@@ -98,10 +109,10 @@ def protocol_text(row: Row) -> str:
     published = f" The papers' metrics: {metrics_note(row)}" if protocol.get("metrics") else ""
     split = code_span(protocol["split"])
     return (
-        f"{protocol['images']} samples of each model against {row['models']['real']['reference_images']} real ones of "
+        f"{protocol['images']} samples of each model against {row['models']['real']['reference_images']} images of "
         f"{code_span(data_name(row))}; {protocol['steps']} sampling steps{guidance}; seeds: {protocol['seeds']} with seed "
         f"{protocol['seed']}; captions and images of the split {split}. FD, KD: Fréchet and kernel "
-        f"distance (x1000) over {protocol['extractor']}; they are no FID. real: as many other real images. To "
+        f"distance (x1000) over {protocol['extractor']}; they are no FID. real: as many others of these images. To "
         "the teacher: against its samples from equal seeds, features as a share of what unrelated ones differ by. "
         f"±: 95 % interval of samples (delete-a-group jackknife).{published}"
     )
@@ -119,7 +130,10 @@ def training_text(row: Row) -> str:
     start = "the teacher's remaining weights" if settings["init"] == "preserved" else "random weights"
     written = yaml.safe_dump(told, sort_keys=False).strip()
     name = code_span(recipe(row).rpartition(" ")[0])
-    return f"Recipe {name} from {start}, seed {settings['seed']}:\n\n{code_block(written, 'yaml')}"
+    other_data = settings["task"].get("trained_on") is not None
+    drawn = drawn_by_teacher(row, "task.trained_on" if other_data else "task.data")
+    shown = ", on samples of the teacher" if drawn else ", on other data than it was measured with" if other_data else ""
+    return f"Recipe {name} from {start}{shown}, seed {settings['seed']}:\n\n{code_block(written, 'yaml')}"
 
 
 def limits(row: Row) -> str:

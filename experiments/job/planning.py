@@ -2,14 +2,18 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from common.data.lazy_images import subset
+from common.data.teacher_samples import latents_of
 from common.diffusion.sampling import with_guidance
 from common.errors import InputError
 from common.models.latent_diffusion import LatentDiffusion
+from common.pruning.budget import least_within
 from common.pruning.masks import apply_masks, plan_masks
 from common.pruning.plan import PLAN_FILE, Plan, apply_plan, has_masks
 from common.runtime.collectives import first_enters, on_first
@@ -18,6 +22,7 @@ from common.runtime.locks import locked
 from common.runtime.seeding import generator_for
 from common.scoring.calibration import Calibration, build_calibration
 from experiments.evaluation.alignment import CaptionAlignment
+from experiments.evaluation.measure_cost import cost_of_plan
 from experiments.shared.job import Job
 from experiments.training.cached_latents import check_captions
 
@@ -36,7 +41,7 @@ def calibrate(job: Job) -> Calibration:
 
     def training_rows() -> tuple[Any, dict[str, Any]]:
         chosen = order[: settings.data_rows]
-        latents = teacher.encode_images(data.images[chosen], job.settings.evaluation.batch_size).to(teacher.device)
+        latents = latents_of(teacher, subset(data.images, chosen), job.settings.evaluation.batch_size).to(teacher.device)
         return latents, teacher.encode_captions([data.captions[i] for i in chosen]) if captioned else {}
 
     chosen = order[: settings.num_conditions] if captioned else []
@@ -87,7 +92,14 @@ def make_plans(job: Job) -> dict[str, Plan]:
         shared = scores / f".{content_name(type(method).__name__, known)}.lock"  # by the jobs whose scores may be the same
         lock = functools.partial(locked, shared, f"scores are being computed in {scores}")
         with first_enters(lock), job.autocast():
-            return method.plan(teacher.denoiser, calibration, known, scores)
+            if method.budget is None:
+                return method.plan(teacher.denoiser, calibration, known, scores)
+            plan, reached = least_within(
+                method,
+                lambda other: other.plan(teacher.denoiser, calibration, known, scores),
+                functools.partial(cost_of_plan, job),
+            )
+        return replace(plan, settings=plan.settings | {"budget": method.budget, "budget_reached": reached})
 
     plans = {"denoiser": kept_plan(folder / "plan", teacher, "denoiser", denoiser_plan)}
     if "autoencoder" in method.pruned_parts:

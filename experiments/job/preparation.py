@@ -12,6 +12,7 @@ from common.diffusion.noise_schedule import check_learns_from_noise, check_noise
 from common.diffusion.sampling import guidance_size
 from common.errors import InputError, first_line
 from common.models.latent_diffusion import LatentDiffusion
+from common.pruning.budget import forecast_within
 from common.pruning.method import Method
 from common.runtime.processes import check_shares
 from experiments.dry_run.job_cost import calibration_size
@@ -62,7 +63,8 @@ def check_parts(job: Job) -> None:
     check_image_size(job.evaluation_data.images, teacher)
     if distill.steps:
         check_learns_from_noise(teacher.scheduler, guidance_size(teacher.denoiser) is not None)
-    check_captions(settings.task.name, teacher, job.data("train"))
+    check_captions(settings.task.name, teacher, job.training_data)
+    check_image_size(job.training_data.images, teacher)
     check_sampling(settings, teacher)
     check_steps(settings, method)
     check_forecast(settings, teacher, method)
@@ -104,4 +106,4 @@ def check_steps(settings: Settings, method: Method) -> None:
 
 def check_forecast(settings: Settings, teacher: LatentDiffusion, method: Method) -> None:
     """InputError for what the method's forecast finds wrong with this teacher: a k or a ratio out of reach, say."""
-    method.forecast(shape_twin(teacher.denoiser), calibration_size(settings.calibration, teacher))
+    forecast_within(method, shape_twin(teacher.denoiser), calibration_size(settings.calibration, teacher))

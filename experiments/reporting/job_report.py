@@ -10,7 +10,7 @@ from torch import nn
 from common.pruning.plan import Plan
 from experiments.reporting.figures import logarithmic, picture_caption, picture_label, plotting, save_figure, short_path
 from experiments.reporting.metric_table import find_metric, metric_text, short_title
-from experiments.reporting.rows import distance_name, metric_names
+from experiments.reporting.rows import distance_name, metric_names, real_images
 
 COSTS = (  # of title, how to read it from a model's figures, format
     ("params", lambda m: m["parameters"] / 1e6, "{:.2f}M"),
@@ -58,9 +58,9 @@ def print_table(row: dict[str, Any]) -> None:
         console.print(sparse_note(row))
     console.print(
         f"\nKD (x1000) and FD: kernel and Fréchet distance of {protocol['images']} samples to "
-        f"{models['real']['reference_images']} real images over {protocol['extractor'].split(':')[0]} features; "
-        "'real': as many real images against the same. to t.: against the teacher's samples from equal seeds, features as a "
-        "share of what unrelated ones differ by. ±: 95 % interval of samples. "
+        f"{models['real']['reference_images']} {real_images(row)} over {protocol['extractor'].split(':')[0]} features; "
+        f"'real': as many {real_images(row)} against the same. to t.: against the teacher's samples from equal seeds, "
+        "features as a share of what unrelated ones differ by. ±: 95 % interval of samples. "
         f"time: one forward pass of {protocol['latency_batch']}, against the teacher in the same run. "
         f"{protocol['steps']} steps{guidance}. {len(row['plan'])} edits{reached}; "
         + ", ".join(f"{name} {value:.0f} s" for name, value in row["seconds"].items()),

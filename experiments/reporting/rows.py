@@ -134,6 +134,16 @@ def drawn_metrics(rows: Sequence[Row]) -> list[str]:
     return [name for name in metric_names(rows) if find_metric(name).drawn]
 
 
+def drawn_by_teacher(row: Row, setting: str = "task.data") -> bool:
+    """Whether the data of a setting were samples of the teacher."""
+    return value_of(row, f"{setting}._target_") == "TeacherSamples"
+
+
+def real_images(row: Row) -> str:
+    """What samples are compared with, where it is not the teacher's samples of equal seeds."""
+    return "samples of the teacher from other seeds" if drawn_by_teacher(row) else "real images"
+
+
 def method_name(row: Row) -> str:
     return row.get("choices", {}).get("method", "")
 

@@ -13,13 +13,14 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
+from common.data.teacher_samples import TeacherSamples
 from common.models.latent_diffusion import LatentDiffusion
 from common.models.loading import load_teacher
 from common.pruning.method import Method
 from common.runtime.files import ROOT
 from common.runtime.processes import pick_device
 from common.runtime.progress import under_way
-from experiments.shared.identity import data_identity, identified
+from experiments.shared.identity import TARGET, data_identity, identified, pipeline_identity
 from experiments.shared.job_id import chosen, job_folder, job_settings, register_job_folder
 from experiments.shared.out_of_memory import memory_advice
 from experiments.shared.prompts import Prompts, evaluation_prompts
@@ -60,8 +61,21 @@ class Job:
     def data(self, split: str) -> Any:
         """The data set of a split, "train" or "test": `images`, and where it has them `captions` and `names`."""
         if split not in self._data:
-            self._data[split] = hydra.utils.instantiate(self.settings.task.data, split=split)
+            self._data[split] = self._made(self.settings.task.data, split)
         return self._data[split]
+
+    @cached_property
+    def training_data(self) -> Any:
+        """What the student is trained on: task.trained_on, or else the training images of the data."""
+        other = self.settings.task.trained_on
+        return self.data("train") if other is None else self._made(other, "train")
+
+    def _made(self, settings: dict[str, Any], split: str) -> Any:
+        found = hydra.utils.instantiate(settings, split=split)
+        if isinstance(found, TeacherSamples):
+            channels = 3 if self.sound is None else 1
+            return found.drawn_by(self.teacher, self.cache, channels, self.autocast, self.precision_suffix)
+        return found
 
     @property
     def evaluation_data(self) -> Any:
@@ -71,7 +85,19 @@ class Job:
     @cached_property
     def data_identity(self) -> dict[str, Any]:
         """What tells the data from others, of both splits."""
-        return data_identity(self.settings.task.data, self.settings.outputs)
+        return self._identity_of(self.settings.task.data)
+
+    @property
+    def training_data_identity(self) -> dict[str, Any]:
+        """What tells training_data from others."""
+        other = self.settings.task.trained_on
+        return self.data_identity if other is None else self._identity_of(other)
+
+    def _identity_of(self, data: dict[str, Any]) -> dict[str, Any]:
+        found = data_identity(data, self.settings.outputs)
+        if found[TARGET] == TeacherSamples.__name__:
+            found |= {"teacher": pipeline_identity(self.settings.teacher.path, self.settings.teacher.revision)}
+        return found
 
     @cached_property
     def features_identity(self) -> Any:
@@ -140,7 +166,7 @@ class Job:
     def with_data(self, **changes: Any) -> "Job":
         """The same job on other data: further arguments of its loader."""
         task = replace(self.settings.task, data=self.settings.task.data | changes)
-        other = self._changed(replace(self.settings, task=task), "prompts", "data_identity")
+        other = self._changed(replace(self.settings, task=task), "prompts", "data_identity", "training_data")
         other._data = {}
         return other
 

@@ -93,6 +93,7 @@ class WeightsAndBiases:
 @dataclass
 class TaskSettings:
     data: Target
+    trained_on: Target | None
     name: Literal["t2i", "uig", "uag"]
     features: Target
     sound: Target | None
@@ -150,6 +151,7 @@ class DistillationSettings:
     batch_size: AtLeastOne
     accumulate: AtLeastOne
     condition_dropout: Probability
+    random_conditioning: Probability
     ema_decay: Decay | None
     gradient_checkpointing: bool
     compile: dict[str, Any] | None

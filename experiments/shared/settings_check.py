@@ -29,7 +29,7 @@ DECIDED = (  # arguments of lightning.Trainer that other settings, or the projec
     *("enable_progress_bar", "fast_dev_run", "limit_train_batches", "logger", "max_epochs", "max_steps", "min_epochs"),
     *("min_steps", "overfit_batches", "plugins", "use_distributed_sampler"),
 )
-GIVEN = {"task.data": ("split",), "teacher_training.data": ("split",)}  # arguments that the code adds to a `_target_`
+GIVEN = dict.fromkeys(("task.data", "task.trained_on", "teacher_training.data"), ("split",))  # the code adds it to a `_target_`
 
 
 def checked(cfg: DictConfig) -> DictConfig:
@@ -167,6 +167,11 @@ def check_together(values: Mapping[str, Any]) -> None:
             raise InputError("distill.task_weight, output_weight and feature_weight are all 0: one must be above 0 to train.")
         if distill["feature_weight"] and distill["steps"] and not distill["features"]:
             raise InputError("distill.features is empty: name some, or set distill.feature_weight=0.")
+        if distill["random_conditioning"] and distill["steps"] and not (distill["output_weight"] or distill["feature_weight"]):
+            raise InputError(
+                f"distill.random_conditioning={distill['random_conditioning']}: what another prompt makes of latents the "
+                "teacher alone says; give distill.output_weight or feature_weight."
+            )
         check_trainer(distill["trainer"])
         if distill["compile"] is not None:
             check_compile(distill["compile"])

@@ -7,6 +7,7 @@ import torch
 
 from common.data.lazy_images import subset
 from common.data.shards import Shard, fill_shards, list_shards, open_columns, unsound
+from common.data.teacher_samples import latents_of
 from common.errors import InputError
 from common.models.latent_diffusion import LatentDiffusion
 from common.runtime.collectives import on_first
@@ -28,9 +29,9 @@ def check_captions(task: str, teacher: LatentDiffusion, data: Any) -> None:
 
 def row_shards(job: Job, teacher: LatentDiffusion, folder: Path) -> list[Shard]:
     """The files of the training rows: their folder is named for the teacher, the data and what they hold."""
-    settings, count = job.settings.training_rows, len(job.data("train"))
+    settings, count = job.settings.training_rows, len(job.training_data)
     held = {name: getattr(settings, name) for name in ("dtype", "flip", "rows_per_shard")}
-    name = content_name("training rows", teacher.fingerprint(), job.data_identity, count, held)
+    name = content_name("training rows", teacher.fingerprint(), job.training_data_identity, count, held)
     return list_shards(folder / f"rows-{name}", count, settings.rows_per_shard)
 
 
@@ -40,10 +41,10 @@ def encode_rows(
     """Columns of some training rows: `latents`, the conditions of their captions, and with flip `mirrored` latents."""
     latents, mirrored = [], []
     for images in subset(data.images, slice(rows.start, rows.stop), settings.workers).split(settings.batch_size):
-        latents.append(teacher.encode_images(images, settings.batch_size))
+        latents.append(latents_of(teacher, images, settings.batch_size))
         check_latents(latents[0], teacher)
         if settings.flip:
-            mirrored.append(teacher.encode_images(images.flip(3), settings.batch_size))
+            mirrored.append(teacher.encode_images(images[:].flip(3), settings.batch_size))
         advance(len(images))
     columns = {"latents": torch.cat(latents), **({"mirrored": torch.cat(mirrored)} if settings.flip else {})}
     if teacher.text_encoder is not None:
@@ -76,7 +77,7 @@ def training_rows(job: Job, teacher: LatentDiffusion, folder: Path) -> TensorRow
     What an earlier or another running process has computed is kept. With flip, a batch holds the latents of the mirrored image
     in half of the cases (BK-SDM's random horizontal flip), and the captions' conditions are stored once.
     """
-    data, settings = job.data("train"), job.settings.training_rows
+    data, settings = job.training_data, job.settings.training_rows
     check_captions(job.settings.task.name, teacher, data)
     shards = row_shards(job, teacher, folder)
     waiting = on_first(lambda: unsound(shards, settings.verify))

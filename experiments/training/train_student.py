@@ -10,6 +10,7 @@ from common.pruning.plan import Plan
 from common.pruning.pruning_callback import PruningCallback
 from common.runtime.collectives import on_first
 from common.runtime.files import write_json
+from common.training.batches import OtherConditions
 from experiments.evaluation.real_features import Reference
 from experiments.shared.job import Job
 from experiments.training.cached_latents import training_rows
@@ -41,12 +42,14 @@ def train_student(
     if "autoencoder" in plans:
         encoder, rows_folder = student, folder
         if settings.distill.autoencoder.steps:
-            images = job.data("train").images
+            images = job.training_data.images
             callbacks = job.method.training_callbacks(student.autoencoder, plans["autoencoder"])
             finetune_autoencoder(settings, student.autoencoder, images, folder / "autoencoder", callbacks)
             reports["autoencoder"] = reports_of(callbacks)
     if settings.distill.steps:
         rows = training_rows(job, encoder, rows_folder)
+        if settings.distill.random_conditioning and teacher.text_encoder is not None:
+            rows = OtherConditions(rows, settings.distill.random_conditioning, settings.seed)
         callbacks = job.method.training_callbacks(student.denoiser, plans["denoiser"])
         watch = None
         if settings.evaluation.every:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from common.runtime.seeding import mix_seed, seeded_normal
-from common.training.batches import SeededBatches, TensorRows, training_loader
+from common.training.batches import OtherConditions, SeededBatches, TensorRows, training_loader
 
 
 def test_resumed_stream_equals_the_rest_of_the_whole():
@@ -34,3 +34,19 @@ def test_loader_yields_rows_with_positions():
 def test_an_empty_training_set_is_refused():
     with pytest.raises(ValueError, match="empty"):
         SeededBatches(0, 2, seed=0, stop=1)
+
+
+def test_other_conditions_are_of_other_rows_by_position_alone():
+    count = 50
+    rows = TensorRows(latents=torch.arange(count), states=10 * torch.arange(count), ids=torch.arange(count))
+    mixed = OtherConditions(rows, 0.4, seed=3)
+    pairs = [(index, 1000 + index) for index in range(count)]
+    batch = mixed.__getitems__(pairs)
+    own = batch["own_condition"]
+    assert torch.equal(batch["latents"], torch.arange(count)) and 10 < (~own).sum() < 30
+    assert torch.equal(batch["states"], 10 * batch["ids"]), "all columns of a condition are of one row"
+    assert torch.equal(batch["ids"][own], torch.arange(count)[own])
+    assert (batch["ids"][~own] != torch.arange(count)[~own]).sum() > 8
+    half = mixed.__getitems__(pairs[20:])
+    assert all(torch.equal(half[name], batch[name][20:]) for name in batch)
+    assert OtherConditions(rows, 0.0, seed=3).__getitems__(pairs)["own_condition"].all()

@@ -114,6 +114,24 @@ def test_terms_are_what_their_formulas_say(four_level_teacher_folder):
     assert logged["loss/task"] == pytest.approx(0.95579, abs=2e-4)  # pinned: noise, timesteps and target
 
 
+def test_rows_under_another_condition_have_no_task_loss(tiny_teacher):
+    module = build(tiny_teacher)
+    logged = {}
+    module.log = lambda name, value, **_: logged.__setitem__(name, float(value))
+    module.log_dict = lambda values, **_: logged.update({name: float(value) for name, value in values.items()})
+
+    def losses(own, count=3):
+        batch = rows().__getitems__([(row, row) for row in range(count)]) | ({} if own is None else {"own_condition": own})
+        module.training_step(batch, 0)
+        return logged["loss/task"], logged["loss/output"]
+
+    alone, _ = losses(None, 2)
+    every, output = losses(None)
+    assert losses(torch.tensor([True, True, False])) == (pytest.approx(alone, rel=1e-5), pytest.approx(output, rel=1e-5))
+    assert losses(torch.tensor([True] * 3))[0] == pytest.approx(every, rel=1e-5)
+    assert losses(torch.tensor([False] * 3))[0] == 0.0
+
+
 def test_an_unpruned_student_has_no_distillation_loss(tiny_teacher):
     module = build(tiny_teacher)
     module.remove_hooks()
