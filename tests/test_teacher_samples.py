@@ -58,5 +58,7 @@ def test_random_conditioning_needs_a_teachers_loss(tiny_teacher_folders, tmp_pat
 def test_what_it_costs_is_told(tiny_teacher_folders):
     done = run("run.py", "task=uig", "task/data=teacher_samples", "task.data.images=1000", "dry_run=true")
     assert done.returncode == 0 and "1,000 training samples, 20 steps" in done.stdout, done.stderr
+    done = run("run.py", "scale=one_gpu", "method=laptop_diff", "method.ratio=0.4", "dry_run=true", "gpu=RTX4090")
+    assert done.returncode == 0 and "10,000 training samples, 25 steps" in done.stdout and "fits into RTX4090" in done.stdout
     done = run("run.py", "task=uig", "dry_run=true")
     assert "training samples" not in done.stdout
