@@ -1,13 +1,17 @@
-"""A finished job's student as people use it: a diffusers folder with a model card, ONNX, OpenVINO, a repository of the hub.
+"""A finished job's student as people use it: a diffusers folder with a card, one file, ONNX, OpenVINO, a repository of the hub.
 
 python -m experiments.export outputs/t2i/ld_pruner/<id>                                  diffusers folder and card
 python -m experiments.export outputs/t2i/ld_pruner/<id> --to onnx --to openvino          and the networks in both formats
+python -m experiments.export outputs/t2i/bk_sdm/<id> --to single_file --dtype fp16       and one file, as other programs read it
 python -m experiments.export outputs/t2i/ld_pruner/<id> --push owner/name --private      and sends it to the hub
 
 <job>/export/ (or --out) holds the pipeline folder, which diffusers loads without this project (a process apart tries it),
 README.md with pictures, result.json, <format>/<network>/, and export.json: how far each network's outputs are from PyTorch's,
 on fresh inputs of two batch sizes and over a short sampling, and what each takes of PyTorch's time. Outputs further away than
 the tolerance end the command with an error, and nothing is written. `pip install -c constraints.txt -e ".[export]"`
+
+The single file has the names of Stable Diffusion's own code, and diffusers reads every weight of it back before the command
+ends; it can hold students of bk_sdm, l1_diff and dense, whose U-Net is of the stock class.
 """
 
 import argparse
@@ -23,6 +27,7 @@ from experiments.shared.command_line import one_line_errors
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 EXPORT_FILE = "export.json"
+SINGLE_FILE = "single_file"
 
 
 def read_job(folder: Path) -> dict[str, Any]:
@@ -76,7 +81,13 @@ def print_report(found: dict[str, Any], formats: dict[str, Any]) -> None:
         console.print(
             f"No class of diffusers expresses this denoiser: {found['denoiser']} comes with it (trust_remote_code=True).",
         )
-    if not formats:
+    if SINGLE_FILE in formats:
+        one = formats[SINGLE_FILE]
+        console.print(
+            f"{one['file']}: {one['bytes'] / 1e6:.1f} MB in {one['dtype']}, in the layout of Stable Diffusion's own code; "
+            f"diffusers reads every weight of it back, and outputs differ by {one['max_relative']:.0e} of the largest."
+        )
+    if "parts" not in formats:
         return
     console.print()
     console.print(text_table(*format_lines(formats["parts"]), words=2))
@@ -95,11 +106,12 @@ def print_report(found: dict[str, Any], formats: dict[str, Any]) -> None:
 def export(arguments: argparse.Namespace) -> None:
     """Exports a job's student; InputError, and nothing written, where an output differs from PyTorch's."""
     from common.export.onnx_openvino import check_installed
+    from common.export.original_layout import check_expressible
     from experiments.exporting.hub_push import check_pushable, push
     from experiments.exporting.model_card import known_licence, write_card
 
     job, out = arguments.job, arguments.out or arguments.job / "export"
-    formats = tuple(dict.fromkeys(arguments.to))
+    formats = tuple(dict.fromkeys(name for name in arguments.to if name != SINGLE_FILE))
     row = read_job(job)
     check_out(out)
     check_numbers(arguments)
@@ -111,9 +123,12 @@ def export(arguments: argparse.Namespace) -> None:
     from common.models.loading import load_teacher
     from common.models.saving import clean_configs
     from experiments.exporting.exported_formats import Wanted, export_formats, loads_alone
+    from experiments.exporting.one_file import export_one_file
 
     with under_way("loading the student"):
         teacher = load_teacher(str(job / "student"))
+    if SINGLE_FILE in arguments.to:
+        check_expressible(teacher)
     guidance = row["protocol"].get("guidance_scale") or 1.0
     tolerance = arguments.tolerance or TOLERANCES[arguments.dtype]
     wanted = Wanted(formats, arguments.dtype, tolerance, arguments.batch, arguments.rounds, arguments.seed)
@@ -125,6 +140,9 @@ def export(arguments: argparse.Namespace) -> None:
             alone = loads_alone(scratch, teacher, guidance, arguments.seed)
         found = {"denoiser": type(teacher.denoiser).__name__, **alone}
         exported = export_formats(teacher, scratch, guidance, wanted) if formats else {}
+        if SINGLE_FILE in arguments.to:
+            with under_way("writing one file and reading it back"):
+                exported[SINGLE_FILE] = export_one_file(teacher, scratch, arguments.dtype, arguments.seed)
         document = {"job": "/".join(job.resolve().parts[-3:]), "student": found, **exported}
         write_json(scratch / EXPORT_FILE, document)
         write_card(row, scratch, found, exported, arguments.license, arguments.push or ".")
@@ -137,7 +155,9 @@ def export(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", type=Path, help="folder of a finished job")
-    parser.add_argument("--to", action="append", choices=("onnx", "openvino"), default=[], help="may be given twice")
+    parser.add_argument(
+        "--to", action="append", choices=("onnx", "openvino", SINGLE_FILE), default=[], help="may be given several times"
+    )
     parser.add_argument("--out", type=Path, help="instead of <job>/export; an earlier export there is replaced")
     parser.add_argument("--dtype", choices=tuple(TOLERANCES), default="fp32", help="of weights, inputs and outputs (fp32)")
     parser.add_argument("--tolerance", type=float, help="largest share of the largest output to differ by (1e-4; fp16: 1e-2)")

@@ -103,6 +103,8 @@ def write_card(
         "code": code,
         "loading": told,
         "parts": parts,
+        "one_file": formats.get("single_file"),
+        "where": where,
         "factor": formats.get("factor"),
         "dtype": formats.get("dtype"),
         "format_code": format_code(parts, names) if parts else "",

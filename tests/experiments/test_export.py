@@ -297,3 +297,20 @@ def test_push_sends_the_folder(exported, known, tmp_path, capsys, monkeypatch):
     assert call(exported[0], "--out", str(out), "--push", "owner/name") == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told == f"error: --push owner/name failed (503 Service Unavailable); the exported folder is whole: {out}"
+
+
+def test_one_file(tiny_teacher_folder, tmp_path, capsys):
+    """Of a student that is still of the stock class; of another the command tells what can load it, and writes nothing."""
+    job = tmp_path / "jobs" / "t2i" / "l1_diff" / "0"
+    make_job(job, tiny_teacher_folder, "l1_diff")  # zeros in the weights of a stock U-Net
+    assert call(job, "--to", "single_file", "--dtype", "fp16") == 0
+    told = capsys.readouterr().out
+    assert "in the layout of Stable Diffusion's own code" in " ".join(told.split())
+    folder = job / "export"
+    found = json.loads((folder / "export.json").read_text())["single_file"]
+    assert found["bytes"] == (folder / found["file"]).stat().st_size and found["max_relative"] == 0.0  # kept in half
+    assert "from_single_file(" in (folder / "README.md").read_text()
+    other = tmp_path / "jobs" / "t2i" / "ld_pruner" / "1"
+    make_job(other, tiny_teacher_folder, "ld_pruner")
+    assert call(other, "--to", "single_file")
+    assert "no other program expresses the plan of this student" in capsys.readouterr().err and not (other / "export").exists()

@@ -1,14 +1,14 @@
 """Single files in the layout of Stable Diffusion's own code."""
 
 import json
-import re
 import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from common.errors import InputError
+from common.export.original_layout import original_weights
 from common.models.hub import find_folder
 from common.models.loading import load_teacher
 from tests.small_teachers import change
@@ -19,62 +19,9 @@ def tiny_teacher_folder(four_level_teacher_folder):
     return four_level_teacher_folder
 
 
-RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-ENDS = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
-ENDS |= {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
-ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-
-
-def unet_name(name):
-    """The name of a weight of UNet2DConditionModel (four levels, two layers) in Stable Diffusion's code."""
-    stem, _, leaf = name.rpartition(".")
-    if stem in ENDS:
-        return f"{ENDS[stem]}.{leaf}"
-    found = re.match(r"(down|up|mid)_blocks?\.(?:(\d)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.*)", name)
-    side, level, kind, number, rest = found.groups()
-    level, number = int(level or 0), int(number)
-    if kind == "resnets":
-        part, _, leaf = rest.rpartition(".")
-        rest = f"{RESNET[part]}.{leaf}"
-    if side == "mid":
-        return f"middle_block.{2 * number if kind == 'resnets' else 1}.{rest}"
-    if kind == "downsamplers":
-        return f"input_blocks.{3 * level + 3}.0.{rest.replace('conv', 'op')}"
-    if kind == "upsamplers":
-        return f"output_blocks.{3 * level + 2}.{1 if level == 0 else 2}.{rest}"
-    block = f"input_blocks.{3 * level + number + 1}" if side == "down" else f"output_blocks.{3 * level + number}"
-    return f"{block}.{0 if kind == 'resnets' else 1}.{rest}"
-
-
-def vae_name(name):
-    """The name of a weight of AutoencoderKL (four levels) in Stable Diffusion's code."""
-    name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
-    name = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}", name)
-    for ours, theirs in ATTENTION.items():
-        name = name.replace(f"mid_block.attentions.0.{ours}.", f"mid.attn_1.{theirs}.")
-    name = re.sub(r"down_blocks\.(\d)\.resnets", r"down.\1.block", name)
-    name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", name)
-    name = re.sub(r"up_blocks\.(\d)\.resnets", lambda found: f"up.{3 - int(found[1])}.block", name)
-    return re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda found: f"up.{3 - int(found[1])}.upsample", name)
-
-
 def original_layout(folder):
     """All weights of a pipeline folder by the names of Stable Diffusion v1's checkpoints."""
-    parts = {name: load_file(next((folder / name).glob("*.safetensors"))) for name in ("unet", "vae", "text_encoder")}
-    found = {f"model.diffusion_model.{unet_name(name)}": tensor for name, tensor in parts["unet"].items()}
-    for name, tensor in parts["vae"].items():
-        linear = "attentions.0.to_" in name and name.endswith("weight")
-        found[f"first_stage_model.{vae_name(name)}"] = tensor[:, :, None, None] if linear else tensor
-    for name, tensor in parts["text_encoder"].items():
-        found[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = tensor
-    return {name: tensor.contiguous() for name, tensor in found.items()}
+    return original_weights(load_teacher(str(folder)), torch.float32)
 
 
 @pytest.fixture(scope="module")
