@@ -10,8 +10,9 @@ from common.diffusion.noise_schedule import check_noise
 from common.errors import InputError
 from common.models.compatibility import check_named_parts, check_parts_fit, check_tokenizers
 from common.models.honoured_settings import check_pipeline_settings, named_parts
-from common.models.hub import NETWORKS, PARTS, find_folder
+from common.models.hub import NETWORKS, PARTS, find_folder, is_repository
 from common.models.latent_diffusion import LatentDiffusion
+from common.models.lora import fuse_lora
 from common.models.mel_settings import read_mel
 from common.models.parts import load_part
 from common.models.pipeline_defaults import settle_sample_size, settle_scheduler
@@ -19,12 +20,21 @@ from common.models.single_file import folder_of_file, is_single_file
 from common.runtime.strict_json import read_json
 
 
-def load_teacher(name_or_path: str, revision: str | None = None, config: str | None = None) -> LatentDiffusion:
+def load_teacher(
+    name_or_path: str,
+    revision: str | None = None,
+    config: str | None = None,
+    vae: str | None = None,
+    lora: str | None = None,
+    lora_scale: float = 1.0,
+) -> LatentDiffusion:
     """Loads a shipped teacher by name, a local diffusers pipeline folder, or a hub repository, in float32 on the CPU.
 
-    config: the folder of a pipeline by whose settings a single file of weights is read (common/models/single_file.py). Raises
-    InputError with one line for a missing folder, an unreachable hub, a missing part, a damaged file, and for a setting that
-    is not honoured (common/models/honoured_settings.py).
+    config: the folder of a pipeline by whose settings a single file of weights is read (common/models/single_file.py). vae: the
+    folder of an autoencoder, or of a pipeline that has one, in place of the teacher's own. lora: a file or folder that is
+    added, lora_scale times, to the weights (common/models/lora.py). Raises InputError with one line for a missing folder, an
+    unreachable hub, a missing part, a damaged file, parts that do not fit each other, and for a setting that is not honoured
+    (common/models/honoured_settings.py).
     """
     single = is_single_file(name_or_path)
     if config is not None and not single:
@@ -35,7 +45,12 @@ def load_teacher(name_or_path: str, revision: str | None = None, config: str | N
     named = {name: value for name, value in named_parts(index).items() if name in PARTS}
     check_named_parts(folder, named)
     parts = {name: load_part(folder, name, *value, network=name in NETWORKS) for name, value in named.items()}
+    if vae is not None:
+        own = "vae" if "vae" in parts else "vqvae"
+        parts[own] = other_autoencoder(vae, parts[own])
     settle_sample_size(folder, index, parts["unet"])
+    if lora is not None:
+        fuse_lora(index["_class_name"], parts, lora, lora_scale)
     check_noise(f"{folder}/scheduler", parts["scheduler"])
     teacher = put_together(Path(name_or_path).name, folder, index, parts)
     teacher.sound = read_mel(folder) if "mel" in named_parts(index) else None
@@ -79,6 +94,26 @@ def load_denoiser(path: str | Path) -> nn.Module:
 def load_autoencoder(folder: Path) -> nn.Module:
     """The autoencoder of a pipeline folder."""
     return load_network(folder / autoencoder_part(folder), "autoencoder")
+
+
+def other_autoencoder(path: str, own: nn.Module) -> nn.Module:
+    """The autoencoder of teacher.vae; InputError where its latents are others than those of the teacher's own."""
+    folder = find_folder(path, None) if is_repository(path) and not Path(path).exists() else Path(path).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"teacher.vae={path} is no folder: give that of an autoencoder, or of a pipeline that has one.")
+    whole = (folder / "model_index.json").is_file()
+    found = load_autoencoder(folder) if whole else load_network(folder, "autoencoder")
+    if type(found) is not type(own):
+        raise InputError(f"teacher.vae={path} is a {type(found).__name__}, and the teacher's is a {type(own).__name__}.")
+    for name in ("latent_channels", "block_out_channels", "scaling_factor", "shift_factor", "vq_embed_dim"):
+        theirs, ours = found.config.get(name), own.config.get(name)
+        if name == "block_out_channels":
+            name, theirs, ours = "levels", len(theirs), len(ours)
+        if theirs != ours:
+            raise InputError(
+                f"teacher.vae={path} has other latents: {name}={theirs}, and the teacher's autoencoder has {ours}."
+            )
+    return found
 
 
 def load_network(folder: Path, what: str) -> nn.Module:

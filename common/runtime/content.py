@@ -35,6 +35,8 @@ PATHS = (
     "path",
     "config",
     "prompts",
+    "vae",
+    "lora",
     "weights",
     "reference",
     "model",

@@ -117,7 +117,8 @@ class Job:
     def teacher(self) -> LatentDiffusion:
         """On the job's device."""
         teacher = self.settings.teacher
-        return load_teacher(teacher.path, teacher.revision, teacher.config).to(self.device)
+        loaded = load_teacher(teacher.path, teacher.revision, teacher.config, teacher.vae, teacher.lora, teacher.lora_scale)
+        return loaded.to(self.device)
 
     @cached_property
     def method(self) -> Method:

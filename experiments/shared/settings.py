@@ -105,6 +105,9 @@ class TeacherSettings:
     path: str
     revision: str | None
     config: str | None
+    vae: str | None
+    lora: str | None
+    lora_scale: float
     sound: Target | None = None
 
 
