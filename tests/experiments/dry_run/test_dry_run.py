@@ -122,7 +122,7 @@ def test_a_dry_run_needs_no_weights_and_leaves_nothing(tiny_teacher_folder, tmp_
     before = sorted(path.name for path in Path.cwd().iterdir())
     done = dry("task=t2i", f"teacher.path={folder}", "method=laptop_diff", outputs=tmp_path / "outputs")
     assert done.returncode == 0, done.stderr
-    assert "student, about" in done.stdout and "distilling  600 steps of 32 x 1" in done.stdout
+    assert "student, about" in done.stdout and "distilling  300 steps of 32 x 1" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert not (tmp_path / "outputs").exists()
     assert sorted(path.name for path in Path.cwd().iterdir()) == before
