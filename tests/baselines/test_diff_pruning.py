@@ -271,8 +271,11 @@ def test_a_share_of_the_parameters_is_the_ratio_found_for_it(tiny_teacher, data_
     [
         ({"ratio": 0.0}, "method.ratio=0.0: a number above 0 and below 1"),
         ({"ratio": 1.0}, "method.ratio=1.0: a number above 0 and below 1"),
-        ({"parameters": 0.5}, r"^method\.ratio=0\.3, method\.parameters=0\.5: exactly one of them is needed"),
-        ({"ratio": None}, r"^method\.ratio=null, method\.parameters=null: exactly one of them is needed"),
+        (
+            {"parameters": 0.5},
+            r"^method\.ratio=0\.3, method\.parameters=0\.5, method\.budget=null: exactly one of them",
+        ),
+        ({"ratio": None}, r"^method\.ratio=null, method\.parameters=null, method\.budget=null: exactly one of them is needed"),
         ({"ratio": None, "parameters": 0.0}, "method.parameters=0.0: a number above 0 and below 1"),
         ({"ratio": None, "parameters": 1.0}, "method.parameters=1.0: a number above 0 and below 1"),
         ({"exclude": ("*",)}, "A share of 0.3 removes no channel"),

@@ -117,8 +117,8 @@ def test_every_initialisation_gives_a_working_student(tiny_teacher, tiny_calibra
     [
         ({"k": 1000}, r"k=1000: this U-Net has \d+ removable operators"),
         ({"k": -1}, "k=-1: a whole number of at least 0, or null, is needed"),
-        ({"ratio": 0.5}, r"^method\.k=4, method\.ratio=0\.5: exactly one of them is needed"),
-        ({"k": None}, r"^method\.k=null, method\.ratio=null: exactly one of them is needed"),
+        ({"ratio": 0.5}, r"^method\.k=4, method\.ratio=0\.5, method\.budget=null: exactly one of them is needed"),
+        ({"k": None}, r"^method\.k=null, method\.ratio=null, method\.budget=null: exactly one of them is needed"),
         ({"k": None, "ratio": 0}, r"method\.ratio=0: a number above 0 and below 1, or null, is needed"),
         ({"k": None, "ratio": 1.0}, r"method\.ratio=1\.0: a number above 0 and below 1"),
         ({"k": None, "ratio": "half"}, r"method\.ratio='half': a number above 0 and below 1"),
