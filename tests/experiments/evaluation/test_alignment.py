@@ -6,7 +6,6 @@ import hydra
 import pytest
 import torch
 
-from common.data.emoji import load_emoji
 from experiments.evaluation.alignment import CaptionAlignment
 from experiments.shared.job import Job
 
@@ -24,13 +23,14 @@ class Autoencoderless:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_images_of_the_right_names_align_best(tmp_path, split):
-    data = load_emoji("data/emoji", "train", limit=12)
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         cfg = hydra.compose(
             "config", ["task.data.limit=12", f"evaluation.split={split}", "evaluation.images=4", f"outputs={tmp_path}"]
         )
+    job = Job(cfg)
+    data = job.data("train")
     names = data.names[:12]
-    alignment = CaptionAlignment(Job(cfg), Autoencoderless(), names)
+    alignment = CaptionAlignment(job, Autoencoderless(), names)
     images = torch.stack([data.images[[index for index, other in enumerate(data.names) if other == name]] for name in names])
     everything = slice(0, 12)
     right, wrong = alignment(images.float(), everything), alignment(images.roll(1, 0).float(), everything)
