@@ -1,7 +1,7 @@
 """LD-Pruner's scores: the plain loop of Algorithm 1 against the fast ways, in one run, with the same k lowest operators.
 
 python benchmarks/scoring.py                     the shipped text-to-image teacher
-python benchmarks/scoring.py --k 72              as many operators as the main job
+python benchmarks/scoring.py --k 24              as many operators as the main job
 """
 
 import argparse
