@@ -7,8 +7,11 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from baselines.bk_sdm_table import plan_for
 from common.errors import InputError
 from common.models.loading import load_teacher
+from common.models.lora import for_student, fuse_lora, module_of, read_lora, with_own_scale
+from common.pruning.plan import Edit, Plan, apply_plan
 from tests.small_teachers import change, stable_diffusion
 
 SITE = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -107,3 +110,39 @@ def test_an_autoencoder_of_other_latents(tiny_teacher_folder, tiny_uig_teacher_f
         load_teacher(str(tiny_teacher_folder), vae=str(tiny_uig_teacher_folder))
     with pytest.raises(InputError, match="is no folder"):
         load_teacher(str(tiny_teacher_folder), vae=str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("alpha", [None, 6.0])
+@pytest.mark.parametrize("variant", ["base", "small", "tiny"])
+def test_on_a_student_of_bk_sdm_each_layer_gets_its_own(four_level_teacher_folder, tmp_path, variant, alpha):
+    """Fused into the teacher and pruned, or pruned and fused: the same student."""
+    lora_of(four_level_teacher_folder, tmp_path / "a.safetensors")
+    weights, _, _ = read_lora("StableDiffusionPipeline", str(tmp_path / "a.safetensors"), None)
+    modules = {module_of(key) for key in weights}
+    alphas = {} if alpha is None else {f"{module}.alpha": alpha for module in modules}
+    scaled = with_own_scale(weights, alphas, {})
+    save_file(scaled, tmp_path / "scaled.safetensors")
+    teacher = load_teacher(str(four_level_teacher_folder))
+    plan = plan_for(teacher.denoiser, variant)
+    networks = {"unet": apply_plan(teacher.denoiser, plan), "text_encoder": teacher.text_encoder}
+    kept, left_out = for_student(scaled, plan, networks)
+    assert len(kept) + len(left_out) == len(weights) and all("is gone (drop)" in reason for reason in left_out.values())
+    save_file(kept, tmp_path / "student.safetensors")
+    parts = {"vae": teacher.autoencoder, "tokenizer": teacher.tokenizer, "scheduler": teacher.scheduler, **networks}
+    fuse_lora("StableDiffusionPipeline", parts, str(tmp_path / "student.safetensors"), 1.0)
+    fused = load_teacher(str(four_level_teacher_folder), lora=str(tmp_path / "scaled.safetensors"))
+    found, wanted = networks["unet"].state_dict(), apply_plan(fused.denoiser, plan).state_dict()
+    plain = apply_plan(teacher.denoiser, plan).state_dict()
+    for name, value in found.items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-5)
+    assert sum(not torch.equal(found[name], value) for name, value in plain.items()) > 5
+
+
+def test_on_a_student_without_layers(four_level_teacher_folder, tmp_path):
+    lora_of(four_level_teacher_folder, tmp_path / "a.safetensors")
+    weights, _, _ = read_lora("StableDiffusionPipeline", str(tmp_path / "a.safetensors"), None)
+    teacher = load_teacher(str(four_level_teacher_folder))
+    plan = Plan("test", (Edit("mid_block.attentions.0", "identity"), Edit("up_blocks.1.resnets.0", "shortcut")))
+    kept, left_out = for_student(weights, plan, {"unet": apply_plan(teacher.denoiser, plan)})
+    assert set(left_out.values()) == {"mid_block.attentions.0 is gone (identity)"}
+    assert all("mid_block.attentions.0" in key for key in left_out) and len(kept) == len(weights) - len(left_out)
