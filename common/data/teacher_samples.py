@@ -7,7 +7,7 @@ on the latents as they were drawn.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from common.diffusion.images import with_channels
 from common.errors import InputError
 from common.models.latent_diffusion import LatentDiffusion
 from common.runtime.collectives import on_first
-from common.runtime.content import content_name
+from common.runtime.content import content_name, located
 from common.runtime.files import check_room
 from common.runtime.progress import progress_bar
 from common.runtime.seeding import mix_seed
@@ -99,7 +99,7 @@ class TeacherSamples:
         """One prompt for each image, "" without prompts."""
         if self.prompts is None:
             return [""] * len(self)
-        found = list(dict.fromkeys(read_prompts(Path(self.prompts), "task.data.prompts")[0]))
+        found = list(dict.fromkeys(read_prompts(located(self.prompts) or Path(self.prompts), "task.data.prompts")[0]))
         if len(found) < TEST_EVERY:
             raise InputError(
                 f"task.data.prompts={self.prompts} holds {len(found)} different prompts: a student learns what it is shown; "
@@ -125,7 +125,8 @@ class TeacherSamples:
         if captioned != (self.prompts is not None):
             takes, wanted = ("takes", "a file of prompts") if captioned else ("takes no", "null")
             raise InputError(f"task.data.prompts={self.prompts}: the teacher {teacher.name} {takes} prompts; give {wanted}.")
-        images = DrawnImages(teacher, lambda: self._drawn(teacher, folder, autocast, note), range(len(self)), channels)
+        draw = cache(lambda: self._drawn(teacher, folder, autocast, note))  # its files are verified once
+        images = DrawnImages(teacher, draw, range(len(self)), channels)
         return CaptionedImages(images, self.captions) if captioned else Images(images)
 
     def _drawn(

@@ -1,6 +1,5 @@
 """A student as one file in the layout of Stable Diffusion's own code: written, read back by diffusers, and compared."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from common.errors import InputError
 from common.export.onnx_openvino import DTYPES
 from common.export.original_layout import write_single_file
 from common.models.latent_diffusion import LatentDiffusion
+from common.models.loading import read_index
 from common.models.single_file import whole_networks
 from experiments.exporting.exported_formats import given_noise, relative
 
@@ -27,8 +27,7 @@ def export_one_file(teacher: LatentDiffusion, folder: Path, dtype: str, seed: in
 
     path = folder / FILE
     write_single_file(teacher, path, DTYPES[dtype])
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    kind = getattr(diffusers, index["_class_name"])
+    kind = getattr(diffusers, read_index(folder)["_class_name"])
     diffusers.utils.logging.disable_progress_bar()
     with whole_networks(path):
         read = kind.from_single_file(str(path), config=str(folder), local_files_only=True, low_cpu_mem_usage=False)

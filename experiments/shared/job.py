@@ -20,7 +20,7 @@ from common.pruning.method import Method
 from common.runtime.files import ROOT
 from common.runtime.processes import pick_device
 from common.runtime.progress import under_way
-from experiments.shared.identity import TARGET, data_identity, identified, pipeline_identity
+from experiments.shared.identity import TARGET, data_identity, identified
 from experiments.shared.job_id import chosen, job_folder, job_settings, register_job_folder
 from experiments.shared.out_of_memory import memory_advice
 from experiments.shared.prompts import Prompts, evaluation_prompts
@@ -96,7 +96,7 @@ class Job:
     def _identity_of(self, data: dict[str, Any]) -> dict[str, Any]:
         found = data_identity(data, self.settings.outputs)
         if found[TARGET] == TeacherSamples.__name__:
-            found |= {"teacher": pipeline_identity(self.settings.teacher.path, self.settings.teacher.revision)}
+            found |= {"teacher": self.teacher.fingerprint(), "precision": self.settings.inference_precision}
         return found
 
     @cached_property

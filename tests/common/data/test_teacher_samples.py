@@ -112,3 +112,17 @@ def test_a_full_disk_is_told_before_the_first_sample(tiny_teacher, prompts, tmp_
     with pytest.raises(InputError, match="0.0 GiB left, and the teacher's samples take"):
         data.images.latents()
     assert not list(tmp_path.glob("teacher-samples-*/*.safetensors"))
+
+
+def test_files_are_verified_once_a_job(tiny_teacher, prompts, tmp_path, monkeypatch):
+    from common.data import shards
+
+    checked = []
+    sound = shards.Shard.sound
+    monkeypatch.setattr(shards.Shard, "sound", lambda shard: checked.append(shard) or sound(shard))
+    drawn(tiny_teacher, tmp_path, prompts=prompts).images.latents()
+    checked.clear()
+    images = drawn(tiny_teacher, tmp_path, prompts=prompts).images
+    for part in images.split(2):
+        part.latents()
+    assert len(checked) == 2, "two files, however many batches"
