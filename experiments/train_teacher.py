@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> None:
     from common.metrics.similarity import peak_signal_to_noise, reconstruct_images
     from common.models.saving import save_whole
     from common.runtime.files import check_writable, write_json
-    from common.runtime.processes import refuse_others
+    from common.runtime.processes import pick_device, refuse_others
     from common.runtime.strict_json import read_json
     from experiments.shared.settings import typed_settings
     from experiments.shared.tensor_cache import cached_tensors
@@ -68,7 +68,8 @@ def main(cfg: DictConfig) -> None:
     with under_way("reading the data"):
         data = hydra.utils.instantiate(settings.data, split="train")
         held_out = hydra.utils.instantiate(settings.data, split="test").images
-    autoencoder = train_autoencoder(training, data.images, work)
+    device = pick_device("cpu" if settings.trainer.get("accelerator") == "cpu" else "auto")
+    autoencoder = train_autoencoder(training, data.images, work).to(device)
     with under_way("reconstructing held-out images"):
         decibels = peak_signal_to_noise(autoencoder, held_out)
     print(f"autoencoder: held-out reconstructions {decibels:.2f} dB PSNR", flush=True)
@@ -76,7 +77,7 @@ def main(cfg: DictConfig) -> None:
     pairs = [sheet for chunk in shown for sheet in (chunk.float() / 127.5 - 1, reconstruct_images(autoencoder, chunk))]
     save_grid(upright(torch.cat(pairs), training.task.sound), work / "reconstructions.webp", columns=8)
     with under_way("encoding images"):
-        rows = cached_tensors(work / "latents.safetensors", lambda: {"tensor": encode_images(autoencoder, data.images)})
+        rows = cached_tensors(work / "latents.safetensors", lambda: {"tensor": encode_images(autoencoder, data.images).cpu()})
     parts, last_loss = train_denoiser(training, rows["tensor"], data, autoencoder, work)
     pipeline = hydra.utils.instantiate(settings.pipeline)(**{settings.autoencoder.part: autoencoder}, **parts)
     earlier, first = [], settings.denoiser.initial_weights

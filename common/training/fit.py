@@ -53,7 +53,7 @@ class ExponentialAverage(L.Callback):
     """
 
     def __init__(self, network: torch.nn.Module, decay: float):
-        self.ema = EMAModel(network.parameters(), decay=decay, use_ema_warmup=False)
+        self.ema = EMAModel(network.parameters(), decay=decay, use_ema_warmup=False, foreach=True)
         self.network = network
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -60,7 +60,7 @@ def train_denoiser(
         denoiser = hydra.utils.get_class(settings.network["_target_"]).from_pretrained(
             start / "unet", torch_dtype=torch.float32
         )
-    networks = nn.ModuleList([denoiser, *condition.networks()]).train()
+    networks = nn.ModuleList([denoiser, *condition.networks()]).train().to(autoencoder.device)
     scheduler = hydra.utils.instantiate(settings.scheduler)
     module = DenoiserTraining(
         denoiser,
@@ -77,7 +77,7 @@ def train_denoiser(
     def look(step: int) -> None:
         write_sample_sheet(training, denoiser, condition, scheduler, autoencoder, work / f"samples_{step:06d}.png")
         networks.eval()
-        losses = what_layers_do(denoiser, scheduler, latents[chosen], condition.rows(chosen))
+        losses = what_layers_do(denoiser, scheduler, latents[chosen].to(denoiser.device), condition.rows(chosen))
         networks.train()
         told = {"step": step, "loss": sum(sheets.losses) / len(sheets.losses), "layers": losses}
         with open(work / "layers.jsonl", "a", encoding="utf-8") as handle:
@@ -110,7 +110,7 @@ def write_sample_sheet(
     denoiser: nn.Module,
     condition: Unconditional,
     scheduler: Any,
-    autoencoder: nn.Module,
+    autoencoder: Any,
     path: Path,
 ) -> None:
     """Samples for the condition's examples, eight a row, sample i from seed i."""
@@ -128,4 +128,5 @@ def write_sample_sheet(
         settings.guidance_scale,
         batch_size=SHEET,
     )
-    save_grid(upright(autoencoder.decode(latents).sample, training.task.sound), path, columns=8)
+    images = autoencoder.decode(latents.to(autoencoder.device)).sample.cpu()
+    save_grid(upright(images, training.task.sound), path, columns=8)
