@@ -143,11 +143,12 @@ class DiffPruning(Method):
     """Removes a share of the channels of every layer, not whole layers.
 
     ratio: the share of channels, in (0, 1). rounding: "down" or "up", of the channels that go from a norm's group or a head
-    (common.pruning.channels); the plan's settings tell what was reached, of all channels and in the groups. parameters: instead
-    of the ratio, the share of the parameters, in (0, 1); the ratio is the one that comes nearest (nearest_trial). budget: or
-    else what the student may take (common.pruning.budget). variant, threshold: above. every: the stride of visited timesteps;
-    the paper visits each. rows: rows of the calibration data in the one batch; all of them where there are fewer. exclude:
-    shell patterns over module paths, whose outputs keep their width. seed: of the noise, and of the random variant.
+    (common.pruning.channels); the plan's settings tell what was reached, of all channels and in the groups. round_to: the
+    channels left of a layer are rounded up to a multiple of it. parameters: instead of the ratio, the share of the parameters,
+    in (0, 1); the ratio is the one that comes nearest (nearest_trial). budget: or else what the student may take
+    (common.pruning.budget). variant, threshold: above. every: the stride of visited timesteps; the paper visits each. rows: rows
+    of the calibration data in the one batch; all of them where there are fewer. exclude: shell patterns over module paths, whose
+    outputs keep their width. seed: of the noise, and of the random variant.
     """
 
     knob: ClassVar[str] = "ratio"
@@ -161,6 +162,7 @@ class DiffPruning(Method):
     exclude: tuple[str, ...]
     seed: Seed
     budget: Budget | None = None
+    round_to: AtLeastOne = 1
 
     def __post_init__(self) -> None:
         check_fields(self, "method")
@@ -185,7 +187,7 @@ class DiffPruning(Method):
         if not found.pruning.edits:
             raise InputError(
                 f"A share of {found.channel_ratio} removes no channel: all are excluded, or in too narrow norm groups and "
-                "heads; method.rounding=up removes at least one of each."
+                "heads, or of too few channels for method.round_to; method.rounding=up removes at least one of each."
             )
         names = ("channel_ratio_reached", "least_in_a_group_reached", "most_in_a_group_reached")
         reached = dict(zip(names, found.pruning.shares, strict=True)) | {"ratio_reached": found.removed}
@@ -222,7 +224,7 @@ class DiffPruning(Method):
         pruned = copy.deepcopy(unet).requires_grad_(True).eval()
         for name, parameter in pruned.named_parameters():
             parameter.grad = gradients.get(name)
-        pruning = prune_channels(pruned, channel_ratio, self._importance(), self.exclude, self.rounding)
+        pruning = prune_channels(pruned, channel_ratio, self._importance(), self.exclude, self.rounding, self.round_to)
         return Trial(channel_ratio, pruning, 1 - count_parameters(pruned) / count_parameters(unet))
 
     def _importance(self) -> Importance:

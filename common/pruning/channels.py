@@ -53,7 +53,12 @@ class ChannelPruning:
 
 
 def prune_channels(
-    unet: nn.Module, ratio: float, importance: Importance, exclude: Sequence[str] = (), rounding: Rounding = "down"
+    unet: nn.Module,
+    ratio: float,
+    importance: Importance,
+    exclude: Sequence[str] = (),
+    rounding: Rounding = "down",
+    round_to: int = 1,
 ) -> ChannelPruning:
     """Removes a share `ratio` of the channels of every group of `unet`, in place, those of least importance; of n channels
     n - floor(n * (1 - ratio)), at most n - 1.
@@ -62,8 +67,9 @@ def prune_channels(
     floor((n - floor(n * (1 - ratio))) / p) of each part, as torch-pruning did when Diff-Pruning was published (to 1.2);
     "up" applies the rule above to a part alone, as torch-pruning does now. Of 32 groups of 4, a ratio of 0.3 takes 25 or 50 %.
 
-    exclude: shell patterns over module paths; a group that would make an output of such a module narrower stays whole.
-    Nothing goes where all groups are excluded or too narrow. InputError for a ratio outside (0, 1), a pattern that matches
+    round_to: what is left of a group is rounded up to a multiple of it, such as 8 or 16, which suits matrix units; a group of
+    which then none would go stays whole. exclude: shell patterns over module paths; a group that would make an output of such a
+    module narrower stays whole. Nothing goes where all groups are excluded or too narrow. InputError for a ratio outside (0, 1), a pattern that matches
     nothing, an importance that is no number, and a U-Net that this does not fit.
     """
     check_share("ratio", ratio)
@@ -87,7 +93,7 @@ def prune_channels(
         if not torch.isfinite(values).all():
             raise InputError(f"The importance of {site} is not a number everywhere; are the teacher's weights finite?")
         values = values.detach().cpu().double()
-        gone = _least_important(values, count, ratio, rounding)
+        gone = _least_important(values, count, ratio, rounding, round_to)
         counts[site] = len(gone), len(values)
         if gone:
             decided.append((first, gone))
@@ -175,7 +181,7 @@ def _at_narrowest(graph: Any, group: Any) -> Any:
     return graph.get_pruning_group(narrowest.dep.target.module, narrowest.dep.handler, sorted(narrowest.idxs))
 
 
-def _least_important(values: torch.Tensor, parts: int, ratio: float, rounding: Rounding) -> list[int]:
+def _least_important(values: torch.Tensor, parts: int, ratio: float, rounding: Rounding, round_to: int) -> list[int]:
     """Indices, ascending, of the channels to remove: the same places in each of the `parts` equal parts."""
 
     def removed(channels: int) -> int:
@@ -184,7 +190,9 @@ def _least_important(values: torch.Tensor, parts: int, ratio: float, rounding: R
     by_place = values.unflatten(0, (parts, -1)).mean(0)
     size = len(by_place)
     count = min(size - 1, removed(size) if rounding == "up" else removed(len(values)) // parts)
-    places = by_place.argsort(stable=True)[:count]
+    step = math.lcm(parts, round_to) // parts  # of the channels left in a part
+    left = min(size, math.ceil((size - count) / step) * step)
+    places = by_place.argsort(stable=True)[: size - left]
     return (places + torch.arange(parts)[:, None] * size).flatten().sort().values.tolist()
 
 

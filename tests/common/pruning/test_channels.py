@@ -81,9 +81,9 @@ def run(unet):
     return unet(sample, timesteps, **conditions).sample
 
 
-def prune(unet, ratio=0.3, exclude=(), rounding="up"):
+def prune(unet, ratio=0.3, exclude=(), rounding="up", round_to=1):
     pruned = copy.deepcopy(unet)
-    found = prune_channels(pruned, ratio, weights_squared, exclude, rounding)
+    found = prune_channels(pruned, ratio, weights_squared, exclude, rounding, round_to)
     return pruned, Plan("test", found.edits, scores=found.scores, tensors=found.kept)
 
 
@@ -173,6 +173,19 @@ def test_the_ratio_is_reached_where_every_part_divides():
     macs = [count_macs(network, arguments, conditions).total for network in (unet, student)]
     assert macs[1] / macs[0] == pytest.approx(0.75**2, abs=0.03)
     assert count_parameters(student) == count_parameters(pruned)
+
+
+@pytest.mark.parametrize("round_to", [8, 16])
+def test_channels_are_left_in_multiples(round_to):
+    unet = make("sd")  # norms of 4 groups, heads of 4 channels
+    pruned, plan = prune(unet, 0.3, rounding="down", round_to=round_to)
+    plain, before, after = widths(prune(unet, 0.3, rounding="down")[0]), widths(unet), widths(pruned)
+    narrowed = [name for name in before if after[name][0] < before[name][0]]
+    assert narrowed and all(after[name][0] % round_to == 0 for name in narrowed)
+    assert all(plain[name][0] <= after[name][0] for name in before)  # rounded up: never less than without it
+    assert any(plain[name][0] < after[name][0] == before[name][0] for name in before)  # of 16 channels none can go
+    assert torch.allclose(run(apply_plan(unet, plan)), run(pruned), atol=1e-5)
+    assert prune(unet, 0.3, round_to=1000)[1].edits == ()
 
 
 def test_groups_of_an_excluded_module_stay_whole():
