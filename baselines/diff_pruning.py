@@ -146,8 +146,8 @@ class DiffPruning(Method):
     (common.pruning.channels); the plan's settings tell what was reached, of all channels and in the groups. round_to: the
     channels left of a layer are rounded up to a multiple of it. parameters: instead of the ratio, the share of the parameters,
     in (0, 1); the ratio is the one that comes nearest (nearest_trial). budget: or else what the student may take
-    (common.pruning.budget). variant, threshold: above. every: the stride of visited timesteps; the paper visits each. rows: rows
-    of the calibration data in the one batch; all of them where there are fewer. exclude: shell patterns over module paths, whose
+    (common.pruning.budget). variant, threshold: above. every: the stride of visited timesteps; the paper visits each. rows: of
+    the calibration data in the one batch; all of them where there are fewer. exclude: shell patterns over module paths, whose
     outputs keep their width. seed: of the noise, and of the random variant.
     """
 

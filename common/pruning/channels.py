@@ -69,8 +69,8 @@ def prune_channels(
 
     round_to: what is left of a group is rounded up to a multiple of it, such as 8 or 16, which suits matrix units; a group of
     which then none would go stays whole. exclude: shell patterns over module paths; a group that would make an output of such a
-    module narrower stays whole. Nothing goes where all groups are excluded or too narrow. InputError for a ratio outside (0, 1), a pattern that matches
-    nothing, an importance that is no number, and a U-Net that this does not fit.
+    module narrower stays whole. Nothing goes where all groups are excluded or too narrow. InputError for a ratio outside
+    (0, 1), a pattern that matches nothing, an importance that is no number, and a U-Net that this does not fit.
     """
     check_share("ratio", ratio)
     if rounding not in get_args(Rounding):
