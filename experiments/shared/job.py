@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 from common.data.teacher_samples import TeacherSamples
+from common.errors import InputError
 from common.models.latent_diffusion import LatentDiffusion
 from common.models.loading import load_teacher
 from common.pruning.method import Method
@@ -68,7 +69,10 @@ class Job:
     def training_data(self) -> Any:
         """What the student is trained on: task.trained_on, or else the training images of the data."""
         other = self.settings.task.trained_on
-        return self.data("train") if other is None else self._made(other, "train")
+        if other is None:
+            return self.data("train")
+        with told_of("task.trained_on"):
+            return self._made(other, "train")
 
     def _made(self, settings: dict[str, Any], split: str) -> Any:
         found = hydra.utils.instantiate(settings, split=split)
@@ -177,3 +181,12 @@ class Job:
         for name in stale:
             other.__dict__.pop(name, None)
         return other
+
+
+@contextmanager
+def told_of(group: str) -> Iterator[None]:
+    """InputErrors inside that name settings of task.data name those of `group`, which is of the same kind."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace("task.data.", f"{group}.")) from error
