@@ -189,28 +189,51 @@ def test_a_method_that_cannot_be_imported_says_why(tiny_teacher_folder, tmp_path
     assert "No module named 'not_there'" in line
 
 
-def test_a_job_in_python(tiny_teacher_folder, tmp_path, monkeypatch):
-    """The README's own lines, on a tiny teacher."""
+def run_on_a_tiny_teacher(lines, teacher, folder, monkeypatch):
+    """Runs lines of the documentation in `folder`, their job made tiny; the names that they leave."""
     from experiments.shared.job import Job
 
-    block = (ROOT / "README.md").read_text().split("<!-- python: a job -->")[1].split("```python")[1].split("```")[0]
-    assert len(block.strip().splitlines()) <= 12
-    made, compose = [], Job.compose
-    small = job("t2i", tiny_teacher_folder, tmp_path / "outputs", method="laptop_diff")[3:]
+    compose, small = Job.compose, job("t2i", teacher, folder / "outputs", method="laptop_diff")[3:]
 
     def compose_small(*overrides):
-        made.append(compose(*overrides, *small, "distill.steps=2"))
-        return made[0]
+        return compose(*overrides, *small, "distill.steps=2", f"task.data.folder={ROOT}/data/emoji")
 
     monkeypatch.setattr(Job, "compose", compose_small)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(folder)
     scope = {}
-    exec(block.replace('"method.ratio=0.4", "distill.steps=100"', f'"task.data.folder={ROOT}/data/emoji"'), scope)
+    exec(lines, scope)
+    return scope
+
+
+def blocks_of_python(text):
+    return [part.split("```")[0] for part in text.split("```python")[1:]]
+
+
+def test_a_job_in_python(tiny_teacher_folder, tmp_path, monkeypatch):
+    """The README's own lines, on a tiny teacher."""
+    (block,) = blocks_of_python((ROOT / "README.md").read_text().split("<!-- python: a job -->")[1])
+    assert len(block.strip().splitlines()) <= 12
+    left = run_on_a_tiny_teacher(block, tiny_teacher_folder, tmp_path, monkeypatch)
     student = load_denoiser(tmp_path / "student")
-    assert count_parameters(student) == count_parameters(scope["student"].denoiser)
-    assert count_parameters(student) < count_parameters(made[0].teacher.denoiser)
-    weights = scope["student"].denoiser.state_dict()
-    assert any(not torch.equal(weight, scope["pruned"].denoiser.state_dict()[name]) for name, weight in weights.items())
+    assert count_parameters(student) == count_parameters(left["student"].denoiser)
+    assert count_parameters(student) < count_parameters(left["job"].teacher.denoiser)
+    weights = left["student"].denoiser.state_dict()
+    assert any(not torch.equal(weight, left["pruned"].denoiser.state_dict()[name]) for name, weight in weights.items())
+
+
+def test_the_page_on_python(tiny_teacher_folder, tmp_path, monkeypatch, capsys):
+    """docs/in_python.md from its first line to its last, on a tiny teacher."""
+    lines = "".join(blocks_of_python((ROOT / "docs" / "in_python.md").read_text()))
+    left = run_on_a_tiny_teacher(lines, tiny_teacher_folder, tmp_path, monkeypatch)
+    plan, figures = left["plans"]["denoiser"], left["figures"]
+    told = capsys.readouterr().out
+    for edit in plan.edits:
+        assert told.count(edit.site) >= 2  # in both tables
+    assert "parameters that go" in told and f"laptop_diff: {len(plan.edits)} edit" in told
+    assert set(figures) == {"real", "teacher", "pruned", "distilled"} and figures["teacher"]["feature_mse"] == 0
+    assert figures["distilled"]["feature_mse_low"] <= figures["distilled"]["feature_mse"] != figures["pruned"]["feature_mse"]
+    kept = [sum(weight.numel() for weight in left[name].parameters()) for name in ("unet", "same")]
+    assert kept[0] == kept[1] == count_parameters(left["pruned"].denoiser)
 
 
 @pytest.mark.parametrize("override", ["method.k=x", "evaluation.steps=0", "distill.optimizer.lr=x", "task.data.limit=x"])

@@ -62,6 +62,11 @@ class Plan:
     config_changes: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        from common.pruning.plan_table import plan_table
+
+        return plan_table(self)
+
     def to_dict(self) -> dict[str, Any]:
         values = {
             "method": self.method,

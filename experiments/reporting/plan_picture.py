@@ -1,16 +1,14 @@
 """One picture of a U-Net with what a plan removes: levels as rows, layers as boxes, skip connections as lines."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from common.cost.macs import count_parameters
 from common.pruning.plan import Edit, Plan
-from common.pruning.pruned_unet import build_replacement
+from common.pruning.plan_table import removed_parameters
 from experiments.reporting.figures import picture_label, plotting, save_figure
 
 KINDS = {"resnets": "ResNet", "attentions": "attention", "downsamplers": "down", "upsamplers": "up"}
@@ -71,20 +69,6 @@ def skip_connections(boxes: Sequence[Box]) -> list[tuple[Box, Box]]:
     takers = [box for box in boxes if box.site.startswith("up_blocks") and box.kind == "ResNet"]
     pairs = zip(reversed(outputs), takers, strict=False)
     return [(source, taker) for source, taker in pairs if source is not None]
-
-
-def removed_parameters(edit: Edit, unet: nn.Module) -> int:
-    """How many parameters go with an edit: all at its site but a kept shortcut; of a "mask" and a "resize" their part."""
-    module = unet.get_submodule(edit.site)
-    kept = 0
-    if edit.operation == "mask":
-        return edit.sizes["pruned"]
-    if edit.operation == "resize":
-        with torch.device("meta"):
-            kept = count_parameters(build_replacement(copy.deepcopy(module).to("meta"), edit.to_dict()))
-    if edit.operation == "shortcut" and getattr(module, "conv_shortcut", None) is not None:
-        kept = count_parameters(module.conv_shortcut)
-    return count_parameters(module) - kept
 
 
 def removed_inside(box: Box, edits: Sequence[Edit], unet: nn.Module) -> tuple[Edit | None, list[Edit], float]:
