@@ -9,7 +9,10 @@ import soundfile
 from PIL import Image
 
 from common.audio.spectrogram import Spectrogram
+from common.cost.macs import count_parameters
 from common.errors import InputError
+from common.models.loading import load_denoiser
+from common.pruning.plan import Plan, apply_plan
 from experiments.shared.settings_check import checked
 from tests.commands import run
 from tests.small_jobs import job, the_row
@@ -32,6 +35,27 @@ def test_a_latent_consistency_model_is_pruned_and_not_trained(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     _, row = the_row(tmp_path / "out")
     assert row["models"]["pruned"]["latent_mse"] > 0
+
+
+def test_a_student_is_the_next_teacher(tmp_path, two_level_uig_teacher_folder):
+    """Layers go, then channels: the second job's plan and the first one's are one plan of the first teacher."""
+    few = ["distill.steps=2", "evaluation.images=4", "evaluation.batch_size=4", "evaluation.latency_rounds=1"]
+    done = run(*job("uig", two_level_uig_teacher_folder, tmp_path / "first", *few, "method.ratio=0.1", method="laptop_diff"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, _ = the_row(tmp_path / "first")
+    words = job("uig", first / "student", tmp_path / "second", *few, "method.variant=magnitude", method="diff_pruning")
+    told = run(*words, "dry_run=true")
+    assert told.returncode == 0, told.stderr[-2000:]
+    done = run(*words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    second, row = the_row(tmp_path / "second")
+    student = load_denoiser(second / "student")
+    both = Plan.load(first / "plan").then(Plan.load(second / "plan"))
+    at_once = apply_plan(load_denoiser(two_level_uig_teacher_folder), both)
+    assert count_parameters(at_once) == count_parameters(student) == row["models"]["distilled"]["parameters"]
+    assert {name: weight.shape for name, weight in at_once.state_dict().items()} == {
+        name: weight.shape for name, weight in student.state_dict().items()
+    }
 
 
 @pytest.fixture

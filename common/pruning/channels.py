@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from common.cost.macs import probe_inputs
-from common.diffusion.module_kinds import ATTENTION, SAMPLERS, is_kind
+from common.diffusion.module_kinds import ATTENTION, SAMPLERS, ZERO, is_kind
 from common.diffusion.sampling import denoiser_arguments, predict
 from common.errors import InputError, check_share, first_line
 from common.pruning.plan import Edit
@@ -151,7 +151,7 @@ def _dependency_graph(unet: nn.Module) -> Any:
     from torch_pruning import DependencyGraph
 
     (sample, timestep), conditions = probe_inputs(unet)
-    with torch.enable_grad(), _trainable(unet):
+    with torch.enable_grad(), _trainable(unet), _connected(unet):
         return DependencyGraph().build_dependency(
             unet,
             {"sample": sample, "timestep": timestep, **denoiser_arguments(conditions)},
@@ -170,6 +170,19 @@ def _trainable(unet: nn.Module) -> Iterator[None]:
     finally:
         for parameter, required in before.items():
             parameter.requires_grad_(required)
+
+
+@contextmanager
+def _connected(unet: nn.Module) -> Iterator[None]:
+    """What a plan has made zero hangs on its input inside, as in the forward pass, where a shape must fit all the same."""
+    zeros: list[Any] = [module for module in unet.modules() if is_kind(module, ZERO)]
+    for module in zeros:
+        module.forward = lambda hidden_states, *_, **__: 0 * hidden_states
+    try:
+        yield
+    finally:
+        for module in zeros:
+            del module.forward
 
 
 def _at_narrowest(graph: Any, group: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,37 @@ class Plan:
 
         return plan_table(self)
 
+    def then(self, later: "Plan") -> "Plan":
+        """One plan for what this one applies to, which gives what `later` makes of this one's student.
+
+        Of channels that both remove indices the kept ones are composed. InputError for masks, and for plans that are said in
+        diffusers' own configuration: their students count their layers anew.
+        """
+        for plan in (self, later):
+            if has_masks(plan.edits) or plan.config_changes:
+                raise InputError(f"A plan of {plan.method or 'masks'} cannot be put together with another.")
+        edits, tensors = list(self.edits), dict(self.tensors)
+        for edit in later.edits:
+            own = {name: tensor for name, tensor in later.tensors.items() if name.rpartition(".")[0] == edit.site}
+            at = next((at for at, each in enumerate(edits) if each.site == edit.site), None)
+            if at is not None and edit.operation == "resize":
+                edits[at], own = resized_again(edits[at], edit, tensors, own)
+            else:
+                if at is not None:
+                    del edits[at]
+                    tensors = {name: kept for name, kept in tensors.items() if name.rpartition(".")[0] != edit.site}
+                around = [at for at, each in enumerate(edits) if edit.site.startswith(f"{each.site}.")]
+                edits.insert(min(around, default=len(edits)), edit)  # what is left inside a site changes before the site does
+            tensors |= own
+        return Plan(
+            method=self.method if self.method == later.method else f"{self.method}, {later.method}",
+            edits=tuple(edits),
+            teacher=self.teacher,
+            scores=self.scores | later.scores,
+            settings=later.settings | {"after": self.settings},
+            tensors=tensors,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         values = {
             "method": self.method,
@@ -111,8 +142,6 @@ class Plan:
     @classmethod
     def load(cls, folder: Path) -> "Plan":
         """The inverse of save; InputError naming a damaged file."""
-        from dataclasses import replace
-
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -131,6 +160,8 @@ class Plan:
 def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     """A new student with the weights that remain; `unet` is not touched.
 
+    A student that carries a plan can be pruned further: it then carries the plan of both (Plan.then).
+
     It is of the pruned subclass of `unet`'s class (common/pruning/pruned_unet.py), or of that class itself where the plan can
     be said in diffusers' own configuration, where its edits are masks (common/pruning/masks.py; of autoencoders too) or it has
     none. Raises InputError naming the site when an edit names a site that the U-Net does not have, or when the plan lacks the
@@ -140,8 +171,8 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
 
     check_edits(unet, plan)
     settings = own_settings(unet)
-    if settings.get("plan"):
-        raise InputError("This U-Net carries a plan already; a plan applies to the unpruned teacher.")
+    if settings.get("plan") and plan.config_changes:
+        raise InputError(f"{plan.method} is for an unpruned U-Net; this one carries a plan.")
     if has_masks(plan.edits) or not (plan.edits or plan.tensors):
         return masked_copy(unet, plan_masks(plan.edits, plan.tensors))
     base = next((base for base in (pruned_unet.UNet2DConditionModel, pruned_unet.UNet2DModel) if isinstance(unet, base)), None)
@@ -151,7 +182,9 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     if plan.config_changes or not plan.edits:
         student_class, settings = base, settings | plan.config_changes
     else:
-        student_class, settings = getattr(pruned_unet, f"Pruned{base.__name__}"), settings | {"plan": plan.to_dict()}
+        carried = settings.get("plan")
+        whole = Plan.from_dict(carried).then(replace(plan, tensors={})) if carried else plan
+        student_class, settings = getattr(pruned_unet, f"Pruned{base.__name__}"), settings | {"plan": whole.to_dict()}
     try:
         with torch.device("meta"):
             student = student_class.from_config(settings)
@@ -210,6 +243,26 @@ def kept_weights(module: nn.Module, site: str, tensors: dict[str, torch.Tensor])
                 weight = weight.detach().index_select(dimension, tensors[f"{site}.{side}"].to(weight.device))
         weights[f"{site}.{name}"] = weight
     return weights
+
+
+def resized_again(
+    earlier: Edit, later: Edit, known: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]
+) -> tuple[Edit, dict[str, torch.Tensor]]:
+    """The edit of a site that was resized, or replaced by a 1x1 convolution, and then resized; and the tensors of its site.
+
+    known: tensors of the earlier plan; tensors: the later one's, of the site.
+    """
+    site = earlier.site
+    if earlier.operation == "resize":
+        kept = {name: known[name][rows] if name in known else rows for name, rows in tensors.items()}
+        return replace(later, sizes=earlier.sizes | later.sizes), kept
+    sizes = {"in": later.sizes["in"], "out": later.sizes["out"], "bias": earlier.sizes["bias"]}
+    first = {name: known[name] for name in (f"{site}.weight", f"{site}.bias") if name in known}
+    for dimension, side in enumerate(("out", "in")):
+        for name, weight in first.items():
+            if f"{site}.{side}" in tensors and dimension < weight.dim():
+                first[name] = weight.index_select(dimension, tensors[f"{site}.{side}"])
+    return replace(later, operation="conv1x1", sizes=sizes), first
 
 
 def load_replacement(module: nn.Module, edit: Edit, tensors: dict[str, torch.Tensor]) -> nn.Module:

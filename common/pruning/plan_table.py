@@ -1,6 +1,7 @@
 """A plan as text: what is done at each site, how many parameters go with it, and the site's score."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from common.pruning.pruned_unet import build_replacement
 
 def removed_parameters(edit: Edit, unet: nn.Module) -> int:
     """How many parameters go with an edit: all at its site but a kept shortcut; of a "mask" and a "resize" their part."""
-    module = unet.get_submodule(edit.site)
+    module: Any = unet.get_submodule(edit.site)
     kept = 0
     if edit.operation == "mask":
         return edit.sizes["pruned"]

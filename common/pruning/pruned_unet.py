@@ -140,7 +140,9 @@ def resized(module: nn.Module, edit: dict[str, Any]) -> nn.Module:
         sampler.channels = edit["channels"]
         return sampler
     twin: nn.Module
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, Conv1x1):
+        twin = Conv1x1(edit["in"], edit["out"], module.bias is not None)
+    elif isinstance(module, nn.Conv2d):
         names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
         form = {name: getattr(module, name) for name in names}
         twin = nn.Conv2d(edit["in"], edit["out"], bias=module.bias is not None, **form)
