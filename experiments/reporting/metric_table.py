@@ -26,6 +26,8 @@ METRICS = {  # by the name in a row
     "fid": Metric("FID", "{:.2f}", published=True),
     "fid_clean": Metric("FID clean", "{:.2f}", published=True),
     "kid_clean": Metric("KID clean", "{:.3f}", published=True, drawn=False),
+    "cmmd": Metric("CMMD", "{:.3f}", published=True),
+    "fd_dinov2": Metric("FD DINOv2", "{:.1f}", published=True),
     "inception_score": Metric("IS", "{:.2f}", higher=True, published=True),
     "clip_score": Metric("CLIP", "{:.4f}", higher=True, published=True),
     "clip_score_l14": Metric("CLIP L14", "{:.4f}", higher=True, published=True),
