@@ -5,6 +5,7 @@
     needs_real                    whether it compares with rows of real images
     load(device)                  its network; InputError without a package or weights
     rows(images, captions)        features or scores of a batch of uint8 images, as many rows of each
+    rows_of(batches)              instead, of all batches of (images, captions) in one call (ExternalScores)
     figures(rows, real, seed)     numbers by the name of their column, of the rows that are asked for by their numbers
 
 They are no part of a job's id: they change nothing that the job made, and can be asked for later. One that cannot be had is
@@ -21,6 +22,7 @@ import hydra
 import torch
 
 from common.errors import InputError
+from common.metrics.external import ExternalScores
 from common.metrics.jackknife import estimate
 from common.metrics.jpeg_round_trip import through_files
 from common.runtime.content import content_name
@@ -31,7 +33,7 @@ from experiments.shared.identity import file_contents, identified
 from experiments.shared.job import Job
 from experiments.shared.row import Row, with_intervals
 from experiments.shared.settings import Settings
-from experiments.shared.tensor_cache import cached_batches, load_tensors
+from experiments.shared.tensor_cache import cached_batches, cached_tensors, load_tensors
 
 Figures = dict[str, dict[str, float]]
 REAL_IMAGES_AT_ONCE = 64  # in one file
@@ -101,17 +103,21 @@ def sample_rows(job: Job, name: str, metric: Any, who: str, folder: Path) -> tor
         captions_of(folder, captions)
     settings = metric_settings(job.settings)[name]
 
-    def compute(rows: range) -> dict[str, torch.Tensor]:
+    def drawn(rows: range) -> tuple[torch.Tensor, list[str] | None]:
         path = folder / f"{rows.start:06d}.safetensors"
         images = load_tensors(path)["images"] if path.is_file() else ()
         if len(images) != len(rows):
             raise InputError(f"{path} does not hold {len(rows)} samples; delete the job's folder and run it again.")
-        images = through_files(images, settings["saved_images"])
-        return {"rows": metric.rows(images, captions[rows.start : rows.stop] if captioned else None)}
+        return through_files(images, settings["saved_images"]), captions[rows.start : rows.stop] if captioned else None
 
     kept = folder / content_name("rows", comparable(settings))
-    batches = cached_batches(f"{name}: {who}", kept, len(captions), job.settings.evaluation.batch_size, compute)
-    return torch.cat([batch["rows"] for _, batch in batches])
+    count, batch_size = len(captions), job.settings.evaluation.batch_size
+    if isinstance(metric, ExternalScores):
+        starts = range(0, count, batch_size)
+        batches = (drawn(range(start, min(start + batch_size, count))) for start in starts)
+        return cached_tensors(kept / "all.safetensors", lambda: {"rows": metric.rows_of(batches)})["rows"]
+    found = cached_batches(f"{name}: {who}", kept, count, batch_size, lambda rows: {"rows": metric.rows(*drawn(rows))})
+    return torch.cat([batch["rows"] for _, batch in found])
 
 
 def real_rows(job: Job, name: str, metric: Any) -> torch.Tensor:

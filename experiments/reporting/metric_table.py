@@ -33,6 +33,10 @@ METRICS = {  # by the name in a row
     "clip_score_l14": Metric("CLIP L14", "{:.4f}", higher=True, published=True),
     "pickscore": Metric("PickScore", "{:.2f}", higher=True, published=True),
     "hpsv2": Metric("HPSv2", "{:.4f}", higher=True, published=True),
+    "hpsv3": Metric("HPSv3", "{:.3f}", higher=True, published=True),
+    "vqascore": Metric("VQAScore", "{:.4f}", higher=True, published=True),
+    "geneval": Metric("GenEval", "{:.4f}", higher=True, published=True),
+    "image_reward": Metric("ImageReward", "{:.4f}", higher=True, published=True),
     "fad_vggish": Metric("FAD VGGish", "{:.2f}", published=True),
 }
 

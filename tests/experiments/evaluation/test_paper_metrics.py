@@ -16,6 +16,7 @@ from experiments.shared.job import Job
 from experiments.shared.prompts import Prompts
 from experiments.shared.tensor_cache import load_tensors
 from tests.commands import run
+from tests.common.metrics.test_external import SCRIPT, command
 from tests.random_weights import write_clip, write_inception
 from tests.small_jobs import job, the_row
 from tests.test_conf import compose_config
@@ -38,6 +39,23 @@ def kept(outputs, folder, who):
     (teacher,) = (outputs / "cache").glob("samples-*")
     where = teacher if who == "teacher" else folder / "samples" / who
     return torch.cat([load_tensors(path)["images"] for path in sorted(where.glob("*.safetensors"))])
+
+
+@pytest.mark.exhaustive
+def test_scores_of_another_environment_are_in_the_row(tiny_teacher_folder, tmp_path):
+    words = ["metrics=[external]", f'metrics.external.command="{command(tmp_path, SCRIPT)}"']
+    words.append("metrics.external.scores=[brightness,letters]")
+    done, folder, row = metrics_job(tiny_teacher_folder, tmp_path / "out", *words)
+    captions = Job(compose_config("config", *untrained("somewhere", "out")[1:])).prompts.captions
+    for who in ("teacher", "pruned"):
+        images = kept(tmp_path / "out", folder, who)
+        assert row["models"][who]["brightness"] == pytest.approx(images[:, 0, 0, 0].double().mean().item())
+        assert row["models"][who]["letters"] == pytest.approx(sum(map(len, captions)) / len(captions))
+    assert "brightness" in done.stdout
+    other = ["metrics=[external]", "metrics.external.command=nowhere/x", "metrics.external.scores=[other]"]
+    done, _, row = metrics_job(tiny_teacher_folder, tmp_path / "out", *other)
+    assert "external is left out: metrics.external.command: there is no nowhere/x" in done.stderr
+    assert row["models"]["teacher"]["brightness"] and "other" not in row["models"]["teacher"]
 
 
 @pytest.mark.exhaustive
