@@ -343,11 +343,11 @@ def memory(setup: Setup) -> Rows:
     register_job_folder()
     precision = "bf16-mixed" if setup.half else "32-true"
     words = ["scale=paper", "teacher=sd15", "method=bk_sdm", f"distill.batch_size={setup.batch_size}"]
-    words += [f"distill.trainer.precision={precision}", "distill.gradient_checkpointing=false"]
+    words += [f"distill.trainer.precision={precision}", "distill.gradient_checkpointing=false", "distill.ema_decay=null"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         job = JobCost(typed_settings(compose("config", words)))
     activations = job.activations(setup.batch_size, setup.half, False)
-    fixed = job.distillation()
+    fixed = {name: size for name, size in job.distillation().items() if not name.startswith(("autoencoder", "pruned"))}
     told = f"dry run: {(sum(fixed.values()) + activations) / 2**30:.1f} GiB ({', '.join(fixed)}, activations)"
     if not setup.half:
         return [("memory of a step", "not measured on a CPU", told)]
@@ -392,7 +392,7 @@ def scoring(setup: Setup) -> Rows:
 
 
 def job(setup: Setup) -> Rows:
-    outputs = setup.work / "outputs"
+    outputs = Path(tempfile.mkdtemp(dir=setup.work))  # nothing of an earlier try is found
     words = ["method=laptop_diff", "task=t2i", "method.ratio=0.4", "distill.steps=100", "evaluation.images=64", "logging=none"]
     if not setup.half:
         words += ["device=cpu", "distill.steps=2", "evaluation.images=8"]

@@ -11,7 +11,7 @@ PUBLIC = {
     "make_plans": "experiments.job.planning",
     "prune": "experiments.job.planning",
     "train_student": "experiments.training.train_student",
-    "compare": "experiments.evaluation.evaluate",
+    "compare": "experiments.job.compare",
 }
 __all__ = list(PUBLIC)
 __getattr__ = names_of(__name__, PUBLIC)

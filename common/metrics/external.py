@@ -16,7 +16,10 @@ from common.errors import InputError
 from common.metrics.jackknife import Figures
 
 PROMPTS = "prompts.jsonl"
-OWN_ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")  # of this process: the command's may be another
+# of this process, and of the starters of several (common.runtime.processes): the command is one of its own
+OWN_ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "MASTER_ADDR", "MASTER_PORT")
+OWN_ENVIRONMENT += ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+STARTERS = ("TORCHELASTIC_", "SLURM_", "SUBMITIT_")
 
 
 class ExternalScores:
@@ -35,9 +38,13 @@ class ExternalScores:
 
     def load(self, device: torch.device) -> None:
         """Nothing; InputError without a command that can be run, or the names of its scores."""
-        if not self.command or not self.scores:
+        try:
+            words = shlex.split(self.command or "")
+        except ValueError as error:
+            raise InputError(f"metrics.external.command={self.command}: {error}.") from error
+        if not words or not self.scores:
             raise InputError("metrics.external: give the command and the names of its scores (docs/paper_scale.md).")
-        program = shlex.split(self.command)[0]
+        program = words[0]
         if shutil.which(program) is None:
             raise InputError(f"metrics.external.command: there is no {program} that could be run.")
 
@@ -58,9 +65,11 @@ class ExternalScores:
     def run(self, folder: Path) -> str:
         """The last line that the command prints of a folder."""
         words = [*shlex.split(self.command or ""), str(folder)]
-        environment = {name: value for name, value in os.environ.items() if name not in OWN_ENVIRONMENT}
+        own = {name for name in os.environ if name in OWN_ENVIRONMENT or name.startswith(STARTERS)}
+        environment = {name: value for name, value in os.environ.items() if name not in own}
+        options = {"capture_output": True, "text": True, "errors": "replace", "check": False, "env": environment}
         try:
-            done = subprocess.run(words, capture_output=True, text=True, timeout=self.timeout, check=False, env=environment)
+            done = subprocess.run(words, timeout=self.timeout, **options)
         except subprocess.TimeoutExpired as error:
             raise InputError(f"metrics.external.command did not end within {self.timeout:g} s.") from error
         except OSError as error:
@@ -76,7 +85,7 @@ class ExternalScores:
             found = json.loads(line)
             columns = [found[name] for name in self.scores]
             rows = torch.tensor(columns, dtype=torch.float64).T
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             wanted = ", ".join(f'"{name}": [...]' for name in self.scores)
             raise InputError(f"metrics.external.command: its last line is no {{{wanted}}} of numbers: {line[:80]}") from error
         if rows.shape != (count, len(self.scores)) or not rows.isfinite().all():

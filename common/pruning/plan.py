@@ -253,15 +253,21 @@ def resized_again(
     known: tensors of the earlier plan; tensors: the later one's, of the site.
     """
     site = earlier.site
+    another = f"{site} is narrowed by both plans, the later of which is not of the earlier one's student."
     if earlier.operation == "resize":
-        kept = {name: known[name][rows] if name in known else rows for name, rows in tensors.items()}
+        try:
+            kept = {name: known[name][rows.to(known[name].device)] if name in known else rows for name, rows in tensors.items()}
+        except IndexError as error:
+            raise InputError(another) from error
         return replace(later, sizes=earlier.sizes | later.sizes), kept
+    if earlier.operation != "conv1x1" or not {"in", "out"} <= later.sizes.keys():
+        raise InputError(another)
     sizes = {"in": later.sizes["in"], "out": later.sizes["out"], "bias": earlier.sizes["bias"]}
     first = {name: known[name] for name in (f"{site}.weight", f"{site}.bias") if name in known}
     for dimension, side in enumerate(("out", "in")):
         for name, weight in first.items():
             if f"{site}.{side}" in tensors and dimension < weight.dim():
-                first[name] = weight.index_select(dimension, tensors[f"{site}.{side}"])
+                first[name] = weight.index_select(dimension, tensors[f"{site}.{side}"].to(weight.device))
     return replace(later, operation="conv1x1", sizes=sizes), first
 
 

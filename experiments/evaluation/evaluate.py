@@ -2,7 +2,6 @@
 
 from collections import deque
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -59,18 +58,6 @@ def evaluate(
         figures = sample_figures(job, reference, found, there, {name: torch.cat(values) for name, values in means.items()})
         rows[who] = {**with_intervals(estimate(figures, len(found))), **reference.counts(found)}
     return rows, first_images
-
-
-def compare(job: Job, pruned: LatentDiffusion, distilled: LatentDiffusion | None = None) -> dict[str, dict[str, Any]]:
-    """Figures of "teacher", "pruned" and "distilled", and of "real" images, by samples from equal seeds; each with the ends of
-    its 95 % interval (`<name>_low`, `<name>_high`).
-
-    What is drawn, of how many images, is evaluation.* of the job's settings. The teacher's samples are kept for other jobs of
-    the same outputs, those of the students are not.
-    """
-    models = Models(job.teacher, pruned, distilled)
-    with TemporaryDirectory() as samples:
-        return evaluate(job, models, Reference(job, job.settings.evaluation.split), Path(samples))[0]
 
 
 def against_teacher(job: Job, samples: dict[str, torch.Tensor], originals: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -63,8 +63,9 @@ def check_parts(job: Job) -> None:
     check_image_size(job.evaluation_data.images, teacher)
     if distill.steps:
         check_learns_from_noise(teacher.scheduler, guidance_size(teacher.denoiser) is not None)
-    check_captions(settings.task.name, teacher, job.training_data)
-    check_image_size(job.training_data.images, teacher)
+    with job.told_of_training_data():
+        check_captions(settings.task.name, teacher, job.training_data)
+        check_image_size(job.training_data.images, teacher)
     check_sampling(settings, teacher)
     check_steps(settings, method)
     check_forecast(settings, teacher, method)

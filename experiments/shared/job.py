@@ -1,6 +1,7 @@
 """A job: its settings, and what they describe, each made once and when it is first asked for."""
 
 import copy
+import re
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -71,8 +72,19 @@ class Job:
         other = self.settings.task.trained_on
         if other is None:
             return self.data("train")
-        with told_of("task.trained_on"):
+        with self.told_of_training_data():
             return self._made(other, "train")
+
+    @contextmanager
+    def told_of_training_data(self) -> Iterator[None]:
+        """InputErrors inside that name task.data name task.trained_on where that is what the student is trained on."""
+        try:
+            yield
+        except InputError as error:
+            if self.settings.task.trained_on is None:
+                raise
+            told = re.sub(r"\btask\.data\b", "task.trained_on", str(error))
+            raise InputError(told.replace("task/data=", "task/data@task.trained_on=")) from error
 
     def _made(self, settings: dict[str, Any], split: str) -> Any:
         found = hydra.utils.instantiate(settings, split=split)
@@ -181,12 +193,3 @@ class Job:
         for name in stale:
             other.__dict__.pop(name, None)
         return other
-
-
-@contextmanager
-def told_of(group: str) -> Iterator[None]:
-    """InputErrors inside that name settings of task.data name those of `group`, which is of the same kind."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(str(error).replace("task.data.", f"{group}.")) from error

@@ -41,6 +41,15 @@ def test_each_image_has_its_score(tmp_path):
     assert metric.rows_of([(images(7, channels=1), None)]).tolist() == [[7, 0]]
 
 
+def test_the_command_is_a_process_of_its_own(tmp_path, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_PROCID", "PYTHONPATH"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv("HF_HOME", "kept")
+    script = "import os; print('{\"a\": [%d]}' % sum(os.environ.get(n) is not None for n in "
+    script += "('RANK', 'WORLD_SIZE', 'MASTER_PORT', 'TORCHELASTIC_RUN_ID', 'SLURM_PROCID', 'PYTHONPATH', 'HF_HOME')))"
+    assert ExternalScores(command(tmp_path, script), ("a",)).rows_of([(images(1), None)]).tolist() == [[1]]
+
+
 @pytest.mark.parametrize(
     ("script", "told"),
     [
@@ -53,6 +62,10 @@ def test_each_image_has_its_score(tmp_path):
         ("print('[1, 2]')", "of numbers"),
         ("import time; time.sleep(60)", "did not end within 1 s"),
         ("", "of numbers"),
+        ("import sys; sys.stdout.buffer.write(b'well \\xff')", "of numbers: well"),
+        ("import sys; sys.stderr.buffer.write(b'\\xff no'); sys.exit(3)", "ended with 3: . no"),
+        ("print('{\"a\": [1, 1' + 400 * '0' + ']}')", "numbers"),
+        ("print('[' * 100000)", "of numbers"),
     ],
 )
 def test_bad_answers_are_told(tmp_path, script, told):
@@ -64,5 +77,9 @@ def test_bad_answers_are_told(tmp_path, script, told):
 def test_a_command_is_needed():
     with pytest.raises(InputError, match=r"metrics\.external: give the command"):
         ExternalScores(None, ()).load(torch.device("cpu"))
+    with pytest.raises(InputError, match=r"metrics\.external: give the command"):
+        ExternalScores("  ", ("a",)).load(torch.device("cpu"))
+    with pytest.raises(InputError, match=r"metrics\.external\.command=python \"x\.py: No closing quotation"):
+        ExternalScores('python "x.py', ("a",)).load(torch.device("cpu"))
     with pytest.raises(InputError, match="there is no nowhere/python that could be run"):
         ExternalScores("nowhere/python x.py", ("a",)).load(torch.device("cpu"))

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from common.cost.macs import count_parameters
 from common.errors import InputError
 from common.models.loading import load_denoiser
 from common.pruning.plan import Edit, Plan, apply_plan
+from common.pruning.plan_table import parameters_that_go, plan_table
 from ld_pruner.initial_weights import initial_weights
 from ld_pruner.operators import list_operators
 from tests.small_students import expected, numbers, plan_of, small_unet
@@ -45,6 +47,21 @@ def test_one_plan_does_what_both_do(first, later, tmp_path):
     assert [edit.site for edit in carried.edits] == [edit.site for edit in both.edits]
 
 
+@pytest.mark.parametrize("later", [None, *KINDS])
+@pytest.mark.parametrize("first", [*KINDS, "bk_sdm"])
+def test_the_table_adds_up(first, later):
+    unet = small_unet(layers=2)
+    plan = plan_of(first, unet)
+    if later is not None:
+        if first in ("bk_sdm", later) or later == "ld_pruner":
+            pytest.skip("not put together, or of the same sites")
+        plan = plan.then(second_plan(later, apply_plan(unet, plan)))
+    gone = parameters_that_go(plan, unet)
+    assert sum(gone) == count_parameters(unet) - count_parameters(apply_plan(unet, plan)) and min(gone) >= 0
+    told = plan_table(plan, unet)
+    assert told.splitlines()[0] == f"{plan.method}: {len(gone)} edits" and len(told.splitlines()) == len(gone) + 2
+
+
 def test_what_has_been_narrowed_can_be_replaced():
     unet = small_unet(layers=2)
     plan = plan_of("diff_pruning", unet)
@@ -81,3 +98,10 @@ def test_plans_that_cannot_be_put_together():
         apply_plan(student, plan_of("bk_sdm", unet))
     with pytest.raises(InputError, match=r"edits 'up_blocks\.0\.resnets\.0\.conv1', which this"):
         apply_plan(student, Plan("x", (Edit("up_blocks.0.resnets.0.conv1", "identity"),)))
+    channels = plan_of("diff_pruning", unet)
+    for first in (channels, plan_of("ld_pruner", unet)):  # both plans are of the original
+        with pytest.raises(InputError, match="is not of the earlier one's student"):
+            first.then(channels)
+    student = apply_plan(unet, plan_of("ld_pruner", unet))
+    with pytest.raises(InputError, match=r"down_blocks\.0\.downsamplers\.0 is narrowed"):
+        apply_plan(student, Plan("x", (Edit("down_blocks.0.downsamplers.0", "resize", {"channels": 4}),)))
