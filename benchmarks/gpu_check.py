@@ -435,7 +435,7 @@ def measured(name: str, path: Path, command: list[str], seconds: float) -> list[
         return [["", "not finished", f"within {seconds:.0f} s; the same command tries again"]]
     if done.returncode:
         return [["", "could not run", (done.stderr.strip().splitlines() or ["no reason given"])[-1][:200]]]
-    path.write_text(done.stdout.splitlines()[-1])
+    path.write_text(done.stdout.splitlines()[-1], encoding="utf-8")
     return json.loads(path.read_text())
 
 

@@ -143,6 +143,7 @@ def test_the_files_are_those_of_the_student(exported):
             assert (folder / found["file"]).is_file() and found["max_relative"] < 1e-4 and found["latency"]["ratio"] > 0
             sizes = [path.stat().st_size for path in (folder / name / part).iterdir()]
             assert found["bytes"] == sum(sizes)
+    assert '"encoder_hidden_states": encoder_hidden_states' in (folder / "README.md").read_text()
     assert document["sampling"]["onnx"]["max_relative"] < 1e-4 and document["sampling"]["openvino"]["max_relative"] < 1e-4
 
 
@@ -164,7 +165,6 @@ def test_the_card_tells_the_row(described):
     assert "python run.py method=ld_pruner task=t2i\n" in body and str(job) not in body
     assert "revision abc123, with changes" in body and "70.0 % of the teacher's" in body
     assert 'DiffusionPipeline.from_pretrained(".", trust_remote_code=True)' in body
-    assert '"encoder_hidden_states": encoder_hidden_states' in body
     saved = json.loads((folder / "result.json").read_text())
     assert saved["models"] == row["models"] and str(job) not in json.dumps(saved)
 
