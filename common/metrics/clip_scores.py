@@ -44,11 +44,7 @@ class ClipScore:
         """A CLIPModel in float32, on the CPU."""
         from transformers import CLIPModel
 
-        folder = folder_of(self.model, self.revision, wanted_model_files, "config.json")
-        network, report = pretrained(CLIPModel, folder, dtype=torch.float32, output_loading_info=True)
-        if report["missing_keys"]:
-            raise InputError(f"{self.model} lacks weights of CLIPModel, {min(report['missing_keys'])} among them.")
-        return network
+        return whole_network(CLIPModel, self.model, self.revision)
 
     def rows(self, images: torch.Tensor, captions: list[str] | None) -> torch.Tensor:
         """Scores (count, 1) of uint8 images (count, 3, height, width) and as many captions."""
@@ -121,6 +117,15 @@ def pretrained(kind: Any, path: str, **options: Any) -> Any:
     except Exception as error:  # transformers, safetensors, pickle and the hub's client each raise their own kinds
         told = f"{path} has no {kind.__name__} ({first_line(error)})"
         raise InputError(f"{told}; {ELSEWHERE}.") from error
+
+
+def whole_network(kind: Any, model: str, revision: str | None) -> Any:
+    """A network of class `kind` in float32 from a folder or a hub; InputError where it lacks weights."""
+    folder = folder_of(model, revision, wanted_model_files, "config.json")
+    network, report = pretrained(kind, folder, dtype=torch.float32, output_loading_info=True)
+    if report["missing_keys"]:
+        raise InputError(f"{model} lacks weights of {kind.__name__}, {min(report['missing_keys'])} among them.")
+    return network
 
 
 def embedding(output: Any) -> torch.Tensor:

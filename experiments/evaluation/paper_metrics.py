@@ -5,7 +5,7 @@
     needs_real                    whether it compares with rows of real images
     load(device)                  its network; InputError without a package or weights
     rows(images, captions)        features or scores of a batch of uint8 images, as many rows of each
-    rows_of(batches)              instead, of all batches of (images, captions) in one call (ExternalScores)
+    rows_of(batches)              instead, of all batches of (images, captions) in one call (common/metrics/external.py)
     figures(rows, real, seed)     numbers by the name of their column, of the rows that are asked for by their numbers
 
 They are no part of a job's id: they change nothing that the job made, and can be asked for later. One that cannot be had is
@@ -22,7 +22,6 @@ import hydra
 import torch
 
 from common.errors import InputError
-from common.metrics.external import ExternalScores
 from common.metrics.jackknife import estimate
 from common.metrics.jpeg_round_trip import through_files
 from common.runtime.content import content_name
@@ -112,7 +111,7 @@ def sample_rows(job: Job, name: str, metric: Any, who: str, folder: Path) -> tor
 
     kept = folder / content_name("rows", comparable(settings))
     count, batch_size = len(captions), job.settings.evaluation.batch_size
-    if isinstance(metric, ExternalScores):
+    if hasattr(metric, "rows_of"):
         starts = range(0, count, batch_size)
         batches = (drawn(range(start, min(start + batch_size, count))) for start in starts)
         return cached_tensors(kept / "all.safetensors", lambda: {"rows": metric.rows_of(batches)})["rows"]
