@@ -31,7 +31,7 @@ OVERRIDES = ["a=1", "a.b=[c,d]", "+a.b={c: 1}", "a=/b/c-d.e", "a=1,2", "a='b c'"
 
 
 def compute() -> None:
-    """Fills tables that libraries make at their first use: of grammars, operators, fonts and names of weights."""
+    """Fills tables that libraries make at their first use (grammars, operators, fonts, names of weights), and reads the data."""
     import torch
     from diffusers import UNet2DConditionModel
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -40,12 +40,18 @@ def compute() -> None:
     from torch.utils.flop_counter import FlopCounterMode
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+    from common.data.earth import load_earth
+    from common.data.emoji import load_emoji
+    from common.data.music import load_music
+
     Image.preinit()
     get_checkpoint_conversion_mapping("clip")
     OverridesParser.create().parse_overrides(OVERRIDES)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False):
         unet = UNet2DConditionModel(block_out_channels=(8, 16, 16, 16), norm_num_groups=4, cross_attention_dim=8)
         unet(torch.empty(1, 4, 8, 8), torch.empty(1), torch.empty(1, 2, 8))
+    for load, folder in ((load_emoji, "emoji"), (load_earth, "earth"), (load_music, "music")):
+        load(f"data/{folder}", "test")  # its pictures stay decoded
     figure, axes = pyplot.subplots()
     axes.set_title("A title")
     axes.barh(["a_b"], [0.5])

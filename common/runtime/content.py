@@ -144,7 +144,7 @@ def while_unchanged(load: Callable[..., Result]) -> Callable[..., Result]:
     """`load` with its last few results kept for equal arguments, while the files that those of PATHS name stay as they are."""
     signature = inspect.signature(load)
 
-    @functools.lru_cache(maxsize=4)
+    @functools.lru_cache(maxsize=8)
     def kept(_stamps: tuple[str, ...], *arguments: Any, **settings: Any) -> Result:
         return load(*arguments, **settings)
 
