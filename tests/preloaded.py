@@ -31,7 +31,7 @@ OVERRIDES = ["a=1", "a.b=[c,d]", "+a.b={c: 1}", "a=/b/c-d.e", "a=1,2", "a='b c'"
 
 
 def compute() -> None:
-    """Fills tables that libraries make at their first use (grammars, operators, fonts, names of weights), and reads the data."""
+    """Fills tables that libraries make at their first use (grammars, operators, fonts, names of weights); reads the data."""
     import torch
     from diffusers import UNet2DConditionModel
     from hydra.core.override_parser.overrides_parser import OverridesParser
