@@ -5,6 +5,8 @@ import pytest
 from tests.commands import run
 from tests.small_jobs import job
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("override", "expected"),

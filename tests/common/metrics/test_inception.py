@@ -92,6 +92,7 @@ def test_distances(legacy):
     assert made.figures(real, real, seed=0)(torch.arange(len(real)))["fid"] == pytest.approx(0, abs=1e-6 * found["fid"])
 
 
+@pytest.mark.slow
 def test_statistics_in_a_file_take_the_place_of_images(weights, legacy, tmp_path):
     made, real, fake = legacy
     values = real.double().numpy()

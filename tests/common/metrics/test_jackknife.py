@@ -29,6 +29,7 @@ def test_of_a_mean_it_is_the_textbook_interval():
     assert high - low == pytest.approx(2 * 2.093024 * values.std().item() / math.sqrt(20), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", ["kernel", "frechet"])
 def test_it_covers_what_other_samples_give(distance):
     """Of the difference between two models that are sampled from equal seeds; its truth is the mean over many seeds."""

@@ -80,6 +80,7 @@ def weights(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_network_and_names_of_its_weights(weights):
     state = {name: value.numpy() for name, value in torch.load(weights, weights_only=True).items()}
     convolutions = [f"features.{place}" for place in (0, 3, 6, 8, 11, 13)]  # of torchvggish
@@ -101,6 +102,7 @@ def test_network_and_names_of_its_weights(weights):
         assert np.allclose(network(torch.from_numpy(patch)[None])[0].numpy(), values, rtol=1e-3, atol=1e-3 * values.std())
 
 
+@pytest.mark.slow
 def test_distance(weights):
     metric = VggishDistance("fad_vggish", SOUND, 2, str(weights), hop_seconds=0.96, activation=False)
     metric.load(torch.device("cpu"))

@@ -64,6 +64,7 @@ def test_unknown_names_and_missing_parts(tiny_teacher_folder, tmp_path):
             parts_of(str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("binary", [False, True])
 def test_a_random_folder_at_full_size_loads(tmp_path, binary):
     write_random_folder("audio_diffusion", tmp_path / "teacher", binary=binary)

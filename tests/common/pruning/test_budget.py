@@ -69,9 +69,9 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["magnitude", "random_layers", pytest.param("diff_pruning", marks=pytest.mark.slow)])
 def test_students_keep_to_their_budget(name):
-    unet = small_unet("t2i", layers=2)
+    unet = small_unet("t2i", layers=1 if name == "diff_pruning" else 2)
     method = METHODS[name]()
     whole = {
         "parameters": count_parameters(unet),

@@ -8,6 +8,7 @@ import pytest
 from tests.commands import ROOT
 
 
+@pytest.mark.slow
 def test_what_imports_torchvision_can_be_imported():
     pytest.importorskip("torchvision")
     script = "import common; from transformers import CLIPImageProcessor; import cleanfid.fid; import diffusers.image_processor"

@@ -237,6 +237,7 @@ def test_a_wrong_value_of_a_sweep_ends_it(capsys):
     assert capsys.readouterr().err == "error: method.k='half': a whole number of at least 0, or null, is needed.\n"
 
 
+@pytest.mark.slow
 def test_a_command_ends_before_it_writes(tmp_path):
     for override in ("method.k=3.5", "evaluation.images=nan", "distill.ema_decay=2", "+method.kk=3", "evaluation.more_steps=5"):
         done = run("run.py", f"outputs={tmp_path}/outputs", override)
