@@ -1,1 +1,1 @@
-"""Networks in other formats: ONNX, OpenVINO, sparse files."""
+"""Networks in other formats (ONNX, OpenVINO, sparse and single files), and what was made for a teacher on its student."""
