@@ -1,6 +1,7 @@
 """The measuring stage of a job: samples of its models from equal seeds, compared with real images and with the teacher's."""
 
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from common.metrics.similarity import latent_mse, structural_similarity
 from common.models.latent_diffusion import LatentDiffusion
 from common.runtime.files import write_atomically
 from common.runtime.processes import is_first
-from experiments.evaluation.models import Models
 from experiments.evaluation.real_features import Reference
 from experiments.evaluation.samples import CAPTIONS_OF_SAMPLES, captions_of, sample_folders, sampled_batches
 from experiments.shared.job import Job
@@ -25,21 +25,21 @@ AGAINST_TEACHER = ("latent_mse", "ssim")  # measured of a sample and the teacher
 
 
 def evaluate(
-    job: Job, models: Models, reference: Reference, folder: Path
+    job: Job, models: Mapping[str, LatentDiffusion], reference: Reference, folder: Path
 ) -> tuple[dict[str, dict[str, Any]], dict[str, torch.Tensor]]:
-    """Figures of each model, and of "real" images for the floor of the distances; and the first images (uint8).
+    """Figures of each model by its name, and of "real" images for the floor of the distances; and the first images (uint8).
 
-    The samples of each are kept in <folder>/<who>/; the teacher's are shared by all jobs. Of the processes of a job all sample,
-    and the first one compares.
+    The samples of each are kept in <folder>/<who>/; those of "teacher", which come first or are there already, are shared by
+    all jobs. Of the processes of a job all sample, and the first one compares.
     """
     captions = job.prompts.captions
     rows: dict[str, dict[str, Any]] = {}
     if is_first():
         floor = reference.floor_features
         rows["real"] = {**with_intervals(estimate(reference.figures(floor), len(floor))), **reference.counts(floor)}
-    folders = sample_folders(job, models.by_name(), models.teacher.fingerprint(), folder)
+    folders = sample_folders(job, ["teacher", *models], job.teacher.fingerprint(), folder)
     first_images: dict[str, torch.Tensor] = {}
-    for who, model in models.by_name().items():
+    for who, model in models.items():
         if job.prompts.captioned:
             write_atomically(folders[who] / CAPTIONS_OF_SAMPLES, captions_of(folders[who], captions))
         batches = sampled_batches(job, model, captions, reference.extractor, who, folders[who], read=is_first())

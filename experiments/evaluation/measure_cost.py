@@ -86,13 +86,19 @@ def denoiser_inputs(job: Job, teacher: LatentDiffusion, batch: int) -> tuple[tup
     return (latents, timesteps), {name: value.expand(batch, *value.shape[1:]) for name, value in empty.items()}
 
 
-def measure_latency(job: Job, teacher: LatentDiffusion, networks: Mapping[str, nn.Module]) -> dict[str, Latency]:
-    """Time of a forward pass of each network, by name, against that of "teacher"."""
+def measure_latency(
+    job: Job,
+    teacher: LatentDiffusion,
+    networks: Mapping[str, nn.Module],
+    changes: Mapping[str, Callable[[nn.Module], nn.Module]] | None = None,
+) -> dict[str, Latency]:
+    """Time of a forward pass of each network, by name, against that of "teacher"; changes: what is made of some before."""
     evaluation, found = job.settings.evaluation, dict(networks)
     timed = denoiser_inputs(job, teacher, evaluation.latency_batch)
     if job.settings.inference_precision == "bf16":  # autocast would cast all weights in each pass
         timed = in_dtype(torch.bfloat16, *timed)
         found = {who: copy.deepcopy(network).to(torch.bfloat16) for who, network in found.items()}
+    found |= {who: change(found[who]) for who, change in (changes or {}).items()}
     calls = {who: forward_call(each, *timed) for who, each in found.items()}
     return compare_latency(calls, "teacher", rounds=evaluation.latency_rounds)
 

@@ -146,8 +146,8 @@ def lacking(settings: Settings, row: Row) -> list[str]:
     return [name for name in wanted if name not in measured or comparable(measured[name]) != comparable(wanted[name])]
 
 
-def measure_into(job: Job, row: Row, models: list[str], fingerprint: str) -> None:
-    """Measures what the job's row lacks of the settings' metrics, over the samples of `models`, and enters it there.
+def measure_into(job: Job, row: Row, fingerprint: str) -> None:
+    """Measures what the job's row lacks of the settings' metrics, over the samples of each of its models, and enters it there.
 
     fingerprint: the teacher's. What could not be had stands in row["metrics_missing"]; a row without either is as it was.
     """
@@ -156,7 +156,7 @@ def measure_into(job: Job, row: Row, models: list[str], fingerprint: str) -> Non
     for steps, figures in {None: row["models"], **row["by_steps"]}.items():
         changed = job if steps is None else job.with_evaluation(steps=int(steps))
         where = samples if steps is None else samples / f"steps={steps}"
-        folders = sample_folders(changed, models, fingerprint, where)
+        folders = sample_folders(changed, [who for who in figures if who != "real"], fingerprint, where)
         had = [name for name in names if name not in missing]
         found, absent = measure_metrics(changed, had, folders)
         missing |= absent

@@ -21,6 +21,6 @@ def compare(job: Job, pruned: LatentDiffusion, distilled: LatentDiffusion | None
     are not.
     """
     check_parts(job)
-    models = Models(job.teacher, pruned, distilled)
+    models = Models(job.teacher, pruned, distilled).by_name()
     with TemporaryDirectory() as samples:
         return evaluate(job, models, Reference(job, job.settings.evaluation.split), Path(samples))[0]

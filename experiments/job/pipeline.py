@@ -14,6 +14,7 @@ from common.models.saving import load_student, save_student
 from common.runtime.collectives import barrier, join, on_first
 from common.runtime.files import write_json
 from common.training.fit import drop_checkpoints
+from experiments.evaluation.deployment import measure_deployed, not_deployed
 from experiments.evaluation.evaluate import evaluate
 from experiments.evaluation.layer_effects import tell_dead_layers
 from experiments.evaluation.models import Models
@@ -43,7 +44,7 @@ def run_job(job: Job) -> Row:
 def find_row(job: Job) -> Row | None:
     """The row of a finished job, which is shown; None where there is none yet.
 
-    What it lacks of the settings' metrics is measured over the samples that the job has kept, and the row written anew.
+    What it lacks of the settings' metrics and deployments is measured, and the row written anew.
     """
     path = job.folder / "result.json"
     if not path.is_file():
@@ -80,13 +81,14 @@ def write_row(folder: Path, row: Row) -> Row:
 
 
 def add_to_row(job: Job, row: Row) -> bool:
-    """Measures what a finished job's row lacks of the settings' metrics; whether the row has changed."""
-    if not job.settings.metrics or not lacking(job.settings, row):
-        return False
+    """Measures what a finished job's row lacks of the settings' metrics and deployments; whether the row has changed."""
     before = copy.deepcopy(row)
-    models = [who for who in row["models"] if who != "real"]
-    with memory_advice("metrics", job.settings):
-        measure_into(job, row, models, job.teacher.fingerprint())
+    if not_deployed(job, row):
+        with memory_advice("deployment", job.settings):
+            measure_deployed(job, row, kept_student(job.teacher, job.folder / "student").to(job.device))
+    if job.settings.metrics and lacking(job.settings, row):
+        with memory_advice("metrics", job.settings):
+            measure_into(job, row, job.teacher.fingerprint())
     return before != row
 
 
@@ -119,10 +121,10 @@ def compute(job: Job, tracker: Any) -> Callable[[], Row]:
         if trains:
             models = replace(models, distilled=kept_student(teacher, folder / "student").to(job.device))
     with job.stage("measuring"):
-        metrics, images = evaluate(job, models, reference, folder / "samples")
+        metrics, images = evaluate(job, models.by_name(), reference, folder / "samples")
         by_steps = {}
         for steps in job.settings.evaluation.more_steps:
             changed, place = job.with_evaluation(steps=steps), folder / "samples" / f"steps={steps}"
-            by_steps[str(steps)], _ = evaluate(changed, models, reference, place)
+            by_steps[str(steps)], _ = evaluate(changed, models.by_name(), reference, place)
     barrier()  # no other process computes while speeds are measured
     return lambda: result_row(job, tracker, models, plans, images, {"models": metrics, "by_steps": by_steps})

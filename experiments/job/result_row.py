@@ -12,6 +12,7 @@ from common.audio.spectrogram import write_sounds
 from common.diffusion.images import upright
 from common.pruning.plan import Plan
 from common.runtime.strict_json import read_json
+from experiments.evaluation.deployment import measure_deployed
 from experiments.evaluation.measure_cost import measure_cost
 from experiments.evaluation.models import Models
 from experiments.evaluation.paper_metrics import measure_into
@@ -51,11 +52,14 @@ def result_row(
         "seconds": job.seconds,
         "environment": environment(job.device),
     }
-    if job.settings.metrics:
-        with job.stage("metrics"):
-            measure_into(job, row, names, models.teacher.fingerprint())
     if sparse_files:
         row["models"][names[-1]]["sparse_file"] = sparse_files
+    if job.settings.deployment:
+        with job.stage("deployment"):
+            measure_deployed(job, row, models.student)
+    if job.settings.metrics:
+        with job.stage("metrics"):
+            measure_into(job, row, models.teacher.fingerprint())
     add_training(row, folder / "distill")
     if tracker is not None:
         tracker.attempt(lambda run: log_result(run, row, plan, drawn, captions))

@@ -10,11 +10,12 @@ from torch import nn
 from common.pruning.plan import Plan
 from experiments.reporting.figures import logarithmic, picture_caption, picture_label, plotting, save_figure, short_path
 from experiments.reporting.metric_table import find_metric, metric_text, short_title
-from experiments.reporting.rows import distance_name, metric_names, real_images
+from experiments.reporting.rows import distance_name, metric_names, real_images, student
 
 COSTS = (  # of title, how to read it from a model's figures, format
     ("params", lambda m: m["parameters"] / 1e6, "{:.2f}M"),
     ("not zero", lambda m: m["nonzero_parameters"] / 1e6, "{:.2f}M"),
+    ("file", lambda m: m["checkpoint_bytes_fp16"] / 1e6, "{:.2f}MB"),
     ("MACs", lambda m: m["macs"] / 1e6, "{:.0f}M"),
     ("time", lambda m: m["latency"]["ratio"], "{:.2f}x"),
 )
@@ -49,6 +50,8 @@ def print_table(row: dict[str, Any]) -> None:
         console.print("\n" + metrics_note(row), style="dim")
     for name, reason in row.get("metrics_missing", {}).items():
         console.print(f"no {name}: {reason}")
+    for name, reason in row.get("deployment_missing", {}).items():
+        console.print(f"no {name}: {reason}")
     protocol = row["protocol"]
     reached = reached_note(row)
     guidance = f", guidance {protocol['guidance_scale']}" if protocol["guidance_scale"] else ""
@@ -61,6 +64,7 @@ def print_table(row: dict[str, Any]) -> None:
         f"{models['real']['reference_images']} {real_images(row)} over {protocol['extractor'].split(':')[0]} features; "
         f"'real': as many {real_images(row)} against the same. to t.: against the teacher's samples from equal seeds, "
         "features as a share of what unrelated ones differ by. ±: 95 % interval of samples. "
+        "file: the denoiser's, in half precision. "
         f"time: one forward pass of {protocol['latency_batch']}, against the teacher in the same run. "
         f"{protocol['steps']} steps{guidance}. {len(row['plan'])} edits{reached}; "
         + ", ".join(f"{name} {value:.0f} s" for name, value in row["seconds"].items()),
@@ -119,7 +123,7 @@ def steps_note(row: dict[str, Any]) -> str:
 
 def sparse_note(row: dict[str, Any]) -> str:
     """The student's files and sparsity, and that dense kernels gain nothing from zeros."""
-    last = list(row["models"].values())[-1]
+    last = row["models"][student(row)]
     files = last.get("sparse_file", {})
     lines = []
     for part, figures in (("denoiser", last), ("autoencoder", last.get("autoencoder", {}))):

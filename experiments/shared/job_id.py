@@ -27,6 +27,7 @@ NOT_PART_OF_A_JOB = (
     "table",
     "metrics",
     "saved_images",
+    "deployment",
     "layer_check",
     "dry_run",
     "gpu",

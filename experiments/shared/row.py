@@ -44,7 +44,8 @@ class Row(TypedDict, total=False):
     choices: dict[str, str | None]
     """The option that was chosen of each group: task, scale, teacher, method, distill, experiment, row."""
     models: Required[dict[str, Figures]]
-    """By model: teacher, pruned, distilled where the job trains, and "real" for the floor of the distances."""
+    """By model: teacher, pruned, distilled where the job trains, the student as each of the settings' `deployment`, and "real"
+    for the floor of the distances."""
     plan: Required[list[dict[str, Any]]]
     """The edits of the denoiser (common.pruning.plan.Edit.to_dict)."""
     reached: dict[str, float]
@@ -63,5 +64,7 @@ class Row(TypedDict, total=False):
     """Device, versions, revision of the code."""
     metrics_missing: dict[str, str]
     """Metrics that were asked for and could not be had, and why."""
+    deployment_missing: dict[str, str]
+    """The same of deployments."""
     path: NotRequired[str]
     """Where the row was read from; not in the file."""

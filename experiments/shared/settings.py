@@ -226,6 +226,7 @@ class Settings:
     training_rows: TrainingRowsSettings
     evaluation: EvaluationSettings
     saved_images: SavedImagesSettings | None
+    deployment: tuple[Literal["int8", "float8", "compile", "int8+compile", "float8+compile"], ...]
     additivity: AdditivitySettings | None = None
     distance_power: DistancePowerSettings | None = None
 
