@@ -5,7 +5,6 @@ beside the student. They are no part of a job's id: they change nothing that the
 """
 
 import copy
-import logging
 import sys
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -45,8 +44,6 @@ def quantize(network: nn.Module, kind: str) -> None:
     """Quantises the weights of Linear layers in place."""
     if find_spec("torchao") is None:
         raise InputError(f'deployment={kind} needs torchao: pip install -c constraints.txt -e ".[quantization]"')
-    for name in ("torchao", "torch.utils._pytree"):  # they tell of kernels for GPUs that are not here
-        logging.getLogger(name).setLevel(logging.ERROR)
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
     quantize_(network, Int8WeightOnlyConfig(version=2) if kind == "int8" else Float8WeightOnlyConfig())

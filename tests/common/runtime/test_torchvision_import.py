@@ -14,6 +14,7 @@ def test_what_imports_torchvision_can_be_imported():
     script = "import common; from transformers import CLIPImageProcessor; import cleanfid.fid; import diffusers.image_processor"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert found.returncode == 0, found.stderr
+    assert "torchao" not in found.stderr and "_pytree" not in found.stderr
 
 
 def test_the_project_itself_imports_neither_torch_nor_torchvision():

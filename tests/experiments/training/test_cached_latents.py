@@ -161,7 +161,7 @@ def test_a_job_on_a_captioned_folder_with_rows_computed_ahead(tiny_teacher_folde
     assert "encoding images" not in done.stderr and "15 empty lines are left out, 16 prompts remain" in done.stderr
     _, row = the_row(tmp_path, "t2i/ld_pruner")
     assert row["settings"]["evaluation"]["prompts"] and "caption_retrieval" not in row["models"]["distilled"]
-    assert row["protocol"]["guidance_scale"] == 3.0 and row["models"]["distilled"]["images"] == 16
+    assert row["protocol"]["guidance_scale"] == 2.0 and row["models"]["distilled"]["images"] == 16
     (tmp_path / "prompts.txt").write_text("\n".join(f"other {index}" for index in range(15)))
     fewer = run(*arguments)
     assert fewer.returncode == 2 and "evaluation.images=16 can be 15 at most" in fewer.stderr.strip().splitlines()[-1]
