@@ -11,7 +11,7 @@ Models, data and metrics differ: it is the order of the lines that can be compar
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.reporting.comparison import SeedNoise, interval, measured
+from experiments.reporting.comparison import SeedNoise, difference, interval, measured
 from experiments.reporting.lookup import Selector, find, find_all
 from experiments.reporting.metric_table import METRICS, short_title
 from experiments.reporting.rows import distance_name, metric_names, value_of
@@ -27,6 +27,7 @@ AFTER = " after: that share of the training."
 FORMS = {"left": "{:.0%}", "zeros": "{:.1%}", "time": "{:.2f}x", "after": "{:.0%}", "FD": "{:.1f}", "FAD": "{:.2f}"}
 FORMS |= {short_title(name): metric.form for name, metric in METRICS.items()}
 AS_PUBLISHED = ("fid", "fad_vggish", "inception_score", "clip_score", "pickscore")  # where measured, instead of ours
+TO_TEACHER = "feature_mse"
 PREFERRED = ("pickscore", "clip_score", "caption_retrieval", "feature_mse", "latent_mse")
 
 
@@ -90,6 +91,27 @@ def note(table: Mapping[str, Any], rows: Sequence[Row]) -> str:
     told = SAME_METRICS + own_protocol(table, rows) if set(AS_PUBLISHED) & set(metric_names(rows)) else PUBLISHED
     after = AFTER if any("at" in line["ours"] for line in table["lines"]) else ""
     return f"{table['source']}. {told if table['columns'] else ''}{OURS}{after}{'' if table['columns'] else HALVES}"
+
+
+def told_apart(rows: Sequence[Row], table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Students of a table by how far they are from their teacher, and of each those that are farther by more than chance.
+
+    Titles and lines of text. Farther: the 95 % interval of the difference, compared in pairs, leaves out 0. No lines where no
+    distance to the teacher was measured, and for tables of published figures.
+    """
+    known, noise = {}, SeedNoise(rows)
+    for line in table["lines"]:
+        if line["ours"].get("model", "student") == "student" and not table["columns"]:
+            figure = measured(find_all(rows, line["ours"]), TO_TEACHER)
+            if figure is not None and figure.estimate.replicates:
+                known[line["name"]] = figure
+    order = sorted(known, key=lambda name: known[name].estimate.value)
+    lines = []
+    for place, name in enumerate(order):
+        figure = interval(known[name], TO_TEACHER, noise)
+        farther = [other for other in order[place + 1 :] if difference(known[name], known[other], TO_TEACHER, noise).below(0)]
+        lines.append([name, " ±".join(map(METRICS[TO_TEACHER].form.format, (figure.value, figure.half))), ", ".join(farther)])
+    return ["", short_title(TO_TEACHER), "nearer to the teacher than"], lines
 
 
 def print_paper_table(rows: Sequence[Row], table: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from common.runtime.files import write_atomically, write_json, write_text
 from common.runtime.strict_json import read_json, to_json
 from common.shown_text import code_block, markdown_text, spelt_out
 from experiments.reporting.metric_table import find_metric
-from experiments.reporting.paper_table import markdown, note, paper_table
+from experiments.reporting.paper_table import markdown, note, paper_table, told_apart
 from experiments.reporting.rows import ROWS_FILE, distance_name, drawn_metrics, groups_of
 from experiments.reporting.sample_sheet import SAMPLES, draw_sheet
 from experiments.shared.row import Row
@@ -45,7 +45,12 @@ def table_beside_ours(rows: Sequence[Row], table: Mapping[str, Any], where: Path
     try:
         titles, lines = paper_table(rows, table)
         shown = markdown([*map(markdown_text, titles)], [[*map(markdown_text, line)] for line in lines])
-        return [f"## {markdown_text(table['title'])}", "", shown, "", markdown_text(note(table, rows)), ""]
+        lines = [f"## {markdown_text(table['title'])}", "", shown, "", markdown_text(note(table, rows)), ""]
+        titles, told = told_apart(rows, table)
+        if told:
+            shown = markdown([*map(markdown_text, titles)], [[*map(markdown_text, line)] for line in told])
+            lines += ["Which differences are larger than their 95 % intervals, compared in pairs:", "", shown, ""]
+        return lines
     except InputError as error:
         print(spelt_out(f"{where}: no table beside the published one: {error}"), file=sys.stderr)
         return [markdown_text(f"No table beside the published one ({table['title']}): {error}"), ""]

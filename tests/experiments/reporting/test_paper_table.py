@@ -1,6 +1,9 @@
 """A published table with ours beside it."""
 
-from experiments.reporting.paper_table import markdown, note, paper_table, print_paper_table
+import json
+import math
+
+from experiments.reporting.paper_table import markdown, note, paper_table, print_paper_table, told_apart
 from experiments.reporting.rows import read_rows
 from tests.experiments.test_collect import job
 
@@ -37,6 +40,22 @@ def test_a_table_without_published_numbers_has_no_bar(tmp_path):
     assert "|" not in titles and "published" not in note(table, read_rows([tmp_path]))
     text = markdown(titles, lines).splitlines()
     assert text[1].startswith("| --- | ---: |") and text[2].startswith("| half | 50% |")
+
+
+def test_students_are_told_apart_by_the_interval_of_their_difference(tmp_path):
+    """Paired: two whose replicates move together are told apart where each alone has a wide interval."""
+    lines, moves = [], [math.sin(place) for place in range(20)]
+    for name, value, own in (("far", 0.5, 0.0), ("near", 0.40, 0.0), ("as near", 0.41, 2.0)):
+        job(tmp_path / name, ratio=value)
+        row = json.loads((tmp_path / name / "result.json").read_text())
+        replicates = [value + 0.01 * move + 0.01 * own * math.cos(3 * place) for place, move in enumerate(moves)]
+        row["models"]["distilled"] |= {"feature_mse": value, "feature_mse_replicates": replicates}
+        (tmp_path / name / "result.json").write_text(json.dumps(row))
+        lines.append({"name": name, "ours": {"method.ratio": value}})
+    titles, found = told_apart(read_rows([tmp_path]), {**TABLE, "columns": [], "lines": lines})
+    assert titles[1] == "features to t." and [line[0] for line in found] == ["near", "as near", "far"]
+    assert [line[2] for line in found] == ["far", "", ""]
+    assert told_apart(read_rows([tmp_path]), TABLE)[1] == []
 
 
 def test_the_published_metrics_take_the_place_of_ours(tmp_path):
