@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from common.errors import InputError
 from common.runtime.files import ROOT, write_json
 from common.runtime.locks import locked
-from experiments.job.claim import found_or_made
+from experiments.job.job_folder import found_or_made
 from experiments.shared.command_line import one_line_composition_errors, one_line_errors
 from experiments.shared.job_id import job_settings, register_job_folder
 from experiments.shared.settings import typed_settings

@@ -87,6 +87,11 @@ class LayerPruner(Method):
         sizes, whole = layer_sizes(unet, layers, self.unit, scores, teacher, conditions)
         budget = removal_budget(self.ratio, self.unit, sizes, whole)
         found = self.layer_scores(unet, layers, calibration, teacher, scores)
+        missing = [layer.site for layer in layers if layer.site not in found]
+        if missing:
+            raise InputError(
+                f"{self.name}: layer_scores has no score of {len(missing)} layers, the first of them {missing[0]}."
+            )
         for site, score in found.items():
             if not math.isfinite(score):
                 raise InputError(f"{self.name}: the score of {site} is {score}; are the teacher's weights finite?")

@@ -20,7 +20,7 @@ from experiments.evaluation.layer_effects import tell_dead_layers
 from experiments.evaluation.models import Models
 from experiments.evaluation.paper_metrics import lacking, measure_into
 from experiments.evaluation.real_features import Reference
-from experiments.job.claim import found_or_made
+from experiments.job.job_folder import found_or_made
 from experiments.job.planning import make_plans, prune
 from experiments.job.preparation import empty_folder_goes, prepare
 from experiments.job.result_row import result_row

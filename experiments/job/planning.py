@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from common.cost.macs import probe_inputs, shape_twin
 from common.data.lazy_images import subset
 from common.data.teacher_samples import latents_of
-from common.diffusion.sampling import with_guidance
-from common.errors import InputError
+from common.diffusion.sampling import predict, with_guidance
+from common.errors import InputError, first_line
 from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.budget import least_within
 from common.pruning.masks import apply_masks, plan_masks
@@ -63,6 +65,22 @@ def calibrate(job: Job) -> Calibration:
     ).to(teacher.device)
 
 
+def check_plan_runs(student: nn.Module, plan: Plan) -> None:
+    """InputError where no forward pass of a pruned denoiser goes through, as of edits that leave other shapes than follow."""
+    if not hasattr(student, "conv_in"):  # an autoencoder, of which masks alone can be made
+        return
+    try:
+        twin = shape_twin(student)
+        arguments, conditions = probe_inputs(twin)
+        with torch.no_grad():
+            predict(twin, *arguments, conditions)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"The method's plan of {len(plan.edits)} edits leaves a network that does not run: {first_line(error).rstrip('.')}. What "
+            "each operation leaves is in common/pruning/pruned_unet.py."
+        ) from error
+
+
 def kept_plan(folder: Path, teacher: LatentDiffusion, part: str, make: Callable[[], Plan]) -> Plan:
     """The plan of a part in `folder`, made when it is not there; InputError when it is of another teacher.
 
@@ -74,7 +92,7 @@ def kept_plan(folder: Path, teacher: LatentDiffusion, part: str, make: Callable[
             raise InputError(
                 f"The method's plan is a {type(made).__name__}; a common.Plan is needed (docs/adding_a_method.md)."
             )
-        apply_plan(getattr(teacher, part), made)
+        check_plan_runs(apply_plan(getattr(teacher, part), made), made)
         on_first(lambda: made.save(folder))
     plan = Plan.load(folder)
     if plan.teacher != teacher.fingerprint():
