@@ -174,7 +174,7 @@ BROKEN_PLANS = {
     "'nope', which this UNet2DConditionModel does not have": Plan("a", (Edit("nope", "zero"),)),
     "by 'remove'; there are identity, zero,": Plan("a", (Edit("conv_in", "remove"),)),
     "plan of 1 edits leaves a network that does not run": Plan("a", (Edit("up_blocks.0.resnets.0", "identity"),)),
-    "does not run: too many values to unpack": Plan("a", (Edit("down_blocks.0", "identity"),)),
+    "does not run: not enough values to unpack": Plan("a", (Edit("down_blocks.0", "identity"),)),
 }
 
 

@@ -89,9 +89,7 @@ class LayerPruner(Method):
         found = self.layer_scores(unet, layers, calibration, teacher, scores)
         missing = [layer.site for layer in layers if layer.site not in found]
         if missing:
-            raise InputError(
-                f"{self.name}: layer_scores has no score of {len(missing)} layers, the first of them {missing[0]}."
-            )
+            raise InputError(f"{self.name}: layer_scores leaves out {len(missing)} layers, {missing[0]} first.")
         for site, score in found.items():
             if not math.isfinite(score):
                 raise InputError(f"{self.name}: the score of {site} is {score}; are the teacher's weights finite?")
