@@ -76,8 +76,8 @@ def check_plan_runs(student: nn.Module, plan: Plan) -> None:
             predict(twin, *arguments, conditions)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise InputError(
-            f"The method's plan of {len(plan.edits)} edits leaves a network that does not run: {first_line(error).rstrip('.')}. "
-            "What each operation leaves is in common/pruning/pruned_unet.py."
+            f"The method's plan of {len(plan.edits)} edits leaves a network that does not run: {first_line(error).rstrip('.')} "
+            "(what each operation leaves: common/pruning/pruned_unet.py)."
         ) from error
 
 
