@@ -192,7 +192,7 @@ def test_a_sweep_becomes_pages(tiny_teacher_folder, tmp_path):
 
 def test_published_pages_name_no_place_on_the_machine_that_wrote_them():
     files = [path for path in (ROOT / "experiments" / "results").rglob("*") if path.suffix in (".json", ".jsonl", ".md")]
-    assert len(files) > 20
+    assert len(files) > 10
     assert [path for path in files if "outputs=" in (text := path.read_text()) or '"/' in text or "=/" in text] == []
 
 
