@@ -70,7 +70,7 @@ def sampling_points(row: Row, who: str, metric: str) -> Points:
 
 
 def draw_cost(axis: Any, rows: Sequence[Row], metric: str, name: str) -> None:
-    """One point a job, one colour a method; the teacher as a level."""
+    """One point a job, one colour a method, whose points are joined where a setting was swept; the teacher as a level."""
     for method in sorted({method_title(row) for row in rows}):
         found = [
             (setting(row), cost(row, student(row), name), row["models"][student(row)])
@@ -78,10 +78,13 @@ def draw_cost(axis: Any, rows: Sequence[Row], metric: str, name: str) -> None:
             if method_title(row) == method and metric in row["models"][student(row)]
         ]
         found = [(words, x, figures[metric], half_width(figures, metric)) for words, x, figures in found if x is not None]
+        found.sort(key=lambda point: point[1])
         if found:
             _, x, y, halves = zip(*found, strict=True)
             bars = [half or 0.0 for half in halves] if any(halves) else None
-            axis.errorbar(x, y, bars, fmt="o", markersize=4, elinewidth=0.8, label=picture_label(method))
+            swept = len({words for words, *_ in found}) == len(found) > 2  # one curve, and not several seeds or recipes
+            form = "o-" if swept else "o"
+            axis.errorbar(x, y, bars, fmt=form, markersize=4, linewidth=0.8, elinewidth=0.8, label=picture_label(method))
         for words, x, y, _ in found:
             note = axis.annotate(picture_label(words), (x, y), fontsize=5.5, xytext=(2, 3), textcoords="offset points")
             note.set_in_layout(False)  # a long one does not squeeze the panel
