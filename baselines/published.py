@@ -1,4 +1,7 @@
-"""A student that others have published, measured beside ours: the U-Net of a pipeline folder or hub repository.
+"""A student that is there already, measured beside others: the U-Net of a pipeline folder or hub repository.
+
+Others have published it, or a job here has made it, also in several steps: then its plan is its own, and its folder is
+measured against the original, of which each step's job has seen only the student before.
 
 BK-SDM's checkpoints (nota-ai/bk-sdm-*) and those of Segmind (small-sd, tiny-sd) are plain diffusers pipelines whose U-Net
 has a configuration of its own. The teacher stays the job's: its autoencoder, text encoder, prompts and noise are what the
@@ -24,12 +27,13 @@ from common.pruning.method import Method
 from common.pruning.plan import Plan, own_settings
 
 SAME = ("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "encoder_hid_dim", "class_embed_type")
+OF_A_PLAN = ("plan", "auto_map")
 LATENT_SIZE = "sample_size"  # not of the weights: a U-Net is measured at its teacher's size
 
 
 def settings_of(unet: nn.Module) -> dict[str, Any]:
-    """Its configuration in JSON's types, without what diffusers notes for itself and without the size of latents."""
-    public = {name: value for name, value in own_settings(unet).items() if name != LATENT_SIZE}
+    """Its configuration in JSON's types, without what diffusers notes for itself, a plan, and the size of latents."""
+    public = {name: value for name, value in own_settings(unet).items() if name not in (LATENT_SIZE, *OF_A_PLAN)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in public.items()}
 
 
@@ -41,7 +45,7 @@ def config_changes(unet: nn.Module, published: nn.Module) -> dict[str, Any]:
 
 def check_same_task(unet: nn.Module, published: nn.Module, folder: Path) -> None:
     """InputError when the published U-Net takes or gives something else than the teacher's."""
-    if type(published) is not type(unet):
+    if type(published).__name__.removeprefix("Pruned") != type(unet).__name__:
         raise InputError(f"{folder} holds a {type(published).__name__}, and the teacher's is a {type(unet).__name__}.")
     for name in SAME:
         theirs, ours = own_settings(published).get(name), own_settings(unet).get(name)
@@ -54,6 +58,17 @@ def check_same_scheduler(scheduler: Any, published: Any, folder: Path) -> None:
     theirs, ours = published.config.get("prediction_type", "epsilon"), scheduler.config.get("prediction_type", "epsilon")
     if theirs != ours:
         raise InputError(f"{folder}: its U-Net predicts {theirs!r}, the teacher's {ours!r}: give a teacher of its kind.")
+
+
+def carried_plan(published: nn.Module, teacher: str, folder: Path) -> Plan | None:
+    """The plan that a student of ours carries; InputError where it is of another teacher."""
+    carried = own_settings(published).get("plan")
+    if not carried:
+        return None
+    plan = Plan.from_dict(carried)
+    if plan.teacher != teacher:
+        raise InputError(f"{folder} is a student of another teacher than this one: give teacher.path=<its original>.")
+    return plan
 
 
 def equal_variants(unet: nn.Module, published: nn.Module, teacher: str) -> Iterator[Plan]:
@@ -81,8 +96,8 @@ def student_sizes(unet: Any, plan: Plan) -> dict[str, tuple[int, ...]]:
 class Published(Method):
     """Prunes nothing itself: its student is the U-Net of `path`, a folder or a hub name.
 
-    The plan holds all of the student's weights, so that the job's folder is whole; its edits are those of the BK-SDM variant
-    that the U-Net equals in its sizes, and none where it equals none.
+    The plan holds all of the student's weights, so that the job's folder is whole; its edits are those of the plan that the
+    U-Net carries (a student made here), or of the BK-SDM variant that it equals in its sizes, and none where it equals none.
     """
 
     path: str
@@ -102,18 +117,20 @@ class Published(Method):
         if calibration is not None:
             scheduler = load_part(folder, "scheduler", *index["scheduler"], network=False)
             check_same_scheduler(calibration.scheduler, scheduler, folder)
-        known = next(equal_variants(unet, published, teacher), None)
+        known = carried_plan(published, teacher, folder) or next(equal_variants(unet, published, teacher), None)
+        variant = known.settings.get("variant") if known else None
         return Plan(
             method="published",
             edits=known.edits if known else (),
             teacher=teacher,
-            settings={"path": self.path, "revision": self.revision, "variant": known.settings["variant"] if known else None},
+            scores=known.scores if known else {},
+            settings={"path": self.path, "revision": self.revision, "variant": variant},
             tensors={name: tensor.contiguous() for name, tensor in published.state_dict().items()},
             config_changes=config_changes(unet, published),
         )
 
     def forecast(self, unet: nn.Module, size: CalibrationSize) -> Forecast:
-        """No scores; the student of equal sizes among BK-SDM's, by the configuration of `path` alone."""
+        """No scores; the student by its own plan, or of equal sizes among BK-SDM's: by the configuration of `path` alone."""
         import torch
 
         from common.models.architectures import build, local_folder, parts_of
@@ -129,7 +146,8 @@ class Published(Method):
             raise InputError(f"{folder} names no 'unet' in its model_index.json.")
         with torch.device("meta"):
             published = build(parts["unet"])
-        known = next(equal_variants(unet, published, ""), None)
+        carried = own_settings(published).get("plan")
+        known = Plan.from_dict(carried) if carried else next(equal_variants(unet, published, ""), None)
         if known is None:
             return Forecast(
                 note=f"the student's sizes are not those of a BK-SDM student of this teacher; {self.path} is not counted"

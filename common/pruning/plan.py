@@ -190,10 +190,11 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
             student = student_class.from_config(settings)
     except ValueError as error:  # of an operation that is not for this kind of module
         raise InputError(f"The plan cannot be applied: {first_line(error)}") from error
-    weights = {**unet.state_dict(), **{name: value.to(weight) for name, value in plan.tensors.items()}}
+    weights = unet.state_dict()
     for edit in plan.edits:
         if edit.operation == "resize":
             weights |= kept_weights(unet.get_submodule(edit.site), edit.site, plan.tensors)
+    weights |= {name: value.to(weight) for name, value in plan.tensors.items()}
     wanted = student.state_dict()
     if plan.sources:
         weights = {name: weights[source] for name in wanted if (source := source_name(name, plan.sources)) in weights}

@@ -11,6 +11,8 @@ from hydra.utils import instantiate
 from safetensors.torch import load_file
 
 from baselines.bk_sdm_table import plan_for
+from baselines.diff_pruning import DiffPruning
+from baselines.magnitude import Magnitude
 from baselines.published import Published
 from common.cost.macs import count_parameters
 from common.errors import InputError
@@ -97,6 +99,30 @@ def test_configurations_without_defaults_are_recognised(tiny_teacher_folder, tmp
     student = apply_plan(teacher.denoiser, plan).state_dict()
     given = load_denoiser(folder).state_dict()
     assert student.keys() == given.keys() and all(torch.equal(student[name], given[name]) for name in given)
+
+
+def test_a_student_in_two_steps_is_measured_against_the_original(tiny_teacher, tmp_path):
+    """Layers by the first step, channels of what is left by the second: edits and weights are those of the last student."""
+    first = Magnitude(0.2, unit="parameters", granularity="transformer", width_changing="shortcut", exclude=()).plan(
+        tiny_teacher.denoiser, None, tiny_teacher.fingerprint(), None
+    )
+    between = apply_plan(tiny_teacher.denoiser, first)
+    channels = {"ratio": 0.4, "parameters": None, "rounding": "down", "variant": "magnitude", "threshold": 0.05}
+    second = DiffPruning(**channels, every=250, rows=4, exclude=(), seed=0).plan(between, None, "the first student", None)
+    last = apply_plan(between, second)
+    save_student(tiny_teacher, tiny_teacher.with_parts(denoiser=last), tmp_path / "student")
+    given = load_denoiser(tmp_path / "student")
+    published_plan(tmp_path / "student", tiny_teacher).save(tmp_path / "plan")
+    plan = Plan.load(tmp_path / "plan")
+    assert {edit.operation for edit in plan.edits} > {"resize"}
+    student = apply_plan(tiny_teacher.denoiser, plan)
+    assert type(student) is type(given)
+    found, weights = student.state_dict(), given.state_dict()
+    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+    forecast = Published(str(tmp_path / "student")).forecast(tiny_teacher.denoiser, None)
+    assert forecast.exact and forecast.plan.edits == plan.edits
+    with pytest.raises(InputError, match="student of another teacher"):
+        Published(str(tmp_path / "student")).plan(tiny_teacher.denoiser, None, "another", None)
 
 
 def test_bk_sdm_s_checkpoint_is_a_teacher(published_folders, tmp_path):
