@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--conditions", type=int, default=8)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--k", type=int, nargs="+", default=[10, 20, 30])
     arguments = parser.parse_args()
 
