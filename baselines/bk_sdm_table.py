@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from common.diffusion.module_kinds import is_kind
+from common.denoisers.module_kinds import is_kind
 from common.errors import InputError
 from common.pruning.plan import Edit, Plan, own_settings
 

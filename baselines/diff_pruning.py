@@ -35,11 +35,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.cost.macs import count_parameters
-from common.diffusion.noise_schedule import check_learns_from_noise, noise_scheduler
-from common.diffusion.objective import training_target
+from common.diffusion.noise_schedule import check_learns_from_noise, noise_process
 from common.diffusion.sampling import predict
 from common.errors import InputError, check_one_given
-from common.pruning.budget import Budget
+from common.pruning.budget import Budget, bounds_of
 from common.pruning.channels import ChannelPruning, Importance, Rounding, prune_channels
 from common.pruning.forecast import CalibrationSize, Forecast
 from common.pruning.method import Method
@@ -69,15 +68,15 @@ def accumulate_gradients(
     latents, conditions = training_rows(calibration.data)
     latents, conditions = latents[:rows], {name: value[:rows] for name, value in conditions.items()}
     noise = seeded_normal([mix_seed(seed, 2, row) for row in range(len(latents))], latents.shape[1:]).to(latents)
-    scheduler = noise_scheduler(calibration.scheduler)
-    visited = range(0, scheduler.config.num_train_timesteps, every)
+    process = noise_process(calibration.scheduler)
+    visited = range(0, process.steps, every)
     losses: list[float] = []
     with progress_bar("gradients by timestep", len(visited)) as bar, torch.enable_grad():
         for timestep in visited:
-            timesteps = torch.full((len(latents),), timestep, device=latents.device)
-            noisy = scheduler.add_noise(latents, noise, timesteps)
+            timesteps = process.timesteps(torch.full((len(latents),), timestep, device=latents.device))
+            noisy = process.add_noise(latents, noise, timesteps)
             prediction = predict(unet, noisy, timesteps, conditions)
-            loss = F.mse_loss(prediction, training_target(scheduler, latents, noise, timesteps))
+            loss = F.mse_loss(prediction, process.target(latents, noise, timesteps))
             value = loss.item()
             if not torch.isfinite(loss):
                 raise InputError(f"The loss at timestep {timestep} is {value}; are the teacher's weights finite?")
@@ -167,6 +166,8 @@ class DiffPruning(Method):
     def __post_init__(self) -> None:
         check_fields(self, "method")
         check_one_given(ratio=self.ratio, parameters=self.parameters, budget=self.budget)
+        if self.budget is not None:
+            bounds_of(self)
 
     def plan(self, unet: nn.Module, calibration: Calibration, teacher: str, scores: Path | None) -> Plan:
         """The plan for `unet`; accumulated gradients are kept in the folder `scores` for other ratios and exclusions.

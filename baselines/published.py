@@ -19,7 +19,7 @@ from torch import nn
 from baselines.bk_sdm_table import VARIANTS, plan_for
 from common.errors import InputError
 from common.models.honoured_settings import check_pipeline_settings, named_parts
-from common.models.hub import find_folder
+from common.models.hub import denoiser_part, find_folder
 from common.models.loading import read_index
 from common.models.parts import load_part
 from common.pruning.forecast import CalibrationSize, Forecast
@@ -109,10 +109,11 @@ class Published(Method):
         document = read_index(folder)
         check_pipeline_settings(folder, document)
         index = named_parts(document)
-        for part in ("unet", "scheduler"):
+        denoiser = denoiser_part(index)
+        for part in (denoiser, "scheduler"):
             if part not in index:
                 raise InputError(f"{folder} names no {part!r} in its model_index.json.")
-        published = load_part(folder, "unet", *index["unet"], network=True)
+        published = load_part(folder, denoiser, *index[denoiser], network=True)
         check_same_task(unet, published, folder)
         if calibration is not None:
             scheduler = load_part(folder, "scheduler", *index["scheduler"], network=False)
@@ -142,10 +143,11 @@ class Published(Method):
             if folder is not None:
                 raise
             return Forecast(note=f"what {self.path} holds is not known without its folder; the teacher's size is assumed")
-        if "unet" not in parts:
-            raise InputError(f"{folder} names no 'unet' in its model_index.json.")
+        denoiser = denoiser_part(parts)
+        if denoiser not in parts:
+            raise InputError(f"{folder} names no {denoiser!r} in its model_index.json.")
         with torch.device("meta"):
-            published = build(parts["unet"])
+            published = build(parts[denoiser])
         carried = own_settings(published).get("plan")
         known = Plan.from_dict(carried) if carried else next(equal_variants(unet, published, ""), None)
         if known is None:

@@ -81,7 +81,8 @@ def main(cfg: DictConfig) -> None:
     parts, last_loss = train_denoiser(training, rows["tensor"], data, autoencoder, work)
     pipeline = hydra.utils.instantiate(settings.pipeline)(**{settings.autoencoder.part: autoencoder}, **parts)
     earlier, first = [], settings.denoiser.initial_weights
-    begun = {"first weights": f"PyTorch's x {first.gain:.4g}, columns of skip connections x {first.skips:g}"}
+    told = "PyTorch's" if first is None else f"PyTorch's x {first.gain:.4g}, columns of skip connections x {first.skips:g}"
+    begun = {"first weights": told}
     if training.start is not None:
         earlier, begun = read_json(Path(training.start) / "training.json", "give another start=<teacher>", None), {}
     save_whole(pipeline.to(dtype=torch.float16), out)

@@ -7,7 +7,8 @@ from zlib import crc32
 import torch
 from torch import nn
 
-from common.diffusion.sampling import Conditions, predict
+from common.denoisers.denoiser import Conditions
+from common.diffusion.sampling import predict
 from common.errors import InputError
 from common.runtime.seeding import generator_for
 from ld_pruner.operators import Operator

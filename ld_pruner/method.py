@@ -12,7 +12,7 @@ from torch import nn
 
 from common.cost.macs import probe_inputs
 from common.errors import InputError, check_one_given
-from common.pruning.budget import Budget
+from common.pruning.budget import Budget, bounds_of
 from common.pruning.forecast import CalibrationSize, Forecast
 from common.pruning.method import Method
 from common.pruning.plan import Edit, Plan, edited
@@ -68,6 +68,8 @@ class LDPruner(Method):
     def __post_init__(self) -> None:
         check_fields(self, "method")
         check_one_given(k=self.k, ratio=self.ratio, budget=self.budget)
+        if self.budget is not None:
+            bounds_of(self)
 
     def plan(self, unet: nn.Module, calibration: Calibration, teacher: str, scores: Path | None) -> Plan:
         """The plan for `unet`; partial scores are kept below the folder `scores`, by the content they depend on.

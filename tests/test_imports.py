@@ -84,7 +84,19 @@ def test_methods_build_on_common_and_never_on_each_other():
 
 ROOMS = {  # each builds on what stands before it, and on nothing after it
     "common": (
-        *("shown_text", "errors", "settings", "runtime", "diffusion", "audio", "cost", "pruning", "models", "scoring"),
+        *(
+            "shown_text",
+            "errors",
+            "settings",
+            "runtime",
+            "denoisers",
+            "diffusion",
+            "audio",
+            "cost",
+            "pruning",
+            "models",
+            "scoring",
+        ),
         *("training", "data", "metrics", "export"),
     ),
     "experiments": (

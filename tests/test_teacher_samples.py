@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from common.models.loading import load_denoiser
 from tests.commands import run
 from tests.small_jobs import SMALL, job, the_row
 
@@ -29,6 +30,30 @@ def test_a_job_needs_no_data_set(tiny_teacher_folders, tmp_path, task):
     assert row["models"]["distilled"]["feature_mse"] > 0 and row["models"]["real"]["reference_images"] > 2
     assert len(list(tmp_path.glob("cache/teacher-samples-*/*.safetensors"))) == 3
     assert len(list(folder.glob("sounds/distilled_*.wav"))) == (8 if task == "uag" else 0)
+    if task == "t2i":  # a report, and the samples in it, need no teacher any more
+        tiny_teacher_folders[task].rename(tmp_path / "elsewhere")
+        try:
+            done = run("-m", "experiments.report", str(tmp_path / task), "--out", str(tmp_path / "report"))
+        finally:
+            (tmp_path / "elsewhere").rename(tiny_teacher_folders[task])
+        assert done.returncode == 0 and "not drawn" not in done.stderr, done.stderr[-3000:]
+        assert list((tmp_path / "report").glob("*samples.png")) and (tmp_path / "report" / "index.html").is_file()
+
+
+def test_a_budget_ends_in_a_table_and_is_found_again(tiny_teacher_folders, tmp_path):
+    teacher = tiny_teacher_folders["uig"]
+    count = sum(parameter.numel() for parameter in load_denoiser(teacher).parameters())
+    command = job("uig", teacher, tmp_path, *FEW, "method.ratio=null", method="magnitude")
+    command += [f"method.budget={{parameters: {0.8 * count}, size_mb: 1e6, macs: 1e15}}"]
+    for _ in range(2):
+        done = run(*command)
+        assert done.returncode == 0 and "result.json" in done.stdout, done.stderr[-3000:]
+        assert "parameters reached" in " ".join(done.stdout.split())
+    _, row = the_row(tmp_path, "uig/*")
+    assert 0.5 * count < row["reached"]["parameters_reached"] <= 0.8 * count and row["reached"]["size_mb_reached"] < 1e6
+    done = run(*command[:-1], "method.budget={parameters: 1e12}")
+    assert done.returncode == 2 and "the teacher keeps to parameters 1,000,000,000,000" in done.stderr
+    assert len(list(tmp_path.glob("uig/*/*"))) == 1
 
 
 @pytest.mark.exhaustive

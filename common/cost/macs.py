@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.diffusion.sampling import Conditions, guidance_size, predict
+from common.denoisers.denoiser import CLIP_TOKENS, Conditions, architecture_of
+from common.diffusion.sampling import predict
 from common.runtime.collectives import on_first
 from common.runtime.content import content_name
 from common.runtime.files import write_json
@@ -36,27 +37,15 @@ def count_nonzero(module: nn.Module) -> int:
     return sum(int(parameter.count_nonzero()) for parameter in module.parameters())
 
 
-def probe_inputs(unet: nn.Module, given: Conditions | None = None) -> tuple[tuple[torch.Tensor, torch.Tensor], Conditions]:
-    """(latents, timestep) and conditions: zeros of the right shapes for one forward pass of a U-Net, on its device (or meta).
+def probe_inputs(denoiser: nn.Module, given: Conditions | None = None) -> tuple[tuple[torch.Tensor, torch.Tensor], Conditions]:
+    """(latents, timestep) and conditions: zeros of the right shapes for one forward pass, on the denoiser's device (or meta).
 
     given: conditions of one row, for the number of tokens; CLIP's 77 without.
     """
-    weight = next(unet.parameters())
-    size = unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    latents = torch.zeros(1, unet.config.in_channels, height, width, device=weight.device, dtype=weight.dtype)
-    timestep = torch.zeros(1, device=weight.device, dtype=torch.long)
-    conditions: Conditions = {}
-    if "cross_attention_dim" in unet.config:
-        length = given["encoder_hidden_states"].shape[1] if given else 77
-        tokens = torch.zeros(1, length, unet.config.cross_attention_dim, device=weight.device, dtype=weight.dtype)
-        conditions["encoder_hidden_states"] = tokens
-        if guidance_size(unet) is not None:
-            conditions["timestep_cond"] = tokens.new_zeros(1, guidance_size(unet))
-        if unet.config.addition_embed_type == "text_time":
-            pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-            conditions |= {"text_embeds": tokens.new_zeros(1, pooled), "time_ids": tokens.new_zeros(1, 6)}
-    return (latents, timestep), conditions
+    architecture, weight = architecture_of(denoiser), next(denoiser.parameters())
+    latents = weight.new_zeros(1, *architecture.latent_shape(denoiser))
+    tokens = given["encoder_hidden_states"].shape[1] if given else CLIP_TOKENS
+    return (latents, weight.new_zeros(1, dtype=torch.long)), architecture.probe_conditions(denoiser, tokens)
 
 
 def shape_twin(denoiser: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -90,6 +90,7 @@ class TeacherSamples:
     batch_size: AtLeastOne
     rows_per_shard: AtLeastOne
     seed: Seed
+    names: ClassVar[None] = None  # of what is drawn
 
     def __len__(self) -> int:
         return self.images if self.split == "train" else self.held_out

@@ -1,6 +1,6 @@
-"""The noise that a scheduler's configuration stands for, whichever class of scheduler reads it."""
+"""The noise that a scheduler's configuration stands for, whichever class of scheduler reads it: of diffusion, or of a flow."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -29,14 +29,96 @@ def same_noise(kind: Any, scheduler: Any, **settings: Any) -> Any:
     return kind.from_config(known, **settings)
 
 
-def noise_scheduler(scheduler: Any) -> Any:
-    """The forward process of `scheduler`'s configuration: x_t = sqrt(alpha_bar) x + sqrt(1 - alpha_bar) noise, and velocity.
+class NoiseProcess(Protocol):
+    """How latents become noise, and what a denoiser learns of that.
+
+    steps: how many timesteps there are, by number from 0. prediction_type: what is predicted.
+    """
+
+    steps: int
+    prediction_type: str
+
+    def timesteps(self, numbers: torch.Tensor) -> torch.Tensor:
+        """What the denoiser is told for the timesteps of these numbers (rows,), of which the last has most noise."""
+
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Noisy latents (rows, channels, height, width)."""
+
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """What the denoiser should predict."""
+
+
+class Diffusion:
+    """x_t = sqrt(alpha_bar) x + sqrt(1 - alpha_bar) noise; noise, velocity or the sample is predicted.
 
     Samplers scale noisy latents each in their own way (Euler's are not of unit variance); training never does.
     """
-    from diffusers import DDPMScheduler
 
-    return same_noise(DDPMScheduler, scheduler)
+    def __init__(self, scheduler: Any):
+        from diffusers import DDPMScheduler
+
+        self.scheduler = same_noise(DDPMScheduler, scheduler)
+        self.steps, self.prediction_type = self.scheduler.config.num_train_timesteps, self.scheduler.config.prediction_type
+
+    @property
+    def signal(self) -> torch.Tensor:
+        """alpha_bar, the share of the signal's power (steps,)."""
+        return self.scheduler.alphas_cumprod
+
+    def timesteps(self, numbers: torch.Tensor) -> torch.Tensor:
+        return numbers
+
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return self.scheduler.add_noise(latents, noise, timesteps)
+
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "v_prediction":
+            return self.scheduler.get_velocity(latents, noise, timesteps)
+        if self.prediction_type == "sample":
+            return latents
+        known = "epsilon, v_prediction, sample"
+        raise InputError(f"prediction_type={self.prediction_type!r} of the scheduler is none of {known}.")
+
+
+class Flow:
+    """x_t = (1 - sigma) x + sigma noise, whose velocity noise - x is predicted (flow matching, arXiv 2209.03003, 2403.03206).
+
+    sigma of the numbers 0 to steps - 1 is shift * s / (1 + (shift - 1) * s) with s = (number + 1) / steps; the denoiser is told
+    steps * sigma. The shift is that of the scheduler's configuration, 1 where it depends on the size of the image.
+    """
+
+    prediction_type = "flow_prediction"
+
+    def __init__(self, scheduler: Any):
+        config = scheduler.config
+        self.steps = config.num_train_timesteps
+        fixed = 1.0 if config.get("use_dynamic_shifting") else config.get("shift", config.get("flow_shift", 1.0))
+        self.shift = float(fixed or 1.0)
+
+    def timesteps(self, numbers: torch.Tensor) -> torch.Tensor:
+        even = (numbers.float() + 1) / self.steps
+        return self.steps * self.shift * even / (1 + (self.shift - 1) * even)
+
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        sigma = (timesteps.to(latents) / self.steps).view(-1, *[1] * (latents.dim() - 1))
+        return (1 - sigma) * latents + sigma * noise
+
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return noise - latents
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler samples a flow: one of diffusers' FlowMatch classes, or another of its classes that is set to."""
+    config = scheduler.config
+    named = config.get("prediction_type") == "flow_prediction" or config.get("use_flow_sigmas")
+    return bool(named) or type(scheduler).__name__.startswith("FlowMatch")
+
+
+def noise_process(scheduler: Any) -> NoiseProcess:
+    """The forward process of `scheduler`'s configuration."""
+    return Flow(scheduler) if is_flow(scheduler) else Diffusion(scheduler)
 
 
 def check_noise(where: str, scheduler: Any) -> None:
@@ -44,8 +126,16 @@ def check_noise(where: str, scheduler: Any) -> None:
 
     where: what the scheduler was made of, for the error.
     """
+    if is_flow(scheduler):
+        told = {name: scheduler.config.get(name) for name in ("prediction_type", "use_flow_sigmas")}
+        if None not in told.values() and (told["prediction_type"] == "flow_prediction") != bool(told["use_flow_sigmas"]):
+            raise InputError(f"{where}: {', '.join(f'{name}={value}' for name, value in told.items())} contradict each other.")
+        shift = Flow(scheduler).shift
+        if not 0 < shift < float("inf"):
+            raise InputError(f"{where}: a shift of {shift} makes no schedule of noise; a number above 0 is needed.")
+        return
     try:
-        shares = noise_scheduler(scheduler).alphas_cumprod
+        shares = Diffusion(scheduler).signal
     except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{where}: no noise can be made of its settings: {first_line(error)}") from error
     given = scheduler.config.get("trained_betas")

@@ -8,30 +8,16 @@ from typing import Any
 
 import torch
 
+from common.denoisers.denoiser import Conditions, architecture_of
+from common.denoisers.unet import guidance_size
 from common.runtime.seeding import seeded_normal
-
-Conditions = dict[str, torch.Tensor]
-"""What a denoiser is conditioned on by the names of its arguments, each (batch, ...); empty for unconditional models."""
-ADDED = ("text_embeds", "time_ids")  # what Stable Diffusion XL's U-Net takes inside added_cond_kwargs
-
-
-def denoiser_arguments(conditions: Conditions) -> dict[str, Any]:
-    """The conditions as a denoiser of diffusers takes them: keyword arguments, those of ADDED in a dictionary of their own."""
-    added = {name: value for name, value in conditions.items() if name in ADDED}
-    plain = {name: value for name, value in conditions.items() if name not in ADDED}
-    return {**plain, "added_cond_kwargs": added} if added else plain
 
 
 def predict(
     denoiser: Callable[..., Any], latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions
 ) -> torch.Tensor:
     """The denoiser's output (batch, channels, height, width): what every call of a denoiser in the project goes through."""
-    return denoiser(latents, timesteps, **denoiser_arguments(conditions)).sample
-
-
-def guidance_size(denoiser: Any) -> int | None:
-    """How many numbers tell a latent consistency model its guidance scale; None for a denoiser that is not told."""
-    return getattr(denoiser, "config", {}).get("time_cond_proj_dim")
+    return architecture_of(denoiser).predict(denoiser, latents, timesteps, conditions)
 
 
 def with_guidance(denoiser: Any, conditions: Conditions, guidance_scale: float) -> Conditions:
@@ -73,6 +59,21 @@ def row_generators(noise: torch.Tensor) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")) for digest in digests]
 
 
+def set_timesteps(scheduler: Any, steps: int, latents: torch.Tensor) -> None:
+    """Spreads the steps over the schedule, of a flow whose shift depends on the size of the image by the size of the latents.
+
+    That shift's logarithm, mu, is linear in the number of tokens, patches of 2 x 2 latents (FLUX's and Stable Diffusion 3.5's
+    pipelines in diffusers).
+    """
+    config, options = scheduler.config, {}
+    if config.get("use_dynamic_shifting"):
+        tokens = latents.shape[-2] * latents.shape[-1] / 4
+        first, last = config.base_image_seq_len, config.max_image_seq_len
+        slope = (config.max_shift - config.base_shift) / (last - first)
+        options["mu"] = config.base_shift + slope * (tokens - first)
+    scheduler.set_timesteps(steps, device=latents.device, **options)
+
+
 @torch.no_grad()
 def denoise(
     denoiser: Callable[..., Any],
@@ -90,16 +91,17 @@ def denoise(
     copied, so that its state is not shared; one that draws noise of its own draws it row by row.
     """
     scheduler = type(scheduler).from_config(scheduler.config)
-    scheduler.set_timesteps(steps, device=noise.device)
+    set_timesteps(scheduler, steps, noise)
     conditions = with_guidance(denoiser, conditions, guidance_scale)
     guided = is_guided(conditions, guidance_scale)
     if guided:
         conditions = {name: torch.cat([null_condition[name].expand_as(value), value]) for name, value in conditions.items()}
     stochastic = "generator" in inspect.signature(scheduler.step).parameters
     options = {"generator": row_generators(noise)} if stochastic else {}
-    latents = noise * scheduler.init_noise_sigma
+    latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)  # of flows 1
+    scaled = getattr(scheduler, "scale_model_input", lambda inputs, timestep: inputs)
     for timestep in scheduler.timesteps:
-        inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
+        inputs = scaled(torch.cat([latents] * 2) if guided else latents, timestep)
         output = predict(denoiser, inputs, timestep, conditions).to(latents.dtype)  # from autocast's, for the scheduler
         if guided:
             without, conditioned = output.chunk(2)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.diffusion.sampling import Conditions
+from common.denoisers.denoiser import Conditions
 from common.errors import InputError
 
 CAPTIONS = {1: 512, 2: 64}  # encoded at once, by the number of encoders: two give all their hidden states
@@ -31,10 +31,11 @@ def check_vocabulary(tokenizer: Any, folder: str | Path) -> None:
         raise InputError(f"{folder} has no vocabulary: vocab.json and merges.txt, or tokenizer.json, are missing.")
 
 
-def token_ids(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
-    """(captions, tokens), padded and cut to the tokenizer's length; textual inversions as diffusers' pipelines have them."""
+def tokenized(tokenizer: Any, captions: Sequence[str]) -> Any:
+    """`input_ids` and `attention_mask` (captions, tokens), padded and cut to the tokenizer's length; textual inversions as
+    diffusers' pipelines have them."""
     length, texts = tokenizer.model_max_length, with_all_vectors(tokenizer, captions)
-    return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
 
 
 def with_all_vectors(tokenizer: Any, captions: Sequence[str]) -> list[str]:
@@ -47,23 +48,30 @@ def with_all_vectors(tokenizer: Any, captions: Sequence[str]) -> list[str]:
     return TextualInversionLoaderMixin().maybe_convert_prompt(list(captions), tokenizer)
 
 
-def encode_text(encoders: Sequence[tuple[Any, nn.Module]], captions: Sequence[str]) -> Conditions:
+def encode_text(encoders: Sequence[tuple[Any, nn.Module]], captions: Sequence[str], masked: bool = False) -> Conditions:
     """`encoder_hidden_states` (captions, tokens, width) and, of two encoders, `text_embeds` (captions, pooled width).
 
-    encoders: tokenizer and text encoder, one pair or two; the second of two has a projection.
+    encoders: tokenizer and text encoder, one pair or two; the second of two has a projection. masked: one encoder that is told
+    which tokens are padding, and `encoder_attention_mask` (captions, tokens), which tells the denoiser (PixArt).
     """
-    states, pooled = [], []
+    states, pooled, masks = [], [], []
     size = CAPTIONS[len(encoders)]
     for start in range(0, len(captions), size):
         chunk = list(captions[start : start + size])
-        inputs = [token_ids(tokenizer, chunk).to(next(encoder.parameters()).device) for tokenizer, encoder in encoders]
+        tokens = [tokenized(tokenizer, chunk).to(next(encoder.parameters()).device) for tokenizer, encoder in encoders]
+        inputs = [each.input_ids for each in tokens]
+        if masked:
+            states.append(encoders[0][1](inputs[0], attention_mask=tokens[0].attention_mask)[0])
+            masks.append(tokens[0].attention_mask.to(states[0]))
+            continue
         if len(encoders) == 1:
             states.append(encoders[0][1](inputs[0]).last_hidden_state)
             continue
         outputs = [encoder(ids, output_hidden_states=True) for (_, encoder), ids in zip(encoders, inputs, strict=True)]
         states.append(torch.cat([output.hidden_states[-2] for output in outputs], -1))
         pooled.append(outputs[-1].text_embeds)
-    return {"encoder_hidden_states": torch.cat(states), **({"text_embeds": torch.cat(pooled)} if pooled else {})}
+    columns = {"encoder_hidden_states": states, "text_embeds": pooled, "encoder_attention_mask": masks}
+    return {name: torch.cat(values) for name, values in columns.items() if values}
 
 
 def size_conditions(height: int, width: int, rows: int) -> torch.Tensor:

@@ -57,7 +57,7 @@ def load_controlnet(folder: Path, original: nn.Module) -> Any:
     try:
         network: Any = ControlNetModel.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # diffusers, safetensors and torch each raise their own kind
-        raise InputError(f"The ControlNet {folder} cannot be read: {first_line(error)}.") from error
+        raise InputError(f"The ControlNet {folder} cannot be read: {first_line(error).rstrip('.')}.") from error
     wanted: Any = original.config
     for name in ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim"):
         mine, theirs = ([*value] if isinstance(value, tuple) else value for value in (network.config[name], wanted[name]))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.diffusion.sampling import guidance_size
+from common.denoisers.unet import guidance_size
 from common.errors import InputError
 from common.models.latent_diffusion import LatentDiffusion
 

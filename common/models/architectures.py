@@ -13,9 +13,10 @@ from torch import nn
 
 from common.errors import InputError
 from common.models.honoured_settings import CONFIG_FILES, check_pipeline_settings, config_file, named_parts
-from common.models.hub import NETWORKS, PARTS
+from common.models.hub import NETWORKS, PARTS, denoiser_part
 from common.models.latent_diffusion import LatentDiffusion
 from common.models.loading import put_together, read_index
+from common.models.parts import class_of
 from common.models.pipeline_defaults import settle_sample_size
 from common.runtime.files import SHIPPED, whole_folder
 from common.runtime.strict_json import read_json
@@ -77,13 +78,8 @@ def parts_of(name_or_path: str) -> dict[str, Part]:
 
 def build(part: Part) -> Any:
     """The part from its configuration: a network with random weights (on the device of the context), or a scheduler."""
-    import diffusers
-    import transformers
-
-    from common.pruning import pruned_unet
-
     library, class_name, settings = part
-    kind = getattr({"diffusers": diffusers, "transformers": transformers, "pruned_unet": pruned_unet}[library], class_name)
+    kind = class_of(library, class_name)
     if library == "transformers":
         return kind(kind.config_class(**settings))
     return kind.from_config(settings)
@@ -97,7 +93,7 @@ def meta_teacher(name_or_path: str) -> LatentDiffusion:
     with torch.device("meta"):
         networks = {name: build(part).eval().requires_grad_(False) for name, part in parts.items() if name in NETWORKS}
     pipeline = pipeline_of(name_or_path)
-    settle_sample_size(Path(name_or_path), pipeline, networks["unet"])
+    settle_sample_size(Path(name_or_path), pipeline, networks[denoiser_part(networks)])
     built = networks | {"scheduler": build(parts["scheduler"])}
     return put_together(Path(name_or_path).name, Path(name_or_path), pipeline, built)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from common.denoisers.denoiser import architecture_of
 from common.errors import InputError
 
 
@@ -13,8 +14,8 @@ def check_named_parts(folder: Path, named: Iterable[str]) -> None:
     """InputError naming the first part that jobs need and the pipeline's index does not name."""
     named = set(named)
     found = ", ".join(sorted(named)) or "no parts"
-    if "unet" not in named:
-        raise InputError(f"{folder} has no U-Net: its model_index.json names {found}.")
+    if not named & {"unet", "transformer"}:
+        raise InputError(f"{folder} has no denoiser ('unet' or 'transformer'): its model_index.json names {found}.")
     if not named & {"vae", "vqvae"} or "scheduler" not in named:
         raise InputError(f"{folder} needs an autoencoder ('vae' or 'vqvae') and a 'scheduler'; its index names {found}.")
     for number in ("", "_2"):
@@ -27,9 +28,10 @@ def check_named_parts(folder: Path, named: Iterable[str]) -> None:
 def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, text_encoders: list[nn.Module]) -> None:
     """InputError with the two numbers when latents or text states of one part are not those that another takes."""
     latents = autoencoder.config.get("vq_embed_dim") or autoencoder.config.latent_channels
+    variances = architecture_of(denoiser).part == "transformer" and denoiser.config.out_channels == 2 * latents
     for side in ("in_channels", "out_channels"):
         channels = getattr(denoiser.config, side)
-        if channels != latents:
+        if channels != latents and not (side == "out_channels" and variances):
             raise InputError(
                 f"{folder}: the U-Net has {side}={channels}, and the autoencoder's latents have {latents} channels; jobs take "
                 "U-Nets from latents to latents (neither inpainting's nor learned variances)."
@@ -44,10 +46,11 @@ def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, t
             raise InputError(f"{folder}: the {type(denoiser).__name__} attends to text, and there is no text_encoder.")
         return
     widths = [encoder.config.hidden_size for encoder in text_encoders]
-    taken = denoiser.config.get("cross_attention_dim")
+    takes = architecture_of(denoiser).text_width
+    taken = denoiser.config.get(takes)
     if sum(widths) != taken:
         given = " + ".join(map(str, widths))
-        raise InputError(f"{folder}: the text encoder is {given} wide, and the U-Net has cross_attention_dim={taken}.")
+        raise InputError(f"{folder}: the text encoder is {given} wide, and the denoiser has {takes}={taken}.")
     check_added_conditions(folder, denoiser.config, text_encoders)
     kinds = ["CLIPTextModel", "CLIPTextModelWithProjection"][: len(text_encoders)]
     for encoder, kind in zip(text_encoders, kinds, strict=True):

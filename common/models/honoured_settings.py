@@ -41,9 +41,9 @@ def class_defaults(class_name: str) -> dict[str, Any]:
     """What diffusers takes for the entries that a configuration of this class leaves out; {} for a class of transformers."""
     import diffusers
 
-    from common.pruning import pruned_unet
+    from common.pruning import pruned_denoiser
 
-    found = getattr(diffusers, class_name, None) or getattr(pruned_unet, class_name, None)
+    found = getattr(diffusers, class_name, None) or getattr(pruned_denoiser, class_name, None)
     if found is None:
         return {}
     parameters = list(inspect.signature(found.__init__).parameters.values())[1:]
@@ -99,7 +99,7 @@ def check_settings(where: str, class_name: str, settings: dict[str, Any]) -> Non
 
 def check_kind(where: str, name: str, value: Any, usual: Any) -> None:
     """InputError for numbers that are not finite, negative epsilons, and text or a truth value in the place of `usual`."""
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value) and value != usual:  # lambda_min_clipped of DPM-Solver is -inf
         raise InputError(f"{where} sets {name}={value}: a finite number is needed.")
     if name.endswith("_eps") and isinstance(value, int | float) and value < 0:
         raise InputError(f"{where} sets {name}={value}: a number of at least 0 is needed.")

@@ -12,8 +12,15 @@ from common.runtime.files import SHIPPED
 from common.runtime.progress import under_way
 from common.runtime.strict_json import read_json
 
-NETWORKS = ("unet", "vae", "vqvae", "text_encoder", "text_encoder_2")
+DENOISERS = ("unet", "transformer")
+NETWORKS = (*DENOISERS, "vae", "vqvae", "text_encoder", "text_encoder_2")
 PARTS = (*NETWORKS, "scheduler", "tokenizer", "tokenizer_2")
+
+
+def denoiser_part(names: Iterable[str]) -> str:
+    """The name of the denoiser among the parts of a pipeline: "unet" or "transformer"; "unet" where there is neither."""
+    known = set(names)
+    return next((name for name in DENOISERS if name in known), DENOISERS[0])
 
 
 def shipped_teachers() -> list[str]:

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from common.audio.spectrogram import Spectrogram
+from common.denoisers.denoiser import Conditions, architecture_of
 from common.diffusion.images import to_uint8
 from common.diffusion.latents import encode_images, scale_latents, unscale_latents
-from common.diffusion.sampling import Conditions, describe_scheduler, sample_latents
+from common.diffusion.sampling import describe_scheduler, sample_latents
 from common.diffusion.text_encoding import encode_text, size_conditions
 
 PIXELS_AT_ONCE = 2**22  # through an autoencoder: 16 images of 512 x 512, or 4 of 1024 x 1024
@@ -47,9 +48,7 @@ class LatentDiffusion:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        size = self.denoiser.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return (self.denoiser.config.in_channels, height, width)
+        return architecture_of(self.denoiser).latent_shape(self.denoiser)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -86,7 +85,7 @@ class LatentDiffusion:
         if self.text_encoder is None:
             return {}
         encoders = list(zip((self.tokenizer, self.tokenizer_2), self.text_encoders, strict=False))
-        conditions = encode_text(encoders, captions)
+        conditions = encode_text(encoders, captions, masked=architecture_of(self.denoiser).masks_text)
         if "text_embeds" in conditions:
             conditions["time_ids"] = size_conditions(*self.image_size, len(captions)).to(self.device)
         return conditions

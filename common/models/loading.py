@@ -10,7 +10,7 @@ from common.diffusion.noise_schedule import check_noise
 from common.errors import InputError
 from common.models.compatibility import check_named_parts, check_parts_fit, check_tokenizers
 from common.models.honoured_settings import check_pipeline_settings, named_parts
-from common.models.hub import NETWORKS, PARTS, find_folder, is_repository
+from common.models.hub import NETWORKS, PARTS, denoiser_part, find_folder, is_repository
 from common.models.latent_diffusion import LatentDiffusion
 from common.models.lora import fuse_lora
 from common.models.mel_settings import read_mel
@@ -48,7 +48,7 @@ def load_teacher(
     if vae is not None:
         own = "vae" if "vae" in parts else "vqvae"
         parts[own] = other_autoencoder(vae, parts[own])
-    settle_sample_size(folder, index, parts["unet"])
+    settle_sample_size(folder, index, parts[denoiser_part(parts)])
     if lora is not None:
         fuse_lora(index["_class_name"], parts, lora, lora_scale)
     check_noise(f"{folder}/scheduler", parts["scheduler"])
@@ -64,7 +64,7 @@ def put_together(name: str, folder: Path, index: dict[str, Any], parts: dict[str
     return LatentDiffusion(
         name=name,
         folder=folder,
-        denoiser=parts["unet"],
+        denoiser=parts[denoiser_part(parts)],
         autoencoder=parts.get("vae") or parts["vqvae"],
         scheduler=settle_scheduler(index, parts["scheduler"]),
         **{part: parts.get(part) for part in ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")},
@@ -87,7 +87,7 @@ def load_denoiser(path: str | Path) -> nn.Module:
     """A denoiser from its own folder (config.json beside the weights), with its plan where it has one."""
     folder = Path(path)
     if (folder / "model_index.json").is_file():
-        folder = folder / "unet"
+        folder = folder / denoiser_part(path.name for path in folder.iterdir())
     return load_network(folder, "denoiser")
 
 
@@ -122,5 +122,5 @@ def load_network(folder: Path, what: str) -> nn.Module:
         class_name = json.loads((folder / "config.json").read_text())["_class_name"]
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise InputError(f"{folder} holds no {what}: no readable config.json with a _class_name.") from error
-    library = "pruned_unet" if class_name.startswith("Pruned") else "diffusers"
+    library = "pruned_denoiser" if class_name.startswith("Pruned") else "diffusers"
     return load_part(folder.parent, folder.name, library, class_name, network=True)

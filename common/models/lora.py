@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError, first_line
+from common.models.hub import DENOISERS, denoiser_part
 from common.models.weight_files import weight_format
 from common.pruning.plan import MASK, Plan
 from common.runtime.regular_files import why_no_file
@@ -98,7 +99,7 @@ def fuse_lora(kind: str, parts: dict[str, Any], path: str, scale: float) -> None
     """
     import diffusers
 
-    weights, _, _ = read_lora(kind, path, parts["unet"])
+    weights, _, _ = read_lora(kind, path, parts[denoiser_part(parts)])
     networks = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     unfit = misfits(networks, weights)
     if unfit:
@@ -162,7 +163,7 @@ def for_student(weights: Weights, plan: Plan, networks: Mapping[str, nn.Module])
         module = module_of(key)
         part, _, inside = module.partition(".")
         name = key
-        if part == "unet":
+        if part in DENOISERS:
             site = next((each for each in gone if inside == each or inside.startswith(f"{each}.")), None)
             if site is not None and not (gone[site] == "shortcut" and inside == f"{site}.conv_shortcut"):
                 reasons[module] = f"{site} is gone ({gone[site]})"

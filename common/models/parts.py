@@ -28,20 +28,29 @@ def without_library_bars() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def load_part(folder: Path, name: str, library: str, class_name: str, network: bool) -> Any:
-    """One part of a pipeline folder, by the library and class that model_index.json names; `network`: it has weights."""
+def class_of(library: str, class_name: str) -> Any:
+    """The class that an index names, of diffusers, transformers, or a pruned one of this project; None where there is none.
+
+    "pruned_unet" is what students that were saved before transformers were known name.
+    """
     import diffusers
     import transformers
 
-    from common.pruning import pruned_unet
+    from common.pruning import pruned_denoiser
 
+    own = dict.fromkeys(("pruned_denoiser", "pruned_unet"), pruned_denoiser)
+    return getattr({"diffusers": diffusers, "transformers": transformers, **own}.get(library), class_name, None)
+
+
+def load_part(folder: Path, name: str, library: str, class_name: str, network: bool) -> Any:
+    """One part of a pipeline folder, by the library and class that model_index.json names; `network`: it has weights."""
     without_library_bars()
     if not (folder / name).is_dir():
         raise InputError(f"{folder} lacks its part {name!r} ({class_name}), which model_index.json names.")
     settings = config_file(folder, name)
     check_settings(str(settings), class_name, read_json(settings) if settings.is_file() else {})
-    module = {"diffusers": diffusers, "transformers": transformers, "pruned_unet": pruned_unet}.get(library)
-    if module is None or not hasattr(module, class_name):
+    kind = class_of(library, class_name)
+    if kind is None:
         raise InputError(f"{folder / name}: {library} has no {class_name}.")
     for path in sorted((folder / name).iterdir()):
         reason = None if path.is_dir() else why_no_file(path)
@@ -60,7 +69,7 @@ def load_part(folder: Path, name: str, library: str, class_name: str, network: b
     try:
         if network:
             check_stored_types(folder / name, weights)
-        part = getattr(module, class_name).from_pretrained(folder / name, local_files_only=True, **options)
+        part = kind.from_pretrained(folder / name, local_files_only=True, **options)
     except InputError:
         raise
     except Exception as error:  # safetensors, JSON, pickle and torch each raise their own kind for a damaged file

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from common.models.hub import PARTS
+from common.models.hub import PARTS, denoiser_part
 from common.models.latent_diffusion import LatentDiffusion
 from common.models.loading import autoencoder_part, load_autoencoder, load_denoiser, read_index
 from common.models.parts import without_library_bars
@@ -31,9 +31,10 @@ def save_student(teacher: LatentDiffusion, student: LatentDiffusion, folder: str
     """
     index = read_index(teacher.folder)
     pruned = type(student.denoiser).__name__.startswith("Pruned")
-    index["unet"] = ["pruned_unet" if pruned else "diffusers", type(student.denoiser).__name__]
+    denoiser = denoiser_part(index)
+    index[denoiser] = ["pruned_denoiser" if pruned else "diffusers", type(student.denoiser).__name__]
     autoencoder = autoencoder_part(teacher.folder)
-    own = {"unet": student.denoiser}
+    own = {denoiser: student.denoiser}
     for name, attribute in ((autoencoder, "autoencoder"), ("text_encoder",) * 2, ("text_encoder_2",) * 2):
         part = getattr(student, attribute)
         if part is not getattr(teacher, attribute) or variant_alone(teacher.folder / name):

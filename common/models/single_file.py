@@ -15,7 +15,7 @@ from unittest import mock
 
 from torch import nn
 
-from common.errors import InputError
+from common.errors import InputError, first_line
 from common.models.honoured_settings import check_pipeline_settings, named_parts
 from common.models.parts import failure
 from common.models.weight_files import weight_format
@@ -25,6 +25,7 @@ from common.runtime.locks import locked
 from common.runtime.strict_json import read_json
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+LAYOUTS = ("model.diffusion_model.",)  # how the names of the U-Net's weights begin
 NEEDED = ("unet", "vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 
@@ -54,6 +55,7 @@ def folder_of_file(path: str, config: str | None) -> Path:
         raise InputError(f"teacher.config={config} has no model_index.json: it is not a diffusers pipeline folder.")
     index = read_json(folder / "model_index.json")
     check_pipeline_settings(folder, index)
+    check_layout(file)
     settings = sorted(each for each in folder.rglob("*") if each.is_file() and is_settings(each, folder))
     content = content_name([path_content(each) for each in (file, *settings)])
     converted = user_cache() / "single_files" / f"{file.stem}-{content}"
@@ -67,6 +69,25 @@ def folder_of_file(path: str, config: str | None) -> Path:
                     shutil.copyfile(each, copied)
                 convert(file, Path(scratch), index, target)
     return converted
+
+
+def check_layout(file: Path) -> None:
+    """InputError for a file of safetensors that is cut or damaged, or of whose weights none has a name of a known layout."""
+    from safetensors import SafetensorError, safe_open
+
+    if file.suffix.lower() != ".safetensors":
+        return
+    try:
+        with safe_open(file, "pt") as opened:
+            names = list(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"teacher.path={file} is cut or damaged: {first_line(error).rstrip('.')}.") from error
+    if not any(name.startswith(LAYOUTS) for name in names):
+        told = f"its weights are called {names[0]} and so on" if names else "it holds no weights"
+        raise InputError(
+            f"teacher.path={file} is of no known family, Stable Diffusion 1, 2 or XL in the names of its own code "
+            f"({LAYOUTS[0]}...): {told}."
+        )
 
 
 def is_settings(path: Path, folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
@@ -50,15 +51,23 @@ def bounds_of(method: Any) -> dict[str, float]:
 
 
 def least_within(
-    method: Any, make: Callable[[Any], Made], costs: Callable[[Made, str], float], only: Collection[str] = tuple(UNITS)
+    method: Any,
+    make: Callable[[Any], Made],
+    costs: Callable[[Made, str], float],
+    intact: Callable[[str], float],
+    only: Collection[str] = tuple(UNITS),
 ) -> tuple[Made, dict[str, float]]:
     """What `make` gives of the method whose knob is the least that keeps to its budget, and what that costs, by name.
 
     method: a dataclass with a `budget` and the name of a setting from 0 to 1 as its `knob`. costs: one figure of what was made.
-    only: the bounds that are looked at. InputError, naming the nearest, where the budget cannot be reached; and what `make`
-    raises where it refuses every value.
+    intact: the same figure of the teacher. only: the bounds that are looked at. InputError, naming the nearest, where the
+    budget cannot be reached, and where the teacher keeps to it; and what `make` raises where it refuses every value.
     """
-    budget = {name: bound for name, bound in bounds_of(method).items() if name in only}
+    bounds = bounds_of(method)
+    budget = {name: bound for name, bound in bounds.items() if name in only}
+    if budget == bounds and all(intact(name) <= bound for name, bound in budget.items()):
+        has = shown({name: intact(name) for name in budget})
+        raise InputError(f"method.budget: the teacher keeps to {shown(budget)} as it is ({has}); give less, or method=dense.")
     low, high = 0.0, 1.0
     best: tuple[Made, dict[str, float]] | None = None
     nearest: tuple[float, dict[str, float]] | None = None
@@ -102,7 +111,7 @@ def forecast_within(method: Any, unet: nn.Module, size: CalibrationSize) -> Fore
         student = unet if forecast.plan is None else apply_plan(unet, forecast.plan)
         return size_of(student, name)
 
-    found, _ = least_within(method, lambda other: other.forecast(unet, size), costs, only)
+    found, _ = least_within(method, lambda other: other.forecast(unet, size), costs, partial(size_of, unet), only)
     return found
 
 

@@ -23,8 +23,9 @@ import torch
 from torch import nn
 
 from common.cost.macs import probe_inputs
-from common.diffusion.module_kinds import ATTENTION, SAMPLERS, ZERO, is_kind
-from common.diffusion.sampling import denoiser_arguments, predict
+from common.denoisers.module_kinds import ATTENTION, SAMPLERS, ZERO, is_kind
+from common.denoisers.unet import keyword_arguments
+from common.diffusion.sampling import predict
 from common.errors import InputError, check_share, first_line
 from common.pruning.plan import Edit
 
@@ -154,7 +155,7 @@ def _dependency_graph(unet: nn.Module) -> Any:
     with torch.enable_grad(), _trainable(unet), _connected(unet):
         return DependencyGraph().build_dependency(
             unet,
-            {"sample": sample, "timestep": timestep, **denoiser_arguments(conditions)},
+            {"sample": sample, "timestep": timestep, **keyword_arguments(conditions)},
             output_transform=lambda output: output.sample,
             verbose=False,
         )
@@ -228,7 +229,7 @@ def _tell_samplers(unet: nn.Module) -> None:
 
 
 def _sizes(module: Any) -> dict[str, int]:
-    """The numbers that the "resize" of a module needs (common/pruning/pruned_unet.py)."""
+    """The numbers that the "resize" of a module needs (common/pruning/pruned_denoiser.py)."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         return {"in": module.weight.shape[1], "out": module.weight.shape[0]}
     return {"channels": module.channels if is_kind(module, *SAMPLERS) else len(module.weight)}

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from common.errors import InputError, check_one_given
-from common.pruning.budget import Budget
+from common.pruning.budget import Budget, bounds_of
 from common.pruning.forecast import CalibrationSize, Forecast
 from common.pruning.layers import Granularity, Layer, SizeUnit, WidthChanging, layer_sizes, list_layers, random_scores
 from common.pruning.method import Method
@@ -65,6 +65,8 @@ class LayerPruner(Method):
     def __post_init__(self) -> None:
         check_fields(self, "method")
         check_one_given(ratio=self.ratio, budget=self.budget)
+        if self.budget is not None:
+            bounds_of(self)
 
     def layer_scores(
         self, unet: nn.Module, layers: Sequence[Layer], calibration: Any, teacher: str, folder: Path | None

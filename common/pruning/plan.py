@@ -14,12 +14,12 @@ from common.pruning.masks import MASK, masked_copy, masked_weights, plan_masks
 from common.runtime import strict_json
 
 PLAN_FILE, PLAN_TENSORS = "plan.json", "plan.safetensors"
-OPERATIONS = ("identity", "zero", "shortcut", "conv1x1", "avg_pool", "upsample", "resize", MASK, "drop")
+OPERATIONS = ("identity", "skip", "zero", "shortcut", "conv1x1", "avg_pool", "upsample", "resize", MASK, "drop")
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One change at one site (a module path of the unpruned denoiser); operations: common/pruning/pruned_unet.py.
+    """One change at one site (a module path of the unpruned denoiser); operations: common/pruning/pruned_denoiser.py.
 
     `sizes` are the operation's own numbers (in, out, channels, stride, bias, scale); `score` is the site's score, low = cheap.
     """
@@ -162,12 +162,12 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
 
     A student that carries a plan can be pruned further: it then carries the plan of both (Plan.then).
 
-    It is of the pruned subclass of `unet`'s class (common/pruning/pruned_unet.py), or of that class itself where the plan can
-    be said in diffusers' own configuration, where its edits are masks (common/pruning/masks.py; of autoencoders too) or it has
-    none. Raises InputError naming the site when an edit names a site that the U-Net does not have, or when the plan lacks the
-    weights of a new module.
+    It is of the pruned subclass of `unet`'s class (common/pruning/pruned_denoiser.py), or of that class itself where the plan
+    can be said in diffusers' own configuration, where its edits are masks (common/pruning/masks.py; of autoencoders too) or it
+    has none. Raises InputError naming the site when an edit names a site that the network does not have, or when the plan lacks
+    the weights of a new module.
     """
-    from common.pruning import pruned_unet
+    from common.pruning import pruned_denoiser
 
     check_edits(unet, plan)
     settings = own_settings(unet)
@@ -175,16 +175,16 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
         raise InputError(f"{plan.method} is for an unpruned U-Net; this one carries a plan.")
     if has_masks(plan.edits) or not (plan.edits or plan.tensors):
         return masked_copy(unet, plan_masks(plan.edits, plan.tensors))
-    base = next((base for base in (pruned_unet.UNet2DConditionModel, pruned_unet.UNet2DModel) if isinstance(unet, base)), None)
-    if base is None:
-        raise InputError(f"A plan applies to UNet2DConditionModel and UNet2DModel, not to {type(unet).__name__}.")
+    base = next(kind for kind in type(unet).__mro__ if not kind.__name__.startswith("Pruned"))
+    if not hasattr(base, "from_config"):
+        raise InputError(f"A plan applies to a denoiser of diffusers, not to a {base.__name__}.")
     weight = next(unet.parameters())
     if plan.config_changes or not plan.edits:
         student_class, settings = base, settings | plan.config_changes
     else:
         carried = settings.get("plan")
         whole = Plan.from_dict(carried).then(replace(plan, tensors={})) if carried else plan
-        student_class, settings = getattr(pruned_unet, f"Pruned{base.__name__}"), settings | {"plan": whole.to_dict()}
+        student_class, settings = pruned_denoiser.pruned_class(base), settings | {"plan": whole.to_dict()}
     try:
         with torch.device("meta"):
             student = student_class.from_config(settings)
@@ -202,7 +202,16 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     if missing:
         raise InputError(f"The plan brings no weights for {missing[0]} ({len(missing)} in all); load it with Plan.load.")
     student.load_state_dict({name: weights[name].clone() for name in wanted}, assign=True)
+    for name, _ in student.named_buffers():
+        if name not in wanted:  # not a weight: the place of each patch, of a transformer
+            set_buffer(student, name, unet.get_buffer(name).clone())
     return student.train(unet.training)
+
+
+def set_buffer(network: nn.Module, path: str, value: torch.Tensor) -> None:
+    """Puts a buffer that is not saved with the weights in its place."""
+    parent, _, name = path.rpartition(".")
+    network.get_submodule(parent).register_buffer(name, value, persistent=False)
 
 
 def own_settings(unet: Any) -> dict[str, Any]:
@@ -274,7 +283,7 @@ def resized_again(
 
 def load_replacement(module: nn.Module, edit: Edit, tensors: dict[str, torch.Tensor]) -> nn.Module:
     """The module that stands at the edit's site afterwards, with its first weights from `tensors`."""
-    from common.pruning.pruned_unet import build_replacement
+    from common.pruning.pruned_denoiser import build_replacement
 
     replacement = build_replacement(module, edit.to_dict())
     first = kept_weights(module, edit.site, tensors) if edit.operation == "resize" else tensors
@@ -290,7 +299,7 @@ def load_replacement(module: nn.Module, edit: Edit, tensors: dict[str, torch.Ten
 @contextmanager
 def edited(unet: nn.Module, edits: list[Edit], tensors: dict[str, torch.Tensor]) -> Iterator[nn.Module]:
     """`unet` with the edits in place inside the context; afterwards the very same modules, or weights, are back."""
-    from common.pruning.pruned_unet import set_module
+    from common.pruning.pruned_denoiser import set_module
 
     if has_masks(edits):
         with masked_weights(unet, plan_masks(edits, tensors)):

@@ -8,7 +8,7 @@ from torch import nn
 
 from common.cost.macs import count_parameters
 from common.pruning.plan import Edit, Plan
-from common.pruning.pruned_unet import build_replacement
+from common.pruning.pruned_denoiser import build_replacement
 
 
 def removed_parameters(edit: Edit, unet: nn.Module) -> int:

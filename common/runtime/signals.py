@@ -1,12 +1,14 @@
 """Signals that ask a command to end, raised as an exception in its main thread, so that what is begun is closed in order."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 TOLD = {signal.SIGHUP: "hung up", signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+AGAIN = 0.05  # seconds until a signal that was lost is sent once more
 USUAL = (signal.SIG_DFL, signal.default_int_handler)
 
 
@@ -18,6 +20,7 @@ class Ended(BaseException):
 
     def __init__(self, number: int):
         super().__init__(TOLD[signal.Signals(number)])
+        self.number = number
         self.exit_code = 128 + number  # as a shell says it
 
 
@@ -26,7 +29,8 @@ def raised_signals() -> Iterator[None]:
     """Raises Ended inside, in the main thread, for the signals of TOLD.
 
     One that is ignored stays ignored (nohup), and one that somebody handles stays with them (submitit's requeueing). Where a
-    module in C that was being imported has made another error of it, that is told as Ended too.
+    module in C that was being imported has made another error of it, that is told as Ended too; where it arrived in what Python
+    calls on its own, as when an object is freed, and so went no further, it is raised once more.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -41,6 +45,15 @@ def raised_signals() -> Iterator[None]:
     taken = {number: handler for number, handler in before.items() if handler in USUAL}
     for number in taken:
         signal.signal(number, end)
+    told = sys.unraisablehook
+
+    def again(lost: Any) -> None:
+        if isinstance(lost.exc_value, Ended):
+            threading.Timer(AGAIN, signal.pthread_kill, (threading.main_thread().ident, lost.exc_value.number)).start()
+        else:
+            told(lost)
+
+    sys.unraisablehook = again
     try:
         yield
     except Exception as error:
@@ -48,6 +61,7 @@ def raised_signals() -> Iterator[None]:
             raise Ended(arrived[0]) from error
         raise
     finally:
+        sys.unraisablehook = told
         for number, handler in taken.items():
             signal.signal(number, handler)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from common.diffusion.sampling import Conditions, describe_scheduler, select_conditions
+from common.denoisers.denoiser import Conditions
+from common.diffusion.sampling import describe_scheduler, select_conditions
 from common.errors import InputError
 from common.runtime.seeding import mix_seed, seeded_normal
 

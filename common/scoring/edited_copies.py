@@ -6,17 +6,23 @@ with the intact network before its edit; PrefixCache replays that part instead o
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from common.diffusion.module_kinds import ATTENTION, RESNET, SAMPLERS, TRANSFORMER, is_kind
-from common.diffusion.sampling import Conditions, predict
+from common.denoisers.denoiser import Conditions, architecture_of
+from common.denoisers.module_kinds import ATTENTION, RESNET, SAMPLERS, TRANSFORMER, is_kind
+from common.diffusion.sampling import predict
 from common.pruning.plan import Edit, load_replacement
 from common.runtime.collectives import shared_out
+
+
+def batch_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """The rows of what a module is called with: those of its first tensor."""
+    return len(next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.dim()))
 
 
 class Branch(nn.Module):
@@ -34,11 +40,11 @@ class Branch(nn.Module):
         self.through = [copy for copy in range(copies) if nested or copy not in replacements]
         self.copies, self.groups = copies, groups
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        batch = len(hidden_states)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        batch = batch_of(args, kwargs)
 
-        def run(module: nn.Module, copies: list[int]) -> tuple[torch.Tensor, bool]:
-            """The output for some copies (groups, copies, rows, ...), and whether the module gave it as a tuple."""
+        def run(module: nn.Module, copies: list[int]) -> tuple[list[torch.Tensor], bool]:
+            """The outputs for some copies (groups, copies, rows, ...), and whether the module gave them as a tuple."""
             chosen = slice(copies[0], copies[-1] + 1) if copies[-1] - copies[0] + 1 == len(copies) else copies
 
             def rows(value: Any) -> Any:
@@ -46,21 +52,22 @@ class Branch(nn.Module):
                     return value
                 return value.unflatten(0, (self.groups, self.copies, -1))[:, chosen].flatten(0, 2)
 
-            output = module(rows(hidden_states), *map(rows, args), **{key: rows(value) for key, value in kwargs.items()})
-            tensor = output[0] if isinstance(output, tuple) else output
-            return tensor.unflatten(0, (self.groups, len(copies), -1)), isinstance(output, tuple)
+            output = module(*map(rows, args), **{key: rows(value) for key, value in kwargs.items()})
+            tensors = output if isinstance(output, tuple) else (output,)
+            return [each.unflatten(0, (self.groups, len(copies), -1)) for each in tensors], isinstance(output, tuple)
 
-        parts: dict[int, torch.Tensor] = {}
+        parts: dict[int, list[torch.Tensor]] = {}
         as_tuple = False
         if self.through:
-            output, as_tuple = run(self.original, self.through)
-            parts |= {copy: output[:, place] for place, copy in enumerate(self.through)}
+            outputs, as_tuple = run(self.original, self.through)
+            parts |= {copy: [each[:, place] for each in outputs] for place, copy in enumerate(self.through)}
         for name, module in self.replacements.items():
-            output, alone = run(module, [int(name)])
-            parts[int(name)] = output[:, 0]
+            outputs, alone = run(module, [int(name)])
+            parts[int(name)] = [each[:, 0] for each in outputs]
             as_tuple = as_tuple or alone
-        merged = torch.stack([parts[copy] for copy in range(self.copies)], 1).flatten(0, 2)
-        return (merged,) if as_tuple else merged
+        streams = zip(*(parts[copy] for copy in range(self.copies)), strict=True)
+        merged = tuple(torch.stack(each, 1).flatten(0, 2) for each in streams)
+        return merged if as_tuple else merged[0]
 
 
 @contextmanager
@@ -108,8 +115,9 @@ class PrefixCache:
         """Runs the network, keeps what its blocks put out and returns its output."""
         inside: tuple[str, ...] = ()
         handles = []
+        blocks = dict(architecture_of(self.network).blocks(self.network))
         for name, module in self.network.named_modules():
-            if is_kind(module, *SHARED_PREFIX_MODULES) and not (inside and name.startswith(inside)):
+            if (name in blocks or is_kind(module, *SHARED_PREFIX_MODULES)) and not (inside and name.startswith(inside)):
                 inside = (*inside, f"{name}.")
                 handles.append(module.register_forward_hook(self._keep(name)))
         try:
@@ -196,17 +204,17 @@ class Replay(nn.Module):
         super().__init__()
         self.module, self.recorded, self.copies, self.computing = module, recorded, copies, computing
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        batch = len(hidden_states)
-        recorded = self.recorded[0] if isinstance(self.recorded, tuple) else self.recorded
-        parts = [recorded] * (self.copies - self.computing)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        batch = batch_of(args, kwargs)
+        recorded = self.recorded if isinstance(self.recorded, tuple) else (self.recorded,)
+        parts = [list(recorded)] * (self.copies - self.computing)
         if self.computing:
             rows = batch // self.copies * self.computing
 
             def first(value: Any) -> Any:
                 return value[:rows] if isinstance(value, torch.Tensor) and value.dim() and len(value) == batch else value
 
-            output = self.module(first(hidden_states), *map(first, args), **{key: first(v) for key, v in kwargs.items()})
-            parts = [output[0] if isinstance(output, tuple) else output, *parts]
-        merged = torch.cat(parts)
-        return (merged,) if isinstance(self.recorded, tuple) else merged
+            output = self.module(*map(first, args), **{key: first(value) for key, value in kwargs.items()})
+            parts = [list(output) if isinstance(output, tuple) else [output], *parts]
+        merged = tuple(torch.cat(each) for each in zip(*parts, strict=True))
+        return merged if isinstance(self.recorded, tuple) else merged[0]

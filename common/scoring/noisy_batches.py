@@ -5,8 +5,7 @@ from typing import Literal
 
 import torch
 
-from common.diffusion.noise_schedule import check_learns_from_noise, noise_scheduler
-from common.diffusion.objective import training_target
+from common.diffusion.noise_schedule import check_learns_from_noise, noise_process
 from common.runtime.seeding import generator_for, mix_seed, seeded_normal
 from common.scoring.calibration import Calibration, training_rows
 
@@ -32,17 +31,17 @@ def noisy_batches(calibration: Calibration, timesteps: str, batch_size: int, gui
     """
     check_learns_from_noise(calibration.scheduler, "timestep_cond" in calibration.conditions)
     latents, conditions = training_rows(calibration.data)
-    scheduler = noise_scheduler(calibration.scheduler)
-    total, rows = scheduler.config.num_train_timesteps, len(latents)
+    process = noise_process(calibration.scheduler)
+    total, rows = process.steps, len(latents)
     generator = generator_for(seed, 1)
     if timesteps == "even":
-        steps = ((torch.arange(rows) + 0.5) * total / rows).long()[torch.randperm(rows, generator=generator)]
+        numbers = ((torch.arange(rows) + 0.5) * total / rows).long()[torch.randperm(rows, generator=generator)]
     else:
-        steps = torch.randint(total, (rows,), generator=generator)
-    steps = steps.to(latents.device)
+        numbers = torch.randint(total, (rows,), generator=generator)
+    steps = process.timesteps(numbers.to(latents.device))
     noise = seeded_normal([mix_seed(seed, 2, row) for row in range(rows)], latents.shape[1:]).to(latents)
-    noisy = scheduler.add_noise(latents, noise, steps)
-    target = training_target(scheduler, latents, noise, steps)
+    noisy = process.add_noise(latents, noise, steps)
+    target = process.target(latents, noise, steps)
     batches = []
     for start in range(0, rows, batch_size):
         chosen = slice(start, start + batch_size)

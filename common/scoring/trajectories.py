@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from common.diffusion.noise_schedule import noise_scheduler
+from common.diffusion.noise_schedule import noise_process
 from common.diffusion.sampling import denoise, is_guided
 from common.pruning.plan import Edit
 from common.runtime.seeding import mix_seed, seeded_normal
@@ -50,9 +50,9 @@ def noisy_latents(
     chosen = slice(0, max(1, -(-rows // calibration.shape[1])))
     latents = edited_latents(network, calibration, chosen)[0].flatten(0, 1)[:rows]
     _, conditions = calibration.rows(chosen)
-    scheduler = noise_scheduler(calibration.scheduler)
-    total, count = scheduler.config.num_train_timesteps, len(latents)
-    timesteps = (torch.arange(count) * total // count + total // (2 * count)).to(latents.device)
+    process = noise_process(calibration.scheduler)
+    total, count = process.steps, len(latents)
+    timesteps = process.timesteps((torch.arange(count) * total // count + total // (2 * count)).to(latents.device))
     noise = seeded_normal([mix_seed(seed, row) for row in range(count)], latents.shape[1:]).to(latents)
-    noisy = scheduler.add_noise(latents, noise, timesteps)
+    noisy = process.add_noise(latents, noise, timesteps)
     return noisy, timesteps, {name: value[:count] for name, value in conditions.items()}

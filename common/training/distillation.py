@@ -16,9 +16,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.diffusion.noise_schedule import noise_scheduler
-from common.diffusion.objective import noise_and_timesteps, training_target
-from common.diffusion.sampling import Conditions, predict
+from common.denoisers.denoiser import Conditions
+from common.diffusion.noise_schedule import noise_process
+from common.diffusion.objective import TimestepDensity, noise_and_timesteps
+from common.diffusion.sampling import predict
 from common.errors import InputError
 from common.runtime.collectives import mean_over_processes
 from common.training.batches import OWN
@@ -54,11 +55,13 @@ class DenoiserTraining(GuardedTraining):
         teacher: nn.Module | None = None,
         text_encoder: nn.Module | None = None,
         compile_options: dict[str, Any] | None = None,
+        timestep_density: TimestepDensity = "uniform",
     ):
         super().__init__(optimizer, schedule, seed)
         if teacher is None and (output_weight or feature_weight):
             raise ValueError("output_weight and feature_weight need a teacher.")
-        self.student, self.text_encoder, self.scheduler = student, text_encoder, noise_scheduler(scheduler)
+        self.student, self.text_encoder, self.process = student, text_encoder, noise_process(scheduler)
+        self.timestep_density = timestep_density
         self.condition_dropout, self.null_condition = condition_dropout, null_condition or {}
         self.task_weight, self.output_weight, self.feature_weight = task_weight, output_weight, feature_weight
         self.feature_losses, self.feature_pairs = feature_losses, [tuple(pair) for pair in feature_pairs]
@@ -91,11 +94,12 @@ class DenoiserTraining(GuardedTraining):
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
         latents = batch["latents"]
-        noise, timesteps, uniform = noise_and_timesteps(
-            self.seed, batch["position"], latents, self.scheduler.config.num_train_timesteps
+        noise, numbers, uniform = noise_and_timesteps(
+            self.seed, batch["position"], latents, self.process.steps, self.timestep_density
         )
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        target = training_target(self.scheduler, latents, noise, timesteps)
+        timesteps = self.process.timesteps(numbers)
+        noisy = self.process.add_noise(latents, noise, timesteps)
+        target = self.process.target(latents, noise, timesteps)
         condition = self.condition(batch, uniform)
         prediction = predict(self.unregistered["student"], noisy, timesteps, condition)
         terms = {"task": self.task_loss(prediction.float(), target.float(), batch.get(OWN))}

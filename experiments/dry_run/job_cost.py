@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_map_only
 from common.cost.macs import Macs, count_macs, count_parameters, probe_inputs
 from common.cost.peak_memory import step_bytes
 from common.data.teacher_samples import TeacherSamples
+from common.denoisers.unet import guidance_size
 from common.diffusion.noise_schedule import check_learns_from_noise
-from common.diffusion.sampling import guidance_size, predict
+from common.diffusion.sampling import predict
 from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.budget import forecast_within
 from common.pruning.forecast import CalibrationSize

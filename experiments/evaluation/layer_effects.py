@@ -11,8 +11,9 @@ import torch
 from common.cost.macs import count_parameters
 from common.data.lazy_images import subset
 from common.data.teacher_samples import latents_of
+from common.denoisers.unet import guidance_size
 from common.diffusion.noise_schedule import learns_from_noise
-from common.diffusion.sampling import guidance_size, predict
+from common.diffusion.sampling import predict
 from common.pruning.layers import Layer, list_layers
 from common.runtime.collectives import on_first
 from common.runtime.content import content_name

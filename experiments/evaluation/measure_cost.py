@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_map_only
 
 from common.cost.latency import Latency, compare_latency
 from common.cost.macs import checkpoint_bytes, count_macs, count_nonzero, count_parameters
-from common.diffusion.sampling import Conditions, predict, with_guidance
+from common.denoisers.denoiser import Conditions
+from common.diffusion.sampling import predict, with_guidance
 from common.errors import InputError, first_line
 from common.metrics.similarity import peak_signal_to_noise
 from common.models.latent_diffusion import LatentDiffusion

@@ -156,7 +156,7 @@ def licence_text(row: Row, licence: str | None, licensed_by: Sequence[Path]) -> 
         told.append(f"Licences and attributions of what the teacher was trained on: {files}.")
     elif not licence:
         told.append(f"That of the teacher, {markdown_text(teacher_name(row))}: look it up there before use.")
-    return " ".join([*told, "`unet/pruned_unet.py`, where it is there, is Bonsai's: Apache-2.0."])
+    return " ".join([*told, "`unet/pruned_denoiser.py`, where it is there, is Bonsai's: Apache-2.0."])
 
 
 def loading(row: Row, denoiser: str, found: Mapping[str, Any], where: str) -> tuple[str, str]:
@@ -178,11 +178,11 @@ def loading(row: Row, denoiser: str, found: Mapping[str, Any], where: str) -> tu
     )
     if own:
         told.append(
-            f"No class of diffusers can express this denoiser: `unet/pruned_unet.py` (`{denoiser}`) rebuilds it from the plan "
-            "in its configuration. Without `trust_remote_code` the pipeline refuses to load; a bare `from_pretrained` of the "
-            "stock class on `unet/` fills what was removed with random weights and only warns. Other pipelines take it by its "
-            "parts (`AutoPipelineForImage2Image.from_pipe(pipe)`, or a class with `**pipe.components`); a pipeline's own "
-            "`from_pipe` asks for the stock class and refuses."
+            f"No class of diffusers can express this denoiser: `unet/pruned_denoiser.py` (`{denoiser}`) rebuilds it by the "
+            "plan in its configuration. Without `trust_remote_code` the pipeline refuses to load; a bare "
+            "`from_pretrained` of the stock class on `unet/` fills what was removed with random weights and only warns. "
+            "Other pipelines take it by its parts (`AutoPipelineForImage2Image.from_pipe(pipe)`, or a class with "
+            "`**pipe.components`); a pipeline's own `from_pipe` asks for the stock class and refuses."
         )
     else:
         told.append(f"The denoiser is a stock `{denoiser}`.")

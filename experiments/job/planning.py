@@ -77,7 +77,7 @@ def check_plan_runs(student: nn.Module, plan: Plan) -> None:
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise InputError(
             f"The method's plan of {len(plan.edits)} edits leaves a network that does not run: {first_line(error).rstrip('.')} "
-            "(what each operation leaves: common/pruning/pruned_unet.py)."
+            "(what each operation leaves: common/pruning/pruned_denoiser.py)."
         ) from error
 
 
@@ -116,6 +116,7 @@ def make_plans(job: Job) -> dict[str, Plan]:
                 method,
                 lambda other: other.plan(teacher.denoiser, calibration, known, scores),
                 functools.partial(cost_of_plan, job),
+                lambda name: 1.0 if name == "latency_ratio" else cost_of_plan(job, Plan(method="", edits=()), name),
             )
         return replace(plan, settings=plan.settings | {"budget": method.budget, "budget_reached": reached})
 

@@ -8,8 +8,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from common.cost.macs import shape_twin
+from common.denoisers.unet import guidance_size
 from common.diffusion.noise_schedule import check_learns_from_noise, check_noise
-from common.diffusion.sampling import guidance_size
 from common.errors import InputError, first_line
 from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.budget import forecast_within

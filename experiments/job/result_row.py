@@ -1,5 +1,6 @@
 """The row of a finished job: costs measured, pictures drawn, everything put together."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,13 @@ from experiments.training.distance_curve import read_curve
 from experiments.training.train_student import REPORT
 
 
+def reached_by(settings: Mapping[str, Any]) -> dict[str, float]:
+    """What a plan reached of what was wanted, by the setting's name with _reached; of a budget each of its bounds."""
+    found = {name: value for name, value in settings.items() if name.endswith("_reached")}
+    bounds = found.pop("budget_reached", {})
+    return found | {f"{name}_reached": value for name, value in bounds.items()}
+
+
 def result_row(
     job: Job, tracker: Any, models: Models, plans: dict[str, Plan], images: dict[str, Any], found: dict[str, Any]
 ) -> Row:
@@ -45,7 +53,7 @@ def result_row(
         "settings": job.described,
         "models": {who: {**found["models"].get(who, {}), **costs.get(who, {})} for who in ("real", *names)},
         "plan": [edit.to_dict() for edit in plan.edits],
-        "reached": {name: value for name, value in plan.settings.items() if name.endswith("_reached")},
+        "reached": reached_by(plan.settings),
         "by_steps": found["by_steps"],
         "curve": read_curve(folder / "distill" / "curve"),
         "protocol": protocol_of(job),

@@ -27,10 +27,11 @@ def first_samples(row: Row) -> dict[str, Any]:
     folder = Path(row["path"]).parent
     if not (folder / "samples").is_dir():
         return {}
-    job = Job(configuration_of(row["settings"], folder.parents[2]), folder)
     folders = {who: folder / "samples" / who for who in row["models"]}
-    if (folder / "plan" / PLAN_FILE).is_file():
-        folders["teacher"] = shared_samples(job, Plan.load(folder / "plan").teacher)
+    known = Plan.load(folder / "plan").teacher if (folder / "plan" / PLAN_FILE).is_file() else None
+    job = Job(configuration_of(row["settings"], folder.parents[2]), folder, known)
+    if known is not None:
+        folders["teacher"] = shared_samples(job, known)
     paths = {who: folder / "000000.safetensors" for who, folder in folders.items()}
     found = {who: load_tensors(path)["images"][:FIRST] for who, path in paths.items() if path.is_file()}
     return {who: upright(images, job.sound) for who, images in found.items()}

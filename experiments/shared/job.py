@@ -36,15 +36,17 @@ class Job:
     """An experiment as it is configured: settings, folders, device, data, prompts, teacher and method.
 
     settings: the configuration, typed. described: what a result row holds of it. folder: where the job writes its own. cache:
-    where what all jobs of these outputs share is kept. seconds: what each of its stages took so far.
+    where what all jobs of these outputs share is kept. teacher_fingerprint: the teacher's, of a finished job whose teacher need
+    not be there. seconds: what each of its stages took so far.
     """
 
-    def __init__(self, cfg: DictConfig, folder: str | Path = "."):
+    def __init__(self, cfg: DictConfig, folder: str | Path = ".", teacher_fingerprint: str | None = None):
         self.settings: Settings = typed_settings(cfg)
         self.described = job_settings(cfg)
         self.folder = Path(folder)
         self.cache = Path(self.settings.outputs) / "cache"
         self.seconds: dict[str, float] = {}
+        self._teacher_fingerprint = teacher_fingerprint
         self._data: dict[str, Any] = {}
 
     @classmethod
@@ -112,7 +114,10 @@ class Job:
     def _identity_of(self, data: dict[str, Any]) -> dict[str, Any]:
         found = data_identity(data, self.settings.outputs)
         if found[TARGET] == TeacherSamples.__name__:
-            found |= {"teacher": self.teacher.fingerprint(), "precision": self.settings.inference_precision}
+            found |= {
+                "teacher": self._teacher_fingerprint or self.teacher.fingerprint(),
+                "precision": self.settings.inference_precision,
+            }
         return found
 
     @cached_property
@@ -123,7 +128,8 @@ class Job:
     @cached_property
     def prompts(self) -> Prompts:
         """Of the samples to measure."""
-        return evaluation_prompts(self.settings, self.evaluation_data)
+        data = hydra.utils.instantiate(self.settings.task.data, split=self.settings.evaluation.split)
+        return evaluation_prompts(self.settings, data if isinstance(data, TeacherSamples) else self.evaluation_data)
 
     @cached_property
     def device(self) -> torch.device:

@@ -49,7 +49,7 @@ class Row(TypedDict, total=False):
     plan: Required[list[dict[str, Any]]]
     """The edits of the denoiser (common.pruning.plan.Edit.to_dict)."""
     reached: dict[str, float]
-    """What of a wanted k, ratio or sparsity was reached, by the name of the setting with _reached."""
+    """What of a wanted k, ratio, sparsity or bound of a budget was reached, by the name of the setting with _reached."""
     by_steps: dict[str, dict[str, Figures]]
     """Metrics at further numbers of sampling steps (evaluation.more_steps), by the number, then by model."""
     curve: list[dict[str, float]]

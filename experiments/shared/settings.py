@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, MinLen
 from omegaconf import DictConfig, OmegaConf
 
+from common.diffusion.objective import TimestepDensity
 from common.settings import (
     AtLeastOne,
     Count,
@@ -269,13 +270,14 @@ class InitialWeights:
 class TrainedDenoiser:
     network: Target
     scheduler: Target
-    initial_weights: InitialWeights
+    initial_weights: InitialWeights | None
     steps: AtLeastOne
     batch_size: AtLeastOne
     schedule: ScheduleSettings
     condition_dropout: Probability
     ema_decay: Decay | None
     optimizer: Target
+    timestep_density: TimestepDensity = "uniform"
 
 
 @dataclass
@@ -291,6 +293,7 @@ class TeacherTraining:
     inference_steps: AtLeastOne
     trainer: dict[str, Any]
     text_encoder: TrainedTextEncoder | None = None
+    text_encoder_of: str | None = None
 
 
 @dataclass

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.diffusion.sampling import Conditions
-from experiments.shared.settings import TrainedTextEncoder
+from common.denoisers.denoiser import Conditions
+from common.diffusion.text_encoding import encode_text
+from experiments.shared.settings import TeacherTraining, TrainedTextEncoder
 from experiments.teacher_training.text_encoder import build_text_encoder, train_tokenizer
 
 
@@ -85,6 +86,42 @@ class Captions(Unconditional):
         return {"encoder_hidden_states": states[:-1]}, {"encoder_hidden_states": states[-1:]}
 
 
-def conditioner(settings: TrainedTextEncoder | None, data: Any, start: Path | None, work: Path) -> Unconditional:
-    """Captions where the configuration has a text encoder, else nothing."""
-    return Unconditional() if settings is None else Captions(settings, data.captions, start, work)
+class GivenCaptions(Unconditional):
+    """What the text encoder of a finished teacher makes of the captions; it is taken as it is."""
+
+    def __init__(self, captions: list[str], folder: Path, masked: bool):
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        self.captions, self.masked = captions, masked
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32).eval()
+
+    @torch.no_grad()
+    def encoded(self, captions: Sequence[str]) -> Conditions:
+        return encode_text([(self.tokenizer, self.text_encoder)], captions, self.masked)
+
+    def columns(self) -> dict[str, torch.Tensor]:
+        return self.encoded(self.captions)
+
+    def options(self) -> dict[str, Any]:
+        return {"null_condition": self.encoded([""])}
+
+    def parts(self) -> dict[str, Any]:
+        return {"text_encoder": self.text_encoder, "tokenizer": self.tokenizer}
+
+    def rows(self, chosen: torch.Tensor) -> Conditions:
+        return self.encoded([self.captions[index] for index in chosen.tolist()])
+
+    def examples(self, count: int) -> tuple[Conditions, Conditions]:
+        """Evenly spaced training captions; fewer than `count` where there are not as many."""
+        return self.encoded(self.captions[:: max(1, len(self.captions) // count)][:count]), self.encoded([""])
+
+
+def conditioner(settings: TeacherTraining, data: Any, start: Path | None, work: Path, masked: bool) -> Unconditional:
+    """Captions where the configuration has a text encoder, or names whose is taken; else nothing.
+
+    masked: whether the denoiser is told which tokens are padding.
+    """
+    if settings.text_encoder_of is not None:
+        return GivenCaptions(data.captions, Path(settings.text_encoder_of), masked)
+    return Unconditional() if settings.text_encoder is None else Captions(settings.text_encoder, data.captions, start, work)

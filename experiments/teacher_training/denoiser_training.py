@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import nn
 
+from common.denoisers.denoiser import ARCHITECTURES, architecture_of
 from common.diffusion.images import save_grid, upright
 from common.diffusion.sampling import sample_latents
 from common.training.batches import TensorRows
@@ -51,15 +52,16 @@ def train_denoiser(
     """
     settings = training.teacher_training.denoiser
     start = None if training.start is None else Path(training.start)
+    kind = hydra.utils.get_class(settings.network["_target_"])
+    architecture = ARCHITECTURES[kind.__name__]
     torch.manual_seed(training.seed)
-    condition = conditioner(training.teacher_training.text_encoder, data, start, work)
+    condition = conditioner(training.teacher_training, data, start, work, architecture.masks_text)
     if start is None:
         denoiser = hydra.utils.instantiate(settings.network, _convert_="all")
-        rescale_initial_weights(denoiser, **asdict(settings.initial_weights))
+        if settings.initial_weights is not None:
+            rescale_initial_weights(denoiser, **asdict(settings.initial_weights))
     else:
-        denoiser = hydra.utils.get_class(settings.network["_target_"]).from_pretrained(
-            start / "unet", torch_dtype=torch.float32
-        )
+        denoiser = kind.from_pretrained(start / architecture.part, torch_dtype=torch.float32)
     networks = nn.ModuleList([denoiser, *condition.networks()]).train().to(autoencoder.device)
     scheduler = hydra.utils.instantiate(settings.scheduler)
     module = DenoiserTraining(
@@ -69,6 +71,7 @@ def train_denoiser(
         learning_rate(**asdict(settings.schedule), steps=settings.steps),
         training.seed,
         condition_dropout=settings.condition_dropout,
+        timestep_density=settings.timestep_density,
         **condition.options(),
     )
     average = ExponentialAverage(networks, settings.ema_decay)
@@ -101,7 +104,7 @@ def train_denoiser(
     networks.eval()
     write_sample_sheet(training, denoiser, condition, scheduler, autoencoder, work / "samples.webp")
     last_loss = sum(sheets.losses) / len(sheets.losses) if sheets.losses else None
-    return {"unet": denoiser, "scheduler": scheduler, **condition.parts()}, last_loss
+    return {architecture.part: denoiser, "scheduler": scheduler, **condition.parts()}, last_loss
 
 
 @torch.no_grad()
@@ -120,7 +123,7 @@ def write_sample_sheet(
     latents = sample_latents(
         denoiser,
         scheduler,
-        (settings.denoiser.network["in_channels"], *[settings.denoiser.network["sample_size"]] * 2),
+        architecture_of(denoiser).latent_shape(denoiser),
         list(range(count)),
         conditions,
         empty,

@@ -15,7 +15,7 @@ from common.cost.macs import probe_inputs, shape_twin
 from common.diffusion.sampling import predict
 from common.errors import InputError
 from common.models.latent_diffusion import LatentDiffusion
-from common.pruning.pruned_unet import REPLACEMENTS
+from common.pruning.pruned_denoiser import REPLACEMENTS
 from common.pruning.pruning_callback import PruningCallback
 from common.runtime.processes import process_count
 from common.training.batches import TensorRows

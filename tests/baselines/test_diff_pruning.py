@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from baselines.diff_pruning import DiffPruning, Trial, accumulate_gradients, nearest_trial
 from common.cost.macs import count_macs, count_parameters, probe_inputs
-from common.diffusion.noise_schedule import noise_scheduler
-from common.diffusion.objective import training_target
+from common.diffusion.noise_schedule import noise_process
 from common.errors import InputError
 from common.pruning.plan import Plan, apply_plan
 from common.runtime.seeding import mix_seed, seeded_normal
@@ -81,13 +80,13 @@ def plain_gradients(unet, calibration, every, rows):
     latents, conditions = calibration.data()
     latents, conditions = latents[:rows], {name: value[:rows] for name, value in conditions.items()}
     noise = seeded_normal([mix_seed(0, 2, row) for row in range(rows)], latents.shape[1:])
-    scheduler = noise_scheduler(calibration.scheduler)
+    scheduler = noise_process(calibration.scheduler)
     total = 0.0
     unet.requires_grad_(True)
     for timestep in range(0, 1000, every):
         steps = torch.full((rows,), timestep)
         prediction = unet(scheduler.add_noise(latents, noise, steps), steps, **conditions).sample
-        total = total + F.mse_loss(prediction, training_target(scheduler, latents, noise, steps))
+        total = total + F.mse_loss(prediction, scheduler.target(latents, noise, steps))
     names = [name for name, _ in unet.named_parameters()]
     found = dict(zip(names, torch.autograd.grad(total, list(unet.parameters())), strict=True))
     unet.requires_grad_(False)

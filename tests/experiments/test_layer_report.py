@@ -12,7 +12,7 @@ from experiments.evaluation.layer_effects import layers_of, level, report, share
 
 
 def test_a_layers_figure_is_the_relative_change_of_the_output(tiny_teacher):
-    from common.training.distillation import noise_scheduler
+    from common.diffusion.noise_schedule import noise_process
 
     teacher = tiny_teacher
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -20,7 +20,7 @@ def test_a_layers_figure_is_the_relative_change_of_the_output(tiny_teacher):
     losses = what_layers_do(teacher.denoiser, teacher.scheduler, latents, conditions)
     layers = list_layers(teacher.denoiser)
     assert list(losses) == [layer.site for layer in layers] and len(layers) == 12
-    assert teacher.scheduler.config.prediction_type == noise_scheduler(teacher.scheduler).config.prediction_type
+    assert teacher.scheduler.config.prediction_type == noise_process(teacher.scheduler).prediction_type
     batch = noisy_batch(teacher, latents, conditions)
     with torch.no_grad():
         intact = predict(teacher.denoiser, *batch, conditions)
@@ -33,12 +33,12 @@ def test_a_layers_figure_is_the_relative_change_of_the_output(tiny_teacher):
 
 def noisy_batch(teacher, latents, conditions):
     """One row halfway through the schedule, with the noise of common.scoring.noisy_batches."""
+    from common.diffusion.noise_schedule import noise_process
     from common.runtime.seeding import mix_seed, seeded_normal
-    from common.training.distillation import noise_scheduler
 
     timesteps = torch.tensor([teacher.scheduler.config.num_train_timesteps // 2])
     noise = seeded_normal([mix_seed(0, 2, 0)], latents.shape[1:])
-    return noise_scheduler(teacher.scheduler).add_noise(latents, noise, timesteps), timesteps
+    return noise_process(teacher.scheduler).add_noise(latents, noise, timesteps), timesteps
 
 
 def test_silenced_layers_are_dead_and_counted(tiny_uig_teacher_folder):

@@ -8,7 +8,7 @@ import torch
 from common.audio.spectrogram import Spectrogram
 from common.diffusion.images import with_channels
 from common.diffusion.latents import scale_latents
-from common.diffusion.noise_schedule import noise_scheduler, same_noise
+from common.diffusion.noise_schedule import noise_process, same_noise
 from common.diffusion.sampling import is_guided, row_generators, sample_latents, with_guidance
 from common.diffusion.text_encoding import token_ids
 from common.errors import InputError
@@ -243,7 +243,7 @@ def test_noise_is_the_teacher_s_in_every_scheduler(kind):
     assert torch.equal(found.betas, lcm.betas) and not torch.equal(
         getattr(diffusers, kind).from_config(lcm.config).betas, lcm.betas
     )
-    assert torch.equal(noise_scheduler(lcm).alphas_cumprod, lcm.alphas_cumprod)
+    assert torch.equal(noise_process(lcm).signal, lcm.alphas_cumprod)
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ def test_weights_beside_the_settings_are_not_read(tiny_teacher_folder, weights, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_single_file_without_settings_says_what_it_needs(weights, tmp_path):
+def test_a_single_file_without_settings_says_what_it_needs(weights, tiny_teacher_folder, tmp_path):
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="is a single file: give teacher.config=<folder>"):
         load_teacher(str(tmp_path / "model.safetensors"))
@@ -76,6 +76,12 @@ def test_a_single_file_without_settings_says_what_it_needs(weights, tmp_path):
         load_teacher(str(tmp_path / "model.gguf"))
     with pytest.raises(InputError, match="method.path=.* is a file; a diffusers pipeline folder is needed"):
         find_folder(str(tmp_path / "model.safetensors"), None, "method.path")
+    save_file({"foo": weights[next(iter(weights))]}, tmp_path / "unknown.safetensors")
+    with pytest.raises(InputError, match=r"is of no known family, .* its weights are called foo and so on"):
+        load_teacher(str(tmp_path / "unknown.safetensors"), config=str(tiny_teacher_folder))
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"cut\.safetensors is cut or damaged"):
+        load_teacher(str(tmp_path / "cut.safetensors"), config=str(tiny_teacher_folder))
     with pytest.raises(InputError, match=r"teacher\.config=x is for single files"):
         load_teacher("emoji_t2i", config="x")
     with pytest.raises(InputError, match=r"teacher\.config=.* has no model_index\.json"):

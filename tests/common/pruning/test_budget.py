@@ -41,7 +41,7 @@ def search(**budget):
         return {"parameters": 1000, "latency_ratio": 1.0}[name] * (1 - ratio)
 
     most = budget.pop("most", 1.0)
-    return (*least_within(Share(None, budget, most), make, costs), calls)
+    return (*least_within(Share(None, budget, most), make, costs, lambda name: costs(0, name)), calls)
 
 
 def test_the_least_removal_within_all_bounds():
@@ -85,7 +85,11 @@ def test_students_keep_to_their_budget(name):
 
     for bound, value in whole.items():
         limited = replace(method, **{method.knob: None}, budget={bound: 0.7 * value})
-        _, found = least_within(limited, lambda other: other.plan(unet, None, "", None), costs)
+
+        def make(other):
+            return other.plan(unet, None, "", None)
+
+        _, found = least_within(limited, make, costs, whole.get)
         assert 0.35 * value < found[bound] <= 0.7 * value, bound
         forecast = forecast_within(limited, unet, SIZE)
         assert forecast.plan is not None
@@ -99,4 +103,13 @@ def test_students_keep_to_their_budget(name):
 
 def test_an_empty_budget_is_refused():
     with pytest.raises(InputError, match=r"method\.budget.*parameters, size_mb, macs, latency_ratio"):
-        forecast_within(Magnitude(ratio=None, budget={}), small_unet("t2i"), SIZE)
+        Magnitude(ratio=None, budget={})
+
+
+def test_a_budget_that_the_teacher_keeps_to_is_told():
+    unet = small_unet("t2i")
+    with pytest.raises(InputError, match=r"the teacher keeps to parameters 1,000,000,000 as it is .*method=dense"):
+        forecast_within(Magnitude(ratio=None, budget={"parameters": 1e9}), unet, SIZE)
+    assert search(parameters=2000, latency_ratio=0.5)[0] == pytest.approx(0.5, abs=2**-HALVINGS)
+    with pytest.raises(InputError, match="keeps to parameters 1,000, latency_ratio 1.00 as it is"):
+        search(parameters=1000, latency_ratio=1.0)

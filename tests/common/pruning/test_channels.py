@@ -17,7 +17,7 @@ from common.errors import InputError
 from common.models.loading import load_denoiser
 from common.pruning.channels import prune_channels
 from common.pruning.plan import Edit, Plan, apply_plan, edited
-from common.pruning.pruned_unet import PrunedUNet2DModel
+from common.pruning.pruned_denoiser import PrunedUNet2DModel
 
 pytestmark = pytest.mark.slow
 

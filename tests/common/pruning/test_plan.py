@@ -11,7 +11,7 @@ from diffusers.training_utils import EMAModel
 from common.models.loading import load_denoiser
 from common.models.saving import save_student
 from common.pruning.plan import Edit, Plan, apply_plan, edited
-from common.pruning.pruned_unet import PrunedUNet2DConditionModel
+from common.pruning.pruned_denoiser import PrunedUNet2DConditionModel
 from ld_pruner.initial_weights import initial_weights
 from ld_pruner.operators import list_operators
 
@@ -109,7 +109,7 @@ def test_round_trip_under_ema(tiny_teacher, tmp_path):
 def test_a_pipeline_loader_that_does_not_know_the_class_fails_loudly(tiny_teacher, tmp_path):
     student = apply_plan(tiny_teacher.denoiser, make_plan(tiny_teacher.denoiser))
     save_student(tiny_teacher, tiny_teacher.with_parts(denoiser=student), tmp_path / "student")
-    with pytest.raises((ValueError, ImportError, AttributeError), match=r"pruned_unet|trust_remote_code"):
+    with pytest.raises((ValueError, ImportError, AttributeError), match=r"pruned_denoiser|trust_remote_code"):
         DiffusionPipeline.from_pretrained(tmp_path / "student", local_files_only=True)
 
 

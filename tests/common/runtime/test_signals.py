@@ -25,3 +25,21 @@ def test_another_error_that_a_signal_became_is_told_as_the_signal():
 def test_an_error_without_a_signal_is_itself():
     with pytest.raises(ImportError), raised_signals():
         raise ImportError("initialization failed")
+
+
+def test_a_signal_that_is_lost_where_an_object_is_freed_comes_again():
+    """As in the callbacks of weak references while torch.compile works: Python only prints what is raised there."""
+    found = script("""
+        class Freed:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+
+        try:
+            with raised_signals():
+                Freed()
+                time.sleep(60)
+        except Ended as ended:
+            print(ended.exit_code)
+    """)
+    assert found == ["143"]

@@ -1,12 +1,15 @@
-"""U-Nets of diffusers that carry their pruning plan in their own config.json and rebuild themselves from it.
+"""Denoisers of diffusers that carry their pruning plan in their own config.json and rebuild themselves from it.
 
 This file stands alone: it imports torch and diffusers only, and is copied beside the weights of an exported student, so
 that diffusers loads the student with trust_remote_code=True where this project is not installed.
 
-A plan is a list of edits; an edit is a dictionary with a `site` (a module path in the unpruned U-Net), an `operation` and
+PrunedX is diffusers' class X with a plan in its configuration: PrunedUNet2DConditionModel, PrunedPixArtTransformer2DModel.
+
+A plan is a list of edits; an edit is a dictionary with a `site` (a module path in the unpruned network), an `operation` and
 the sizes that the operation needs:
 
     identity                        the module's input goes on unchanged
+    skip     returns                a block's inputs of these names go on unchanged, in the order in which it returns them
     zero                            the module's output is zero: the residual branch around it vanishes
     shortcut                        a ResNet block, or an attention that adds its own input, loses its residual branch and
                                     keeps its shortcut (1x1 or identity) and its divisor
@@ -22,10 +25,11 @@ import inspect
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers' pipeline loader looks the name up here
@@ -47,11 +51,39 @@ class Identity(nn.Module):
         return (hidden_states,) if self.as_tuple else hidden_states
 
 
-class Zero(nn.Module):
-    """Returns zeros like its first argument."""
+class Skip(nn.Module):
+    """Returns those of a block's arguments that the block would have changed, however it is called.
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.zeros_like(hidden_states)
+    signature: of the block's forward pass. returns: names of its arguments; a single one is returned by itself.
+    """
+
+    def __init__(self, signature: inspect.Signature, returns: Sequence[str]):
+        super().__init__()
+        self.signature, self.returns = signature, tuple(returns)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = self.signature.bind(*args, **kwargs).arguments
+        found = tuple(given[name] for name in self.returns)
+        return found if len(found) > 1 else found[0]
+
+
+class Zero(nn.Module):
+    """Returns zeros like its first argument; with `joint`, and text beside it, zeros like both.
+
+    joint: the attention that it stands for gave both streams, image and text, something of their own.
+    """
+
+    def __init__(self, joint: bool = False):
+        super().__init__()
+        self.joint = joint
+
+    def forward(
+        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        nothing = torch.zeros_like(hidden_states)
+        if self.joint and encoder_hidden_states is not None:
+            return nothing, torch.zeros_like(encoder_hidden_states)
+        return nothing
 
 
 class Shortcut(nn.Module):
@@ -104,7 +136,8 @@ class NearestUpsample(nn.Module):
         return F.interpolate(hidden_states, scale_factor=float(self.scale), mode="nearest")
 
 
-REPLACEMENTS = (Identity, Zero, Shortcut, Conv1x1, AveragePool, NearestUpsample)
+READ_ON_BLOCKS = ("context_pre_only",)  # what diffusers' networks read on their blocks besides calling them
+REPLACEMENTS = (Identity, Skip, Zero, Shortcut, Conv1x1, AveragePool, NearestUpsample)
 
 
 def build_replacement(module: nn.Module, edit: dict[str, Any]) -> nn.Module:
@@ -112,8 +145,14 @@ def build_replacement(module: nn.Module, edit: dict[str, Any]) -> nn.Module:
     operation = edit["operation"]
     if operation == "identity":
         return Identity(as_tuple=isinstance(module, Transformer2DModel))
+    if operation == "skip":
+        skip = Skip(inspect.signature(module.forward), edit["returns"])
+        for name in READ_ON_BLOCKS:
+            if hasattr(module, name):
+                setattr(skip, name, getattr(module, name))
+        return skip
     if operation == "zero":
-        return Zero()
+        return Zero(joint=getattr(module, "add_k_proj", None) is not None)
     if operation == "shortcut":
         if isinstance(module, Attention) and module.residual_connection:
             return Shortcut(None, module.rescale_output_factor)
@@ -175,19 +214,19 @@ def apply_edits(network: nn.Module, edits: list[dict[str, Any]]) -> None:
 
 
 def _with_plan(base: Any) -> type:
-    """A subclass of a diffusers U-Net whose configuration has one more entry, `plan`."""
+    """A subclass of a denoiser's class whose configuration has one more entry, `plan`."""
 
     class Pruned(base):
         def __init__(self, plan: dict[str, Any] | None = None, auto_map: dict[str, str] | None = None, **settings: Any):
             super().__init__(**settings)
             plan = json.loads(json.dumps(plan or {"edits": []}))  # a copy in JSON's own types
-            self.register_to_config(plan=plan, auto_map={"AutoModel": f"pruned_unet.{type(self).__name__}"})
+            self.register_to_config(plan=plan, auto_map={"AutoModel": f"pruned_denoiser.{type(self).__name__}"})
             apply_edits(self, plan["edits"])
 
         def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
             """As diffusers', with this file beside the weights (for trust_remote_code)."""
             super().save_pretrained(save_directory, *args, **kwargs)
-            target = os.path.join(save_directory, "pruned_unet.py")
+            target = os.path.join(save_directory, "pruned_denoiser.py")
             if os.path.abspath(__file__) != os.path.abspath(target):
                 shutil.copyfile(__file__, target)
 
@@ -202,5 +241,20 @@ def _with_plan(base: Any) -> type:
     return Pruned
 
 
-PrunedUNet2DConditionModel = _with_plan(UNet2DConditionModel)
-PrunedUNet2DModel = _with_plan(UNet2DModel)
+def pruned_class(base: type) -> type:
+    """The class PrunedX of a denoiser's class X."""
+    name = f"Pruned{base.__name__}"
+    if name not in _CLASSES:
+        _CLASSES[name] = _with_plan(base)
+    return _CLASSES[name]
+
+
+def __getattr__(name: str) -> type:
+    """PrunedX for each class X of diffusers: what a folder's index and `auto_map` name."""
+    base = getattr(diffusers, name.removeprefix("Pruned"), None) if name.startswith("Pruned") else None
+    if base is None:
+        raise AttributeError(f"{__name__} has no {name}; it knows Pruned and a denoiser's class of diffusers.")
+    return pruned_class(base)
+
+
+_CLASSES: dict[str, type] = {}

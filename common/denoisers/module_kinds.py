@@ -8,7 +8,7 @@ from torch import nn
 RESNET, ATTENTION = "ResnetBlock2D", "Attention"
 TRANSFORMER, TRANSFORMER_BLOCK, FEED_FORWARD = "Transformer2DModel", "BasicTransformerBlock", "FeedForward"
 SAMPLERS = ("Downsample2D", "Upsample2D")
-ZERO = "Zero"  # of common.pruning.pruned_unet
+ZERO = "Zero"  # of common.pruning.pruned_denoiser
 
 
 def is_kind(module: nn.Module, *names: str) -> bool:
