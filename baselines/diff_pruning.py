@@ -35,6 +35,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.cost.macs import count_parameters
+from common.denoisers.denoiser import architecture_of
 from common.diffusion.noise_schedule import check_learns_from_noise, noise_process
 from common.diffusion.sampling import predict
 from common.errors import InputError, check_one_given
@@ -95,6 +96,16 @@ class Trial:
     channel_ratio: float
     pruning: ChannelPruning
     removed: float
+
+
+def check_channels(denoiser: nn.Module) -> None:
+    """InputError for a diffusion transformer, whose channels are shared by all of its blocks."""
+    if any(True for _ in architecture_of(denoiser).blocks(denoiser)):
+        raise InputError(
+            f"method=diff_pruning removes channels of U-Nets, and a {type(denoiser).__name__} has one width for all of its "
+            "blocks; its blocks and their halves go by laptop_diff, ld_pruner, magnitude or random_layers, single weights by "
+            "l1_diff."
+        )
 
 
 def nearest_trial(prune: Callable[[float], Trial], parameters: float) -> Trial:
@@ -175,6 +186,7 @@ class DiffPruning(Method):
         `teacher` names the weights (LatentDiffusion.fingerprint). The plan's scores are shares: how much of a group's
         importance went. InputError for a share of the parameters that is out of reach.
         """
+        check_channels(unet)
         losses: list[float] = []
         gradients: dict[str, torch.Tensor] = {}
         if self.variant in ("diff_pruning", "taylor"):
@@ -207,6 +219,7 @@ class DiffPruning(Method):
 
         For a share of the parameters the ratio is not searched: a ratio r leaves about (1 - r)^2 of them.
         """
+        check_channels(unet)
         ratio = self.ratio if self.parameters is None else 1 - math.sqrt(1 - self.parameters)
         plan = replace(self, variant="random", ratio=ratio, parameters=None)._plan(unet, [], {}, "")
         scored = self.variant in ("diff_pruning", "taylor")

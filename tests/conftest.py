@@ -91,6 +91,39 @@ def write_stable_diffusion(folder, **unet):
     return folder
 
 
+def write_pixart(folder, **transformer):
+    """A pipeline in PixArt-Sigma's layout with CLIP's text encoder, which samples a flow."""
+    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+
+    from experiments.teacher_training.text_encoder import build_text_encoder
+
+    torch.manual_seed(0)
+    tokenizer = letters_tokenizer()
+    settings = {"num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16, "patch_size": 2}
+    settings |= {"sample_size": 8, "in_channels": 4, "out_channels": 4, "caption_channels": 16, **transformer}
+    PixArtSigmaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=build_text_encoder(tokenizer, width=16, layers=1, heads=2),
+        vae=small_autoencoder(),
+        transformer=PixArtTransformer2DModel(**settings),
+        scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dit_folder(tmp_path_factory):
+    """A diffusion transformer of four blocks."""
+    return write_pixart(tmp_path_factory.mktemp("teachers") / "dit")
+
+
+@pytest.fixture(scope="session")
+def tiny_dit(tiny_dit_folder):
+    from common.models.loading import load_teacher
+
+    return load_teacher(str(tiny_dit_folder))
+
+
 @pytest.fixture(scope="session")
 def four_level_teacher_folder(tmp_path_factory):
     """All 38 layers of Stable Diffusion's U-Net."""

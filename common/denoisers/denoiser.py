@@ -52,6 +52,10 @@ class Denoiser:
                     yield site, Block(module, self.streams[kind.__name__], site not in self.read_from)
                     break
 
+    def features(self, network: nn.Module) -> list[str]:
+        """Where a student is compared with its teacher inside, where nothing else is asked for: paths, or patterns of them."""
+        return [site for site, _ in self.blocks(network)]
+
     def predict(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The prediction (batch, channels, height, width) for latents of that shape.
 

@@ -27,6 +27,9 @@ class UNet(Denoiser):
     part = "unet"
     text_width = "cross_attention_dim"
 
+    def features(self, network: Any) -> list[str]:
+        return ["down_blocks.*", "up_blocks.*"]
+
     def predict(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         return network(latents, timesteps, **keyword_arguments(conditions)).sample
 

@@ -191,7 +191,7 @@ class JobCost:
         target = torch.empty_like(inputs[0])
         pairs, losses = [], hydra.utils.instantiate(settings.feature_loss)
         if settings.feature_weight:
-            pairs = feature_pairs(list(settings.features), self.student, self.teacher.denoiser)
+            pairs = feature_pairs(settings.features, self.student, self.teacher.denoiser)
         hooks = [
             FeatureHooks(self.student, [ours for ours, _ in pairs]),
             FeatureHooks(self.teacher.denoiser, [p for _, p in pairs]),

@@ -70,7 +70,7 @@ def check_parts(job: Job) -> None:
     check_steps(settings, method)
     check_forecast(settings, teacher, method)
     if distill.steps and distill.feature_weight:
-        feature_pairs(list(distill.features), teacher.denoiser, teacher.denoiser)
+        feature_pairs(distill.features, teacher.denoiser, teacher.denoiser)
 
 
 def check_sampling(settings: Settings, teacher: LatentDiffusion) -> None:

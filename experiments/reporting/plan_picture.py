@@ -1,24 +1,31 @@
-"""One picture of a U-Net with what a plan removes: levels as rows, layers as boxes, skip connections as lines."""
+"""One picture of a denoiser with what a plan removes.
 
-from collections.abc import Sequence
+Of a U-Net levels are rows, layers boxes, skip connections lines; of a diffusion transformer its blocks follow each other.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from common.cost.macs import count_parameters
+from common.denoisers.denoiser import Block, architecture_of
 from common.pruning.plan import Edit, Plan
 from common.pruning.plan_table import removed_parameters
 from experiments.reporting.figures import picture_label, plotting, save_figure
 
 KINDS = {"resnets": "ResNet", "attentions": "attention", "downsamplers": "down", "upsamplers": "up"}
-COLORS = {"ResNet": "#cfe0f3", "attention": "#fbe3c4", "down": "#dcecd3", "up": "#dcecd3"}
+COLORS = {"ResNet": "#cfe0f3", "attention": "#fbe3c4", "down": "#dcecd3", "up": "#dcecd3", "block": "#cfe0f3"}
+LEGEND = {"ResNet": "ResNet", "attention": "attention", "down": "sampler", "block": "block"}
+IN_A_ROW = 10  # blocks of a transformer
 GAP = 1.5  # boxes between the two arms
 
 
 @dataclass(frozen=True)
 class Box:
-    """A block of the U-Net at its place: `column` counts from the left, `row` is the level."""
+    """A block of the denoiser at its place: `column` counts from the left, `row` is the level."""
 
     site: str
     kind: str
@@ -40,8 +47,32 @@ def stage_sites(stage: str, block: nn.Module) -> list[tuple[str, str]]:
     return sites
 
 
-def lay_out(unet: nn.Module) -> list[Box]:
-    """All blocks: the way down on the left, the way up on the right, the middle below both."""
+def lay_out(denoiser: nn.Module) -> tuple[list[Box], list[str]]:
+    """All blocks at their places, and what the rows are called."""
+    blocks = dict(architecture_of(denoiser).blocks(denoiser))
+    return in_rows(blocks) if blocks else (in_levels(denoiser), level_names(denoiser))
+
+
+def in_rows(blocks: Mapping[str, Block]) -> tuple[list[Box], list[str]]:
+    """The blocks of a transformer, list by list, IN_A_ROW in each row."""
+    boxes: list[Box] = []
+    names: list[str] = []
+    for _, group in itertools.groupby(blocks, key=lambda site: site.rpartition(".")[0]):
+        sites = list(group)
+        for start in range(0, len(sites), IN_A_ROW):
+            row = sites[start : start + IN_A_ROW]
+            boxes += [Box(site, "block", at, len(names), count_parameters(blocks[site].module)) for at, site in enumerate(row)]
+            names.append(row[0].replace("transformer_blocks", "").strip("_.").replace("_.", " "))
+    return boxes, names
+
+
+def level_names(unet: nn.Module) -> list[str]:
+    """The levels of a U-Net, and its middle."""
+    return [*(f"level {row}" for row in range(len(unet.down_blocks))), "middle"]
+
+
+def in_levels(unet: nn.Module) -> list[Box]:
+    """The blocks of a U-Net: the way down on the left, the way up on the right, the middle below both."""
     levels = len(unet.down_blocks)
     down = [stage_sites(f"down_blocks.{i}", block) for i, block in enumerate(unet.down_blocks)]
     up = [stage_sites(f"up_blocks.{i}", block) for i, block in enumerate(unet.up_blocks)]
@@ -100,11 +131,11 @@ def score_range(scores: list[float]) -> str:
     return "…".join(ends)
 
 
-def draw_plan(unet: nn.Module, plan: Plan, path: Path) -> None:
-    """The picture of `plan` on the unpruned `unet`: removed blocks hatched, with size and score; works on the meta device."""
+def draw_plan(denoiser: nn.Module, plan: Plan, path: Path) -> None:
+    """The picture of `plan` on the unpruned denoiser: removed blocks hatched, with size and score; also on the meta device."""
     from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 
-    boxes = lay_out(unet)
+    boxes, names = lay_out(denoiser)
     columns, rows = max(box.column for box in boxes) + 1, max(box.row for box in boxes) + 1
     figure, axis = plotting().subplots(figsize=(0.86 * columns + 0.6, 1.35 * rows + 1.0))
     for source, taker in skip_connections(boxes):
@@ -113,7 +144,7 @@ def draw_plan(unet: nn.Module, plan: Plan, path: Path) -> None:
         axis.add_patch(FancyArrowPatch(*ends, **style))
     for box in boxes:
         left, bottom = box.column + 0.04, -1.5 * box.row
-        whole, inside, share = removed_inside(box, plan.edits, unet)
+        whole, inside, share = removed_inside(box, plan.edits, denoiser)
         axis.add_patch(Rectangle((left, bottom), 0.92, 0.96, facecolor=COLORS[box.kind], edgecolor="0.4", linewidth=0.7))
         if share:
             hatched = {"facecolor": "white", "edgecolor": "#b03030", "hatch": "////", "linewidth": 0.7}
@@ -130,17 +161,16 @@ def draw_plan(unet: nn.Module, plan: Plan, path: Path) -> None:
         background = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85} if share else None
         axis.text(left + 0.46, bottom + 0.48, "\n".join(lines), ha="center", va="center", fontsize=6.5, bbox=background)
     for row in range(rows):
-        level = "middle" if row == len(unet.down_blocks) else f"level {row}"
-        axis.text(-0.15, -1.5 * row + 0.48, level, ha="right", va="center", fontsize=8)
+        axis.text(-0.15, -1.5 * row + 0.48, names[row], ha="right", va="center", fontsize=8)
     axis.set(xlim=(-1.1, columns + 0.1), ylim=(-1.5 * rows + 1.2, 1.75))
     axis.set_axis_off()
-    removed = sum(box.parameters * removed_inside(box, plan.edits, unet)[2] for box in boxes)
-    counts = f"{short_count(removed)} of {short_count(count_parameters(unet))} parameters"
+    removed = sum(box.parameters * removed_inside(box, plan.edits, denoiser)[2] for box in boxes)
+    counts = f"{short_count(removed)} of {short_count(count_parameters(denoiser))} parameters"
     figure.suptitle(
         f"{picture_label(plan.method)}: {len(plan.edits)} edits; they touch {counts}", fontsize=10, x=0.02, ha="left"
     )
-    handles = [Patch(facecolor=color, edgecolor="0.4", label=kind) for kind, color in list(COLORS.items())[:2]]
-    handles.append(Patch(facecolor=COLORS["down"], edgecolor="0.4", label="sampler"))
+    drawn = [kind for kind in LEGEND if any(box.kind == kind for box in boxes)]
+    handles = [Patch(facecolor=COLORS[kind], edgecolor="0.4", label=LEGEND[kind]) for kind in drawn]
     handles.append(Patch(facecolor="white", edgecolor="#b03030", hatch="////", label="removed, or the share of it"))
     figure.legend(handles=handles, fontsize=7, ncols=4, loc="lower left", frameon=False, bbox_to_anchor=(0.01, 0.0))
     figure.text(

@@ -150,7 +150,7 @@ class DistillationSettings:
     output_weight: NonNegative
     feature_weight: NonNegative
     feature_loss: Target
-    features: tuple[str, ...]
+    features: tuple[str, ...] | None
     steps: Count
     batch_size: AtLeastOne
     accumulate: AtLeastOne

@@ -165,7 +165,7 @@ def check_together(values: Mapping[str, Any]) -> None:
     else:
         if distill["steps"] and not any(distill[f"{kind}_weight"] for kind in ("task", "output", "feature")):
             raise InputError("distill.task_weight, output_weight and feature_weight are all 0: one must be above 0 to train.")
-        if distill["feature_weight"] and distill["steps"] and not distill["features"]:
+        if distill["feature_weight"] and distill["steps"] and distill["features"] is not None and not distill["features"]:
             raise InputError("distill.features is empty: name some, or set distill.feature_weight=0.")
         if distill["random_conditioning"] and distill["steps"] and not (distill["output_weight"] or distill["feature_weight"]):
             raise InputError(

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from common.cost.macs import probe_inputs, shape_twin
+from common.denoisers.denoiser import architecture_of
 from common.diffusion.sampling import predict
 from common.errors import InputError
 from common.models.latent_diffusion import LatentDiffusion
@@ -29,13 +30,15 @@ TRAINING_PRECISIONS = {"32-true": False, "16-mixed": True, "bf16-mixed": True}  
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record them
 
 
-def feature_pairs(features: list[str], student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
+def feature_pairs(features: Sequence[str] | None, student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
     """(student path, teacher path) of the outputs that are compared.
 
     features: "<student path>=<teacher path>", or a shell pattern over the teacher's module paths for places that are called
-    alike in both (a * stays within one part of a path). Where a place is gone in the student, the pair moves to the
-    enclosing block's output in both. InputError for what the teacher does not have.
+    alike in both (a * stays within one part of a path); None: the places of the teacher's architecture. Where a place is gone
+    in the student, the pair moves to the enclosing block's output in both. InputError for what the teacher does not have.
     """
+    if features is None:
+        features = architecture_of(teacher).features(teacher)
     if not features:
         raise InputError("distill.features is empty: name some, or set distill.feature_weight=0.")
     known = [name for name, _ in teacher.named_modules() if name]
@@ -144,7 +147,7 @@ def distill(
         task_weight=settings.task_weight,
         output_weight=settings.output_weight,
         feature_weight=settings.feature_weight,
-        feature_pairs=feature_pairs(list(settings.features), student, teacher.denoiser) if settings.feature_weight else (),
+        feature_pairs=feature_pairs(settings.features, student, teacher.denoiser) if settings.feature_weight else (),
         feature_losses=hydra.utils.instantiate(settings.feature_loss),
         teacher=teacher.denoiser,
         compile_options=settings.compile,

@@ -18,7 +18,7 @@ GOLDEN = json.loads((Path(__file__).resolve().parents[2] / "golden_counts.json")
 
 def test_every_layer_has_a_box_and_every_skip_a_line(tiny_teacher):
     unet = tiny_teacher.denoiser
-    boxes = lay_out(unet)
+    boxes = lay_out(unet)[0]
     sites = [box.site for box in boxes]
     assert {layer.site for layer in list_layers(unet)} <= set(sites) and len(sites) == len(set(sites))
     assert len({(box.column, box.row) for box in boxes}) == len(boxes)
@@ -33,11 +33,11 @@ def test_every_layer_has_a_box_and_every_skip_a_line(tiny_teacher):
 def test_boxes_stand_in_the_order_of_computation(tiny_teacher):
     unet = tiny_teacher.denoiser
     ran = []
-    for box in lay_out(unet):
+    for box in lay_out(unet)[0]:
         unet.get_submodule(box.site).register_forward_hook(lambda *_, site=box.site: ran.append(site))
     unet(torch.randn(1, 4, 8, 8), 1, torch.randn(1, 12, 16))
     down, middle, up = ([s for s in ran if s.startswith(stage)] for stage in ("down", "mid", "up"))
-    assert ran == [*down, *middle, *up] and len(ran) == len(lay_out(unet))
+    assert ran == [*down, *middle, *up] and len(ran) == len(lay_out(unet)[0])
     for stage in ("down_blocks.1", "mid_block", "up_blocks.2"):
         sites = [site for site, _ in stage_sites(stage, unet.get_submodule(stage))]
         assert sites == [site for site in ran if site.startswith(f"{stage}.")]
@@ -50,7 +50,7 @@ def test_scores_are_short():
 
 def test_shares_removed(tiny_teacher):
     unet = tiny_teacher.denoiser
-    box = next(box for box in lay_out(unet) if box.site == "down_blocks.1.attentions.0")
+    box = next(box for box in lay_out(unet)[0] if box.site == "down_blocks.1.attentions.0")
     assert removed_inside(box, [Edit("down_blocks.1", "drop")], unet)[2] == 1
     block = f"{box.site}.transformer_blocks.0"
     edits = [Edit(block, "identity"), Edit(f"{block}.attn1", "zero"), Edit("mid_block", "drop")]
