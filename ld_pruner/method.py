@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -95,7 +95,7 @@ class LDPruner(Method):
         chosen, found, k = select(scorer, operators, costs, file, removal)
         by_site = {operator.site: operator for operator in operators}
         edits = [
-            Edit(site, by_site[site].edit.operation, by_site[site].edit.sizes, score=found[site])
+            replace(by_site[site].edit, score=found[site])
             for site in sorted(chosen, key=lambda site: (site.count("."), found[site]))
         ]
         kept = {f"{edit.site}.{part}" for edit in edits if edit.operation == "conv1x1" for part in ("weight", "bias")}

@@ -1,7 +1,7 @@
 """The operators of a U-Net and what takes the place of each (LD-Pruner, arXiv 2404.11936, section 2.2)."""
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from common.cost.macs import count_parameters, probe_inputs
+from common.denoisers.denoiser import Block, architecture_of
 from common.diffusion.sampling import predict
 from common.errors import InputError
-from common.pruning.layers import removal
+from common.pruning.layers import half_kind, passed_on, removal
 from common.pruning.plan import Edit
 
 KINDS = {
@@ -48,8 +49,10 @@ def _shapes(unet: nn.Module, sites: Sequence[str], into: dict[str, tuple[torch.S
 
     def hook_for(site: str) -> Any:
         def hook(_module: nn.Module, inputs: tuple, kwargs: dict, output: Any) -> None:
-            source = inputs[0] if inputs else kwargs["hidden_states"]
-            into[site] = (source.shape, (output[0] if isinstance(output, tuple) else output).shape)
+            results = output if isinstance(output, tuple) else (output,)
+            shapes = [value.shape for value in (*inputs, *kwargs.values()) if isinstance(value, torch.Tensor)][:1]
+            shapes += [value.shape for value in results if isinstance(value, torch.Tensor)][:1]
+            into[site] = (shapes[0], shapes[-1])
 
         return hook
 
@@ -92,6 +95,13 @@ def _kept_parameters(module: nn.Module, edit: Edit) -> int:
     return count_parameters(shortcut) if edit.operation == "shortcut" and shortcut is not None else 0
 
 
+def kind_in_transformer(site: str, module: nn.Module, blocks: Mapping[str, Block]) -> str | None:
+    """The kind of a block of a diffusion transformer, and of the halves right inside it; None elsewhere."""
+    if site in blocks:
+        return "transformer_block"
+    return half_kind(module) if site.rpartition(".")[0] in blocks else None
+
+
 @torch.no_grad()
 def list_operators(
     unet: nn.Module,
@@ -102,7 +112,8 @@ def list_operators(
     """All operators of the wanted kinds in the order of the module tree; works on the meta device.
 
     kinds: keys of KINDS, one of them, or "paper" for all. conv_in, conv_out, the time embedding and those 1x1 convolutions that
-    are already what would replace them are never among the operators. `exclude` holds shell patterns over module paths.
+    are already what would replace them are never among the operators, nor what lies outside the blocks of a diffusion
+    transformer. `exclude` holds shell patterns over module paths.
     residual: what an attention or feed-forward operator whose caller adds its input leaves behind: "identity" hands its input
     on (the paper's rule read literally), "zero" removes the branch; where the operator adds its input itself (attention of a
     UNet2DModel, ResNet blocks), that input is what is left.
@@ -115,11 +126,14 @@ def list_operators(
     if residual not in ("identity", "zero"):
         raise InputError(f"residual={residual!r} is neither 'identity' nor 'zero'.")
     kind_of = {name: kind for kind in wanted for name in KINDS[kind]}
-    sites = {
-        site: kind_of[type(module).__name__]
-        for site, module in unet.named_modules()
-        if type(module).__name__ in kind_of and site.split(".")[0] not in NEVER
-    }
+    blocks = dict(architecture_of(unet).blocks(unet))
+    sites = {}
+    for site, module in unet.named_modules():
+        kind = kind_in_transformer(site, module, blocks) or kind_of.get(type(module).__name__)
+        whole = site not in blocks or blocks[site].removable
+        inside = not blocks or any(f"{site}.".startswith(f"{block}.") for block in blocks)
+        if kind in wanted and whole and inside and site.split(".")[0] not in NEVER:
+            sites[site] = kind
     shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
     arguments, conditions = probe_inputs(unet)
     with _shapes(unet, list(sites), shapes):
@@ -129,7 +143,12 @@ def list_operators(
         if site not in shapes:
             continue  # never called in the forward pass (an unused dropout or activation)
         module = unet.get_submodule(site)
-        edit = replacement_edit(site, module, *shapes[site], residual)
+        if site in blocks:
+            edit = Edit(site, *passed_on(blocks[site].streams))
+        elif blocks and getattr(module, "add_k_proj", None) is not None:  # attention of two streams, to which the block adds
+            edit = Edit(site, "zero")
+        else:
+            edit = replacement_edit(site, module, *shapes[site], residual)
         if edit is not None:
             operators.append(Operator(site, kind, edit, count_parameters(module) - _kept_parameters(module, edit)))
     for pattern in exclude:

@@ -54,4 +54,149 @@ class PixArt(Transformer):
         return conditions
 
 
+class Sana(Transformer):
+    """Sana (arXiv 2410.10629): one stream of linear attention, without patches, that attends to text."""
+
+    streams: Mapping[str, tuple[str, ...]] = {"SanaTransformerBlock": ONE_STREAM}
+    masks_text = True
+
+    def arguments(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> dict[str, Any]:
+        return super().arguments(network, latents, timesteps * network.config.timestep_scale, conditions)
+
+    def probe_conditions(self, network: Any, tokens: int) -> Conditions:
+        conditions = {
+            "encoder_hidden_states": zeros_like_weights(network, 1, tokens, network.config.caption_channels),
+            "encoder_attention_mask": zeros_like_weights(network, 1, tokens) + 1,
+        }
+        return conditions | ({"guidance": zeros_like_weights(network, 1)} if network.config.guidance_embeds else {})
+
+
+class DiT(Transformer):
+    """DiT (arXiv 2212.09748), conditioned on classes: `class_labels` (batch,).
+
+    What the first block makes of timestep and class also conditions the output: it cannot go as a whole.
+    """
+
+    streams: Mapping[str, tuple[str, ...]] = {"BasicTransformerBlock": ONE_STREAM}
+    read_from = ("transformer_blocks.0",)
+
+    def probe_conditions(self, network: Any, tokens: int) -> Conditions:
+        return {"class_labels": zeros_like_weights(network, 1).long()}
+
+
+class StableDiffusion3(Transformer):
+    """Stable Diffusion 3 (arXiv 2403.03206): two streams, image and text, which attend to each other."""
+
+    streams: Mapping[str, tuple[str, ...]] = {"JointTransformerBlock": TEXT_FIRST}
+    text_width = "joint_attention_dim"
+
+    def probe_conditions(self, network: Any, tokens: int) -> Conditions:
+        config = network.config
+        return {
+            "encoder_hidden_states": zeros_like_weights(network, 1, tokens, config.joint_attention_dim),
+            "pooled_projections": zeros_like_weights(network, 1, config.pooled_projection_dim),
+        }
+
+
+class Packed(Transformer):
+    """Networks that take latents as tokens, patches of 2 x 2, and timesteps from 0 to 1."""
+
+    text_width = "joint_attention_dim"
+    size = 128  # height and width of latents of 1024 x 1024 pixels, which no configuration tells
+
+    def latent_shape(self, network: Any) -> tuple[int, int, int]:
+        return (network.config.in_channels // 4, self.size, self.size)
+
+    def arguments(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> dict[str, Any]:
+        tokens = tokens_of(latents)
+        return {"hidden_states": tokens, "timestep": (timesteps / 1000).to(latents), **conditions}
+
+    def predict(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        timesteps = torch.as_tensor(timesteps, device=latents.device).expand(len(latents))
+        output = network(**self.arguments(network, latents, timesteps, conditions), return_dict=False)[0]
+        return latents_of(output, latents.shape)
+
+    def guidance(self, network: Any) -> Conditions:
+        """A row of the scale that a guidance-distilled network is told."""
+        return {"guidance": zeros_like_weights(network, 1)} if network.config.guidance_embeds else {}
+
+
+class Flux(Packed):
+    """FLUX.1: blocks of two streams, then of one that holds both; `guidance` (batch,) where the network is told it."""
+
+    streams: Mapping[str, tuple[str, ...]] = dict.fromkeys(("FluxTransformerBlock", "FluxSingleTransformerBlock"), TEXT_FIRST)
+
+    def arguments(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> dict[str, Any]:
+        places = {"txt_ids": latents.new_zeros(conditions["encoder_hidden_states"].shape[1], 3)}
+        return super().arguments(network, latents, timesteps, conditions) | places | {"img_ids": places_of(latents, 3)}
+
+    def probe_conditions(self, network: Any, tokens: int) -> Conditions:
+        config = network.config
+        return {
+            "encoder_hidden_states": zeros_like_weights(network, 1, tokens, config.joint_attention_dim),
+            "pooled_projections": zeros_like_weights(network, 1, config.pooled_projection_dim),
+            **self.guidance(network),
+        }
+
+
+class Flux2(Packed):
+    """FLUX.2: as FLUX.1, with four coordinates for a place, the last one of text, and no pooled text."""
+
+    streams: Mapping[str, tuple[str, ...]] = {"Flux2TransformerBlock": TEXT_FIRST, "Flux2SingleTransformerBlock": ONE_STREAM}
+
+    def arguments(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> dict[str, Any]:
+        text = latents.new_zeros(conditions["encoder_hidden_states"].shape[1], 4)
+        text[:, 3] = torch.arange(len(text), device=text.device)
+        places = {"txt_ids": text, "img_ids": places_of(latents, 4)}
+        return super().arguments(network, latents, timesteps, conditions) | places
+
+    def probe_conditions(self, network: Any, tokens: int) -> Conditions:
+        text = zeros_like_weights(network, 1, tokens, network.config.joint_attention_dim)
+        return {"encoder_hidden_states": text, **self.guidance(network)}
+
+
+class QwenImage(Packed):
+    """Qwen-Image (arXiv 2508.02324): blocks of two streams; `encoder_hidden_states_mask` (batch, tokens) tells padding."""
+
+    streams: Mapping[str, tuple[str, ...]] = {"QwenImageTransformerBlock": TEXT_FIRST}
+
+    def arguments(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> dict[str, Any]:
+        shape = (1, latents.shape[2] // 2, latents.shape[3] // 2)
+        return super().arguments(network, latents, timesteps, conditions) | {"img_shapes": [[shape]] * len(latents)}
+
+    def probe_conditions(self, network: Any, tokens: int) -> Conditions:
+        return {
+            "encoder_hidden_states": zeros_like_weights(network, 1, tokens, network.config.joint_attention_dim),
+            "encoder_hidden_states_mask": zeros_like_weights(network, 1, tokens).long() + 1,
+        }
+
+
+def tokens_of(latents: torch.Tensor) -> torch.Tensor:
+    """(batch, patches, 4 * channels) of latents (batch, channels, height, width): patches of 2 x 2, row by row."""
+    batch, channels, height, width = latents.shape
+    patches = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(batch, height // 2 * (width // 2), 4 * channels)
+
+
+def latents_of(tokens: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """tokens_of backwards, to latents of the shape (batch, channels, height, width)."""
+    batch, channels, height, width = shape
+    return tokens.view(batch, height // 2, width // 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(shape)
+
+
+def places_of(latents: torch.Tensor, coordinates: int) -> torch.Tensor:
+    """(patches, coordinates): the row and column of each patch at the coordinates 1 and 2, else zeros."""
+    height, width = latents.shape[2] // 2, latents.shape[3] // 2
+    places = latents.new_zeros(height, width, coordinates)
+    places[..., 1] += torch.arange(height, device=latents.device)[:, None]
+    places[..., 2] += torch.arange(width, device=latents.device)[None]
+    return places.view(-1, coordinates)
+
+
 declare(PixArt(), "PixArtTransformer2DModel")
+declare(Sana(), "SanaTransformer2DModel")
+declare(DiT(), "DiTTransformer2DModel")
+declare(StableDiffusion3(), "SD3Transformer2DModel")
+declare(Flux(), "FluxTransformer2DModel")
+declare(Flux2(), "Flux2Transformer2DModel")
+declare(QwenImage(), "QwenImageTransformer2DModel")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from common.pruning.budget import Budget, bounds_of
 from common.pruning.forecast import CalibrationSize, Forecast
 from common.pruning.layers import Granularity, Layer, SizeUnit, WidthChanging, layer_sizes, list_layers, random_scores
 from common.pruning.method import Method
-from common.pruning.plan import Edit, Plan
+from common.pruning.plan import Plan
 from common.settings import Share, check_fields
 
 
@@ -98,7 +98,7 @@ class LayerPruner(Method):
         chosen = self.select([found[layer.site] for layer in layers], sizes, budget)
         return Plan(
             method=self.name,
-            edits=tuple(Edit(layers[i].site, layers[i].edit.operation, score=found[layers[i].site]) for i in chosen),
+            edits=tuple(replace(layers[i].edit, score=found[layers[i].site]) for i in chosen),
             teacher=teacher,
             scores=found,
             settings=asdict(self) | {"ratio_reached": sum(sizes[i] for i in chosen) / whole},

@@ -202,16 +202,22 @@ def apply_plan(unet: nn.Module, plan: Plan) -> nn.Module:
     if missing:
         raise InputError(f"The plan brings no weights for {missing[0]} ({len(missing)} in all); load it with Plan.load.")
     student.load_state_dict({name: weights[name].clone() for name in wanted}, assign=True)
-    for name, _ in student.named_buffers():
-        if name not in wanted:  # not a weight: the place of each patch, of a transformer
-            set_buffer(student, name, unet.get_buffer(name).clone())
+    copy_constants(student, unet)
     return student.train(unet.training)
 
 
-def set_buffer(network: nn.Module, path: str, value: torch.Tensor) -> None:
-    """Puts a buffer that is not saved with the weights in its place."""
-    parent, _, name = path.rpartition(".")
-    network.get_submodule(parent).register_buffer(name, value, persistent=False)
+def copy_constants(student: nn.Module, original: nn.Module) -> None:
+    """Gives the student, which was built without data, the tensors that are no weights: the places of a transformer's patches.
+
+    They are buffers that are not saved, or plain attributes.
+    """
+    originals = dict(original.named_modules())
+    for path, module in student.named_modules():
+        saved = set(module.state_dict(keep_vars=True)) | set(module._parameters)
+        for name, value in [*module._buffers.items(), *vars(module).items()]:
+            if isinstance(value, torch.Tensor) and name not in saved:
+                constant = getattr(originals[path], name).clone()
+                module._buffers.update({name: constant}) if name in module._buffers else setattr(module, name, constant)
 
 
 def own_settings(unet: Any) -> dict[str, Any]:

@@ -25,6 +25,12 @@ def batch_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     return len(next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.dim()))
 
 
+def joined(parts: Sequence[torch.Tensor | None], join: Callable[[list[torch.Tensor]], torch.Tensor]) -> torch.Tensor | None:
+    """One stream of all copies; None where it ends in one of them, so that nothing reads it."""
+    known = [each for each in parts if each is not None]
+    return join(known) if len(known) == len(parts) else None
+
+
 class Branch(nn.Module):
     """`original` for most rows, `replacements[copy]` for the rows of that copy.
 
@@ -43,8 +49,11 @@ class Branch(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         batch = batch_of(args, kwargs)
 
-        def run(module: nn.Module, copies: list[int]) -> tuple[list[torch.Tensor], bool]:
-            """The outputs for some copies (groups, copies, rows, ...), and whether the module gave them as a tuple."""
+        def run(module: nn.Module, copies: list[int]) -> tuple[list[torch.Tensor | None], bool]:
+            """The outputs for some copies (groups, copies, rows, ...), and whether the module gave them as a tuple.
+
+            None stands for a stream that ends: the text of Stable Diffusion 3 in its last block.
+            """
             chosen = slice(copies[0], copies[-1] + 1) if copies[-1] - copies[0] + 1 == len(copies) else copies
 
             def rows(value: Any) -> Any:
@@ -54,19 +63,20 @@ class Branch(nn.Module):
 
             output = module(*map(rows, args), **{key: rows(value) for key, value in kwargs.items()})
             tensors = output if isinstance(output, tuple) else (output,)
-            return [each.unflatten(0, (self.groups, len(copies), -1)) for each in tensors], isinstance(output, tuple)
+            split = [None if each is None else each.unflatten(0, (self.groups, len(copies), -1)) for each in tensors]
+            return split, isinstance(output, tuple)
 
-        parts: dict[int, list[torch.Tensor]] = {}
+        parts: dict[int, list[torch.Tensor | None]] = {}
         as_tuple = False
         if self.through:
             outputs, as_tuple = run(self.original, self.through)
-            parts |= {copy: [each[:, place] for each in outputs] for place, copy in enumerate(self.through)}
+            parts |= {copy: [each if each is None else each[:, at] for each in outputs] for at, copy in enumerate(self.through)}
         for name, module in self.replacements.items():
             outputs, alone = run(module, [int(name)])
-            parts[int(name)] = [each[:, 0] for each in outputs]
+            parts[int(name)] = [each if each is None else each[:, 0] for each in outputs]
             as_tuple = as_tuple or alone
         streams = zip(*(parts[copy] for copy in range(self.copies)), strict=True)
-        merged = tuple(torch.stack(each, 1).flatten(0, 2) for each in streams)
+        merged = tuple(joined(each, lambda known: torch.stack(known, 1).flatten(0, 2)) for each in streams)
         return merged if as_tuple else merged[0]
 
 
@@ -110,12 +120,14 @@ class PrefixCache:
         self.network = network
         self.order: list[str] = []
         self.outputs: dict[str, Any] = {}
+        self.computed: set[str] = set()
 
     def record(self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """Runs the network, keeps what its blocks put out and returns its output."""
         inside: tuple[str, ...] = ()
         handles = []
         blocks = dict(architecture_of(self.network).blocks(self.network))
+        self.computed = {site for site, block in blocks.items() if not block.removable}  # which stay the modules they are
         for name, module in self.network.named_modules():
             if (name in blocks or is_kind(module, *SHARED_PREFIX_MODULES)) and not (inside and name.startswith(inside)):
                 inside = (*inside, f"{name}.")
@@ -141,8 +153,13 @@ class PrefixCache:
         return len(self.order)
 
     def present(self, positions: Sequence[int], block: int) -> int:
-        """How many copies differ from the intact network after block number `block`; `positions` ascend, one a copy."""
-        return bisect_right(positions, block)
+        """How many copies block number `block` computes; `positions` ascend, one a copy.
+
+        Those that differ from the intact network after it; all where nothing is replayed: outside the blocks, and in blocks
+        inside which the network itself reads.
+        """
+        replayed = block < len(self.order) and self.order[block] not in self.computed
+        return bisect_right(positions, block) if replayed else len(positions)
 
     @contextmanager
     def replayed(self, positions: Sequence[int]) -> Iterator[None]:
@@ -150,9 +167,11 @@ class PrefixCache:
         replaced = []
         try:
             for block, name in enumerate(self.order):
-                computing = self.present(positions, block)
-                if computing == len(positions):
+                if bisect_right(positions, block) == len(positions):
                     break
+                if name in self.computed:
+                    continue
+                computing = self.present(positions, block)
                 module = self.network.get_submodule(name)
                 replaced.append((name, module))
                 self.network.set_submodule(name, Replay(module, self.outputs[name], len(positions), computing))
@@ -186,7 +205,7 @@ def edited_outputs(
         group = ordered[first : first + copies]
         count = len(group)
         positions = [cache.position(edit.site) for edit in group]
-        present = [count if position == len(cache.order) else cache.present(positions, position) for position in positions]
+        present = [cache.present(positions, position) for position in positions]
         repeated = {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in conditions.items()}
         with edited_copies(network, group, tensors, present=present), cache.replayed(positions):
             output = predict(network, latents.repeat(count, 1, 1, 1), timesteps.repeat(count), repeated)
@@ -216,5 +235,5 @@ class Replay(nn.Module):
 
             output = self.module(*map(first, args), **{key: first(value) for key, value in kwargs.items()})
             parts = [list(output) if isinstance(output, tuple) else [output], *parts]
-        merged = tuple(torch.cat(each) for each in zip(*parts, strict=True))
+        merged = tuple(joined(each, torch.cat) for each in zip(*parts, strict=True))
         return merged if isinstance(self.recorded, tuple) else merged[0]

@@ -5,7 +5,7 @@ Of a U-Net levels are rows, layers boxes, skip connections lines; of a diffusion
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -107,7 +107,7 @@ def removed_inside(box: Box, edits: Sequence[Edit], unet: nn.Module) -> tuple[Ed
     whole = [edit for edit in edits if edit.operation not in ("mask", "resize")]  # there the module stays, and what is in it
     for edit in whole:
         if box.site == edit.site or box.site.startswith(f"{edit.site}."):
-            return edit, [], removed_parameters(Edit(box.site, edit.operation), unet) / max(1, box.parameters)
+            return edit, [], removed_parameters(replace(edit, site=box.site), unet) / max(1, box.parameters)
     inside = [edit for edit in edits if f"{edit.site}.".startswith(f"{box.site}.")]
     outermost = [e for e in inside if not any(e.site.startswith(f"{other.site}.") for other in whole)]
     gone = sum(removed_parameters(edit, unet) for edit in outermost)

@@ -1,0 +1,114 @@
+"""The field's diffusion transformers in small: how each is called, which layers it has, and what is left without one."""
+
+import diffusers
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from common.cost.macs import count_macs, count_parameters, probe_inputs
+from common.denoisers.denoiser import architecture_of
+from common.denoisers.transformers import latents_of, places_of, tokens_of
+from common.diffusion.sampling import predict
+from common.pruning.layers import list_layers
+from common.pruning.plan import Plan, apply_plan
+from common.scoring.edited_copies import edited_outputs
+
+HEADS = {"attention_head_dim": 16, "num_attention_heads": 2}
+NETWORKS = {
+    "SanaTransformer2DModel": {
+        **{"patch_size": 1, "in_channels": 4, "out_channels": 4, "num_layers": 3, "sample_size": 8, "caption_channels": 8},
+        **{"attention_head_dim": 4, "num_attention_heads": 2, "num_cross_attention_heads": 2, "cross_attention_head_dim": 4},
+        "cross_attention_dim": 8,
+    },
+    "DiTTransformer2DModel": {
+        **{"sample_size": 8, "num_layers": 3, "patch_size": 2, "in_channels": 4, "out_channels": 8, "num_embeds_ada_norm": 8},
+        **{"attention_head_dim": 4, "num_attention_heads": 2},
+    },
+    "SD3Transformer2DModel": {
+        **{"sample_size": 8, "patch_size": 1, "in_channels": 4, "out_channels": 4, "num_layers": 3, "attention_head_dim": 8},
+        **{"num_attention_heads": 2, "caption_projection_dim": 16, "joint_attention_dim": 16, "pooled_projection_dim": 32},
+        **{"pos_embed_max_size": 96, "dual_attention_layers": (0,)},
+    },
+    "FluxTransformer2DModel": {
+        **{"patch_size": 1, "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "joint_attention_dim": 16, **HEADS},
+        **{"pooled_projection_dim": 16, "axes_dims_rope": [4, 4, 8], "guidance_embeds": True},
+    },
+    "Flux2Transformer2DModel": {
+        **{"patch_size": 1, "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "joint_attention_dim": 16, **HEADS},
+        **{"timestep_guidance_channels": 16, "axes_dims_rope": [4, 4, 4, 4]},
+    },
+    "QwenImageTransformer2DModel": {
+        **{"patch_size": 2, "in_channels": 16, "out_channels": 4, "num_layers": 3, "joint_attention_dim": 16, **HEADS},
+        **{"guidance_embeds": False, "axes_dims_rope": (8, 4, 4)},
+    },
+}
+BLOCKS = {"SanaTransformer2DModel": 3, "DiTTransformer2DModel": 2, "SD3Transformer2DModel": 3}  # those that can go; else 4
+HALVES = {"SanaTransformer2DModel": 9, "DiTTransformer2DModel": 6, "SD3Transformer2DModel": 9, "QwenImageTransformer2DModel": 9}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request):
+    torch.manual_seed(0)
+    return getattr(diffusers, request.param)(**NETWORKS[request.param]).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def inputs(network):
+    """Latents and timesteps of two rows, and their conditions."""
+    architecture = architecture_of(network)
+
+    def filled(name, value):
+        rows = value.expand(2, *value.shape[1:])
+        return torch.randn(rows.shape) if value.is_floating_point() and "mask" not in name else rows
+
+    conditions = {name: filled(name, value) for name, value in architecture.probe_conditions(network, 5).items()}
+    return (torch.randn(2, architecture.latent_shape(network)[0], 8, 8), torch.tensor([900, 100])), conditions
+
+
+def test_a_prediction_is_of_the_latents_shape(network, inputs):
+    (latents, timesteps), conditions = inputs
+    found = predict(network, latents, timesteps, conditions)
+    assert found.shape == latents.shape and found.isfinite().all()
+    for row in range(2):
+        own = {name: value[row : row + 1] for name, value in conditions.items()}
+        alone = predict(network, latents[row : row + 1], timesteps[row], own)
+        assert torch.allclose(alone, found[row : row + 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("granularity", ["transformer", "half_block"])
+def test_each_layer_alone(network, inputs, granularity):
+    """A student without it is the network with its edit, has so many parameters less, and is what scoring sees."""
+    layers, name = list_layers(network, granularity), type(network).__name__
+    assert len(layers) == (
+        BLOCKS.get(name, 3 if "Qwen" in name else 4) if granularity == "transformer" else HALVES.get(name, 6)
+    )
+    intact = predict(network, *inputs[0], inputs[1])
+
+    def measure(one, other):
+        return (one - other).square().mean().item()
+
+    found = edited_outputs(network, [layer.edit for layer in layers], {}, *inputs, 2, measure)
+    for layer in layers:
+        student = apply_plan(network, Plan("some", (layer.edit,)))
+        assert count_parameters(network) - count_parameters(student) == layer.parameters
+        assert measure(intact, predict(student, *inputs[0], inputs[1])) == pytest.approx(found[layer.site], rel=1e-3, abs=1e-12)
+
+
+def test_a_student_without_several_blocks_is_saved_and_loaded(network, inputs, tmp_path):
+    student = apply_plan(network, Plan("some", tuple(layer.edit for layer in list_layers(network)[-2:])))
+    found = predict(student, *inputs[0], inputs[1])
+    student.save_pretrained(tmp_path)
+    again = diffusers.AutoModel.from_pretrained(str(tmp_path), trust_remote_code=True)
+    assert torch.equal(predict(again.eval(), *inputs[0], inputs[1]), found)
+
+
+def test_macs_are_counted(network):
+    assert count_macs(network, *probe_inputs(network)).total > 0
+
+
+def test_latents_are_packed_as_by_flux():
+    latents = torch.randn(2, 4, 6, 8)
+    tokens = tokens_of(latents)
+    assert torch.equal(tokens, FluxPipeline._pack_latents(latents, 2, 4, 6, 8))
+    assert torch.equal(latents_of(tokens, latents.shape), latents)
+    assert torch.equal(places_of(latents, 3), FluxPipeline._prepare_latent_image_ids(2, 3, 4, "cpu", torch.float32))
