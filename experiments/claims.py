@@ -28,7 +28,7 @@ from experiments.sweeps.result_index import fault_lines, write_index
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
 TOLD = ("feature_mse", "distance", "caption_retrieval", "latent_mse", "time")  # of whose noise the page tells
-HOLDS, FAILS, OPEN, UNKNOWN = "holds", "does not hold", "cannot be told", "not measured"
+HOLDS, FAILS, SAME, OPEN, UNKNOWN = "holds", "does not hold", "the same samples", "cannot be told", "not measured"
 PAGE = Path(__file__).with_name("reporting") / "claims.md"
 
 
@@ -123,6 +123,8 @@ def verdict(
     """
     own = check.get("margin")
     if "order" in check:
+        if any(same(*pair) for pair in pairwise(found)):
+            return SAME, 0.0
         sign = -1 if find_metric(metric).higher else 1
         gains = [difference(worse, better, metric, noise, model) for better, worse in pairwise(found)]
         gains = [Interval(sign * gain.value, gain.half) for gain in gains]
@@ -149,6 +151,11 @@ def verdict(
     return (HOLDS if inside else OPEN), seen
 
 
+def same(one: Measured, other: Measured) -> bool:
+    """Whether two figures are of the very same samples, as of two criteria that choose the same layers."""
+    return bool(one.estimate.replicates) and one.estimate == other.estimate
+
+
 def larger(*pair: Measured) -> float:
     return max(abs(each.estimate.value) for each in pair)
 
@@ -170,6 +177,8 @@ def check_claim(claim: Mapping[str, Any], evidence: Evidence) -> tuple[list[str]
                 verdicts.append(UNKNOWN)
                 continue
             model = next((each.get("model", "student") for each in selectors if each.get("model") != "teacher"), "teacher")
+            if model == "student" and not any(row["settings"]["distill"]["steps"] for row in rows):
+                model = "pruned"  # nothing was trained: what other seeds of calibration change
             decided, seen = verdict(check, known, metric, noise, model)
             verdicts.append(decided)
             form = find_metric(metric).form
@@ -187,7 +196,7 @@ def check_claim(claim: Mapping[str, Any], evidence: Evidence) -> tuple[list[str]
 
 def summary(verdicts: Sequence[str]) -> str:
     """One verdict where all comparisons agree, else how many of each."""
-    kinds = [kind for kind in (HOLDS, FAILS, OPEN, UNKNOWN) if kind in verdicts]
+    kinds = [kind for kind in (HOLDS, FAILS, SAME, OPEN, UNKNOWN) if kind in verdicts]
     return kinds[0] if len(kinds) == 1 else ", ".join(f"{verdicts.count(kind)} {kind}" for kind in kinds)
 
 
@@ -205,7 +214,7 @@ def page(claims: Sequence[Mapping[str, Any]], found: Sequence[tuple[list[str], l
         PAGE,
         families=len(noise.families),
         shares=shares,
-        decided=sum(each in (HOLDS, FAILS) for each in verdicts),
+        decided=sum(each in (HOLDS, FAILS, SAME) for each in verdicts),
         comparisons=len(verdicts),
         faults="\n".join(fault_lines(evidence.folder)),
         table=markdown(["", "claim", "published", "measured here", "verdict", "rows"], lines, words=6),

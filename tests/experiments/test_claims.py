@@ -9,7 +9,7 @@ import pytest
 from common.errors import InputError
 from common.metrics.jackknife import Estimate
 from experiments import claims
-from experiments.claims import FAILS, HOLDS, OPEN, UNKNOWN, Evidence, check, check_claim, summary, verdict
+from experiments.claims import FAILS, HOLDS, OPEN, SAME, UNKNOWN, Evidence, check, check_claim, summary, verdict
 from experiments.reporting.comparison import Measured, SeedNoise
 from experiments.reporting.lookup import find, find_all
 from experiments.reporting.rows import read_rows
@@ -62,6 +62,8 @@ def test_the_order_of_two_values_and_the_noise():
     assert told(between, [1.0, 0.0]) == FAILS
     below = {"value": {}, "from": float("-inf"), "to": 1, "margin": 0.02}
     assert [told(below, [a, 0.9], "within") for a in (-0.1, 0.85, 0.89, 0.95)] == [HOLDS, HOLDS, OPEN, FAILS]
+    equal = Measured(Estimate(1.0, (1.1, 0.9)))
+    assert verdict(order, [equal, equal], "distance", Seeds(0.3), "student") == (SAME, 0.0)
     assert summary([HOLDS, HOLDS]) == HOLDS and summary([HOLDS, FAILS]) == "1 holds, 1 does not hold"
     assert summary([HOLDS, UNKNOWN]) == "1 holds, 1 not measured"
 

@@ -53,3 +53,14 @@ def test_shipped_settings_name_no_place_on_the_machine_that_wrote_them():
     files = [path for path in SHIPPED.rglob("*.json") if path.name != "tokenizer.json"]
     assert len(files) > 10
     assert [path for path in files if "_name_or_path" in (text := path.read_text()) or '"/' in text] == []
+
+
+def test_a_student_that_was_saved_before_transformers_were_known_is_loaded(tiny_teacher_folder, tmp_path):
+    teacher = load_teacher(str(tiny_teacher_folder))
+    student = teacher.with_parts(denoiser=apply_plan(teacher.denoiser, Plan("test", (Edit("mid_block", "zero"),))))
+    save_student(teacher, student, tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["unet"] == ["pruned_denoiser", "PrunedUNet2DConditionModel"]
+    index["unet"][0] = "pruned_unet"
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert type(load_teacher(str(tmp_path)).denoiser).__name__ == "PrunedUNet2DConditionModel"
