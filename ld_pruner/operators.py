@@ -143,6 +143,7 @@ def list_operators(
         if site not in shapes:
             continue  # never called in the forward pass (an unused dropout or activation)
         module = unet.get_submodule(site)
+        edit: Edit | None
         if site in blocks:
             edit = Edit(site, *passed_on(blocks[site].streams))
         elif blocks and getattr(module, "add_k_proj", None) is not None:  # attention of two streams, to which the block adds

@@ -4,7 +4,7 @@ A U-Net is what nothing else is declared to be. Another architecture is a subcla
 classes in diffusers (common/denoisers/transformers.py has those of the field), or from outside by `declare`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,13 +35,15 @@ class Denoiser:
     of text are. masks_text: whether it is told which tokens are padding. streams: by the
     class name of each block that a method may remove, what it passes on, by the names of its own arguments and in the order in
     which it returns them; none for U-Nets, whose layers tell that by their structure (common.pruning.layers). read_from: paths
-    of blocks inside which the network itself reads, so that they cannot go as a whole.
+    of blocks inside which the network itself reads, so that they cannot go as a whole. depths: by the path of each list of
+    blocks the entry of the configuration that tells how many it has; none where blocks cannot be counted anew.
     """
 
     part: str = "transformer"
     text_width: str = "caption_channels"
     masks_text: bool = False
     read_from: tuple[str, ...] = ()
+    depths: Mapping[str, str] = {}
     streams: Mapping[str, tuple[str, ...]] = {}
 
     def blocks(self, network: nn.Module) -> Iterator[tuple[str, Block]]:
@@ -51,6 +53,16 @@ class Denoiser:
                 if kind.__name__ in self.streams:
                     yield site, Block(module, self.streams[kind.__name__], site not in self.read_from)
                     break
+
+    def counted_anew(self, config: Mapping[str, Any], kept: Sequence[int], depth: str) -> dict[str, Any]:
+        """The entries of the configuration that change when a list of blocks keeps those of these numbers."""
+        return {depth: len(kept)}
+
+    def ended(
+        self, weights: dict[str, torch.Tensor], config: Mapping[str, Any], numbers: Mapping[str, str]
+    ) -> dict[str, torch.Tensor]:
+        """The weights of blocks that are counted anew, with what another last block asks for; numbers: old paths by new."""
+        return weights
 
     def features(self, network: nn.Module) -> list[str]:
         """Where a student is compared with its teacher inside, where nothing else is asked for: paths, or patterns of them."""

@@ -1,6 +1,6 @@
 """Diffusion transformers of diffusers: how each is called, and what its blocks pass on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,8 @@ from common.denoisers.denoiser import Conditions, Denoiser, declare, zeros_like_
 
 ONE_STREAM = ("hidden_states",)
 TEXT_FIRST = ("encoder_hidden_states", "hidden_states")
+ONE_LIST = {"transformer_blocks": "num_layers"}
+TWO_LISTS = {**ONE_LIST, "single_transformer_blocks": "num_single_layers"}
 
 
 class Transformer(Denoiser):
@@ -35,6 +37,7 @@ class PixArt(Transformer):
     """
 
     streams: Mapping[str, tuple[str, ...]] = {"BasicTransformerBlock": ONE_STREAM}
+    depths = ONE_LIST
     masks_text = True
     added = ("resolution", "aspect_ratio")
 
@@ -58,6 +61,7 @@ class Sana(Transformer):
     """Sana (arXiv 2410.10629): one stream of linear attention, without patches, that attends to text."""
 
     streams: Mapping[str, tuple[str, ...]] = {"SanaTransformerBlock": ONE_STREAM}
+    depths = ONE_LIST
     masks_text = True
 
     def arguments(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> dict[str, Any]:
@@ -78,6 +82,7 @@ class DiT(Transformer):
     """
 
     streams: Mapping[str, tuple[str, ...]] = {"BasicTransformerBlock": ONE_STREAM}
+    depths = ONE_LIST
     read_from = ("transformer_blocks.0",)
 
     def probe_conditions(self, network: Any, tokens: int) -> Conditions:
@@ -88,7 +93,19 @@ class StableDiffusion3(Transformer):
     """Stable Diffusion 3 (arXiv 2403.03206): two streams, image and text, which attend to each other."""
 
     streams: Mapping[str, tuple[str, ...]] = {"JointTransformerBlock": TEXT_FIRST}
+    depths = ONE_LIST
     text_width = "joint_attention_dim"
+
+    def counted_anew(self, config: Mapping[str, Any], kept: Sequence[int], depth: str) -> dict[str, Any]:
+        dual = tuple(index for index, number in enumerate(kept) if number in config["dual_attention_layers"])
+        return {depth: len(kept), "dual_attention_layers": dual}
+
+    def ended(
+        self, weights: dict[str, torch.Tensor], config: Mapping[str, Any], numbers: Mapping[str, str]
+    ) -> dict[str, torch.Tensor]:
+        """In the last block text is only read: another one becomes such a block, whose text nobody reads, without a loss."""
+        last = f"transformer_blocks.{config['num_layers'] - 1}"
+        return as_last_block(weights, last) if f"{last}.ff_context.net.2.weight" in weights else weights
 
     def probe_conditions(self, network: Any, tokens: int) -> Conditions:
         config = network.config
@@ -96,6 +113,21 @@ class StableDiffusion3(Transformer):
             "encoder_hidden_states": zeros_like_weights(network, 1, tokens, config.joint_attention_dim),
             "pooled_projections": zeros_like_weights(network, 1, config.pooled_projection_dim),
         }
+
+
+def as_last_block(weights: Mapping[str, torch.Tensor], site: str) -> dict[str, torch.Tensor]:
+    """Stable Diffusion 3's weights with the block at `site` as the last one, in which text is only read.
+
+    Its feed-forward and output of text go; of the six parts that its norm of text gave, shift and scale stay, in the order
+    (scale, shift) of the last block's own norm.
+    """
+    left = tuple(f"{site}.{part}." for part in ("norm2_context", "ff_context", "attn.to_add_out"))
+    found = {name: value for name, value in weights.items() if not name.startswith(left)}
+    for kind in ("weight", "bias"):
+        name = f"{site}.norm1_context.linear.{kind}"
+        shift, scale = weights[name].chunk(6)[:2]
+        found[name] = torch.cat([scale, shift])
+    return found
 
 
 class Packed(Transformer):
@@ -125,6 +157,7 @@ class Flux(Packed):
     """FLUX.1: blocks of two streams, then of one that holds both; `guidance` (batch,) where the network is told it."""
 
     streams: Mapping[str, tuple[str, ...]] = dict.fromkeys(("FluxTransformerBlock", "FluxSingleTransformerBlock"), TEXT_FIRST)
+    depths = TWO_LISTS
 
     def arguments(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> dict[str, Any]:
         places = {"txt_ids": latents.new_zeros(conditions["encoder_hidden_states"].shape[1], 3)}
@@ -143,6 +176,7 @@ class Flux2(Packed):
     """FLUX.2: as FLUX.1, with four coordinates for a place, the last one of text, and no pooled text."""
 
     streams: Mapping[str, tuple[str, ...]] = {"Flux2TransformerBlock": TEXT_FIRST, "Flux2SingleTransformerBlock": ONE_STREAM}
+    depths = TWO_LISTS
 
     def arguments(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> dict[str, Any]:
         text = latents.new_zeros(conditions["encoder_hidden_states"].shape[1], 4)
@@ -159,6 +193,7 @@ class QwenImage(Packed):
     """Qwen-Image (arXiv 2508.02324): blocks of two streams; `encoder_hidden_states_mask` (batch, tokens) tells padding."""
 
     streams: Mapping[str, tuple[str, ...]] = {"QwenImageTransformerBlock": TEXT_FIRST}
+    depths = ONE_LIST
 
     def arguments(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> dict[str, Any]:
         shape = (1, latents.shape[2] // 2, latents.shape[3] // 2)

@@ -9,6 +9,8 @@ from common.cost.macs import count_macs, count_parameters, probe_inputs
 from common.denoisers.denoiser import architecture_of
 from common.denoisers.transformers import latents_of, places_of, tokens_of
 from common.diffusion.sampling import predict
+from common.errors import InputError
+from common.export.compact import compact, old_name, own_name
 from common.pruning.layers import list_layers
 from common.pruning.plan import Plan, apply_plan
 from common.scoring.edited_copies import edited_outputs
@@ -112,3 +114,32 @@ def test_latents_are_packed_as_by_flux():
     assert torch.equal(tokens, FluxPipeline._pack_latents(latents, 2, 4, 6, 8))
     assert torch.equal(latents_of(tokens, latents.shape), latents)
     assert torch.equal(places_of(latents, 3), FluxPipeline._prepare_latent_image_ids(2, 3, 4, "cpu", torch.float32))
+
+
+@pytest.mark.parametrize("gone", [(-1,), (0,), (-2, -1)])
+def test_a_compact_network_of_the_stock_class_gives_the_same(network, inputs, gone, tmp_path):
+    """Blocks at either end and in the middle; of Stable Diffusion 3 another block becomes the last."""
+    layers = list_layers(network)
+    chosen = [layers[index] for index in gone]
+    student = apply_plan(network, Plan("some", tuple(layer.edit for layer in chosen)))
+    if all(layer in chosen for layer in layers if layer.site.startswith("single")) and "Flux" in type(network).__name__:
+        with pytest.raises(InputError, match="All 2 blocks of single_transformer_blocks are gone"):
+            compact(student)
+        return
+    stock, numbers = compact(student)
+    assert type(stock) is type(network)
+    found = predict(stock, *inputs[0], inputs[1])
+    assert torch.allclose(found, predict(student, *inputs[0], inputs[1]), atol=1e-6)
+    without = {layer.site for layer in chosen}
+    assert {layer.site for layer in layers} - without <= set(numbers.values()) and not without & set(numbers.values())
+    for new, old in numbers.items():
+        assert own_name(f"{old}.attn.x", numbers) == f"{new}.attn.x" and old_name(f"{new}.attn.x", numbers) == f"{old}.attn.x"
+    stock.save_pretrained(tmp_path)
+    again = type(network).from_pretrained(tmp_path).eval()
+    assert torch.equal(predict(again, *inputs[0], inputs[1]), found)
+
+
+def test_what_is_no_whole_block_does_not_become_a_stock_class(network):
+    half = list_layers(network, "half_block")[0]
+    with pytest.raises(InputError, match=r"is zero: where more than whole blocks change"):
+        compact(apply_plan(network, Plan("some", (half.edit,))))
