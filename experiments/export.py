@@ -105,6 +105,7 @@ def print_report(found: dict[str, Any], formats: dict[str, Any]) -> None:
 @one_line_errors
 def export(arguments: argparse.Namespace) -> None:
     """Exports a job's student; InputError, and nothing written, where an output differs from PyTorch's."""
+    from common.denoisers.denoiser import architecture_of
     from common.export.onnx_openvino import check_installed
     from common.export.original_layout import check_expressible
     from experiments.exporting.hub_push import check_pushable, push
@@ -127,6 +128,11 @@ def export(arguments: argparse.Namespace) -> None:
 
     with under_way("loading the student"):
         teacher = load_teacher(str(job / "student"))
+    if architecture_of(teacher.denoiser).part != "unet":
+        raise InputError(
+            f"Students of a {type(teacher.denoiser).__name__} are exported in Python alone so far: {job / 'student'} is the folder "
+            "that diffusers loads (trust_remote_code=True), common.export.compact makes a stock class of it."
+        )
     if SINGLE_FILE in arguments.to:
         check_expressible(teacher)
     guidance = row["protocol"].get("guidance_scale") or 1.0
