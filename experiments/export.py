@@ -130,8 +130,8 @@ def export(arguments: argparse.Namespace) -> None:
         teacher = load_teacher(str(job / "student"))
     if architecture_of(teacher.denoiser).part != "unet":
         raise InputError(
-            f"Students of a {type(teacher.denoiser).__name__} are exported in Python alone so far: {job / 'student'} is the folder "
-            "that diffusers loads (trust_remote_code=True), common.export.compact makes a stock class of it."
+            f"Students of a {type(teacher.denoiser).__name__} are exported in Python alone so far: {job / 'student'} is the "
+            "folder that diffusers loads (trust_remote_code=True), common.export.compact makes a stock class of it."
         )
     if SINGLE_FILE in arguments.to:
         check_expressible(teacher)
