@@ -37,7 +37,8 @@ def test_each_file_composes(path):
     elif path.parts[0] == "recipes":
         cfg = compose_config("config", f"scale={path.name}")
     elif path.parts[0] == "teacher_training":
-        cfg = compose_config("train_teacher", f"task={path.name}")
+        own = ["task=t2i", "teacher_training=dit"] if path.name == "dit" else [f"task={path.name}"]
+        cfg = compose_config("train_teacher", *own)
     else:
         task = [word.rstrip(":") for word in lines[0].split() if word.startswith("task=")]
         cfg = compose_config("config", *(task if path.parts[:2] == ("task", "data") else []), choice(path))

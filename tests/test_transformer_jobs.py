@@ -56,6 +56,20 @@ def test_every_method_runs_on_a_transformer(outputs, tiny_dit_folder, method):
 
 
 @pytest.mark.parametrize(
+    ("scheduler", "told"),
+    [
+        ("DDIM", "use_flow_sigmas=None contradict each other"),
+        ("UniPCMultistep, use_flow_sigmas: false", "contradict each other"),
+    ],
+)
+def test_a_flow_is_not_sampled_as_diffusion(tmp_path, tiny_dit_folder, scheduler, told):
+    own = ["method.ratio=0.3", f"evaluation.scheduler={{name: {scheduler}}}"]
+    done = run(*job("t2i", tiny_dit_folder, tmp_path, *FEW, *own, method="magnitude"))
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("stage:")]
+    assert done.returncode == 2 and len(errors) == 1 and told in errors[0], done.stderr
+
+
+@pytest.mark.parametrize(
     ("method", "told"),
     [("bk_sdm", "BK-SDM fits UNet2DConditionModel"), ("diff_pruning", "has one width for all of its blocks")],
 )

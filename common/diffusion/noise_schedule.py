@@ -1,5 +1,6 @@
 """The noise that a scheduler's configuration stands for, whichever class of scheduler reads it: of diffusion, or of a flow."""
 
+import inspect
 from typing import Any, Protocol
 
 import torch
@@ -111,9 +112,14 @@ class Flow:
 
 def is_flow(scheduler: Any) -> bool:
     """Whether a scheduler samples a flow: one of diffusers' FlowMatch classes, or another of its classes that is set to."""
-    config = scheduler.config
-    named = config.get("prediction_type") == "flow_prediction" or config.get("use_flow_sigmas")
+    named = scheduler.config.get("prediction_type") == "flow_prediction" or flow_sigmas(scheduler)
     return bool(named) or type(scheduler).__name__.startswith("FlowMatch")
+
+
+def flow_sigmas(scheduler: Any) -> bool | None:
+    """use_flow_sigmas; None of a class that does not read it, whatever a configuration of another class has left there."""
+    known = inspect.signature(type(scheduler).__init__).parameters
+    return scheduler.config.get("use_flow_sigmas") if "use_flow_sigmas" in known else None
 
 
 def noise_process(scheduler: Any) -> NoiseProcess:
@@ -127,8 +133,9 @@ def check_noise(where: str, scheduler: Any) -> None:
     where: what the scheduler was made of, for the error.
     """
     if is_flow(scheduler):
-        told = {name: scheduler.config.get(name) for name in ("prediction_type", "use_flow_sigmas")}
-        if None not in told.values() and (told["prediction_type"] == "flow_prediction") != bool(told["use_flow_sigmas"]):
+        told = {"prediction_type": scheduler.config.get("prediction_type"), "use_flow_sigmas": flow_sigmas(scheduler)}
+        matched = type(scheduler).__name__.startswith("FlowMatch")
+        if not matched and (told["prediction_type"] == "flow_prediction") != bool(told["use_flow_sigmas"]):
             raise InputError(f"{where}: {', '.join(f'{name}={value}' for name, value in told.items())} contradict each other.")
         shift = Flow(scheduler).shift
         if not 0 < shift < float("inf"):

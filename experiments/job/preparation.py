@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from common.cost.macs import shape_twin
 from common.denoisers.unet import guidance_size
-from common.diffusion.noise_schedule import check_learns_from_noise, check_noise
+from common.diffusion.noise_schedule import check_learns_from_noise, check_noise, is_flow
 from common.errors import InputError, first_line
 from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.budget import forecast_within
@@ -81,6 +81,8 @@ def check_sampling(settings: Settings, teacher: LatentDiffusion) -> None:
     except Exception as error:  # each of diffusers' schedulers refuses settings in its own way
         raise InputError(f"evaluation.scheduler: {evaluation.scheduler} cannot be made: {first_line(error)}.") from error
     check_noise("evaluation.scheduler", own)
+    if is_flow(own) != is_flow(teacher.scheduler):
+        raise InputError(f"evaluation.scheduler: a {type(own).__name__} does not sample what the teacher has learned of noise.")
     wanted = [("calibration.steps", teacher.scheduler, settings.calibration.steps), ("evaluation.steps", own, evaluation.steps)]
     wanted += [("evaluation.more_steps", own, steps) for steps in evaluation.more_steps]
     for name, scheduler, steps in wanted:

@@ -10,7 +10,7 @@ from common.diffusion.images import with_channels
 from common.diffusion.latents import scale_latents
 from common.diffusion.noise_schedule import noise_process, same_noise
 from common.diffusion.sampling import is_guided, row_generators, sample_latents, with_guidance
-from common.diffusion.text_encoding import token_ids
+from common.diffusion.text_encoding import tokenized
 from common.errors import InputError
 from common.models.loading import load_teacher
 from common.models.saving import load_student, save_student
@@ -150,7 +150,7 @@ def test_a_concept_of_several_vectors_is_all_of_its_tokens(tmp_path, vectors):
     teacher, pipeline = load_teacher(str(folder)), pipeline_of(folder)
     caption = "a <cat-toy> 5"
     added = set(range(teacher.text_encoder.config.vocab_size - vectors, teacher.text_encoder.config.vocab_size))
-    ids = token_ids(teacher.tokenizer, [caption, "no such thing"])
+    ids = tokenized(teacher.tokenizer, [caption, "no such thing"]).input_ids
     assert added <= set(ids[0].tolist()) and not added & set(ids[1].tolist())
     expected = pipeline.encode_prompt([caption], "cpu", 1, False)[0]
     assert torch.equal(teacher.encode_captions([caption])["encoder_hidden_states"], expected)

@@ -94,7 +94,7 @@ def test_the_table_knows_what_this_diffusers_has(kind):
         (VAE, {"latents_mean": [0.0] * 4, "latents_std": [1.0, 1.0, 0.0, 1.0]}, "latents_std=.*above 0"),
         (VAE, {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "shift_factor": 0.1}, "both shift_factor"),
         (SCHEDULER, {"prediction_type": "flow_prediction"}, "prediction_type"),
-        (SCHEDULER, {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "flow matching"),
+        (SCHEDULER, {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "contradict each other"),
         (SCHEDULER, {"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, "jobs learn no variances"),
         (SCHEDULER, {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "timestep_type"),
         (SCHEDULER, {"beta_end": float("nan")}, "beta_end=nan: a finite number"),
@@ -119,7 +119,7 @@ def test_what_is_not_honoured_is_refused(broken, file, entries, expected):
     assert re.search(expected, refusal(broken)), refusal(broken)
 
 
-@pytest.mark.parametrize("kind", ["EDMDPMSolverMultistepScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
+@pytest.mark.parametrize("kind", ["EDMDPMSolverMultistepScheduler", "EDMEulerScheduler", "FlowMatchHeunDiscreteScheduler"])
 def test_other_noise_than_diffusion_s_is_refused_before_weights_are_read(broken, kind):
     change(broken, "model_index.json", scheduler=["diffusers", kind])
     (broken / SCHEDULER).write_text(json.dumps({"_class_name": kind}))

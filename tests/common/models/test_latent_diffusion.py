@@ -139,7 +139,7 @@ def test_folder_without_unet(broken):
     index = json.loads((broken / "model_index.json").read_text())
     del index["unet"]
     (broken / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="no U-Net"):
+    with pytest.raises(ValueError, match="has no denoiser"):
         load_teacher(str(broken))
 
 
@@ -209,7 +209,7 @@ def replaced(network, path, **changes):
     [
         ("unet", {"in_channels": 9}, "in_channels=9, and the autoencoder's latents have 4 channels"),
         ("unet", {"out_channels": 8}, "out_channels=8, and the autoencoder's latents have 4 channels"),
-        ("unet", {"cross_attention_dim": 24}, "the text encoder is 16 wide, and the U-Net has cross_attention_dim=24"),
+        ("unet", {"cross_attention_dim": 24}, "the text encoder is 16 wide, and the denoiser has cross_attention_dim=24"),
         ("vae", {"latent_channels": 8}, "in_channels=4, and the autoencoder's latents have 8 channels"),
     ],
 )
@@ -251,7 +251,7 @@ def test_parts_of_stable_diffusion_xl_that_do_not_fit_are_told(tiny_sdxl_folder,
     teacher = load_teacher(str(tiny_sdxl_folder))
     folder = shutil.copytree(tiny_sdxl_folder, tmp_path / "broken", ignore=shutil.ignore_patterns("unet"))
     replaced(teacher.denoiser, folder / "unet", cross_attention_dim=32)
-    with pytest.raises(InputError, match=r"the text encoder is 16 \+ 24 wide, and the U-Net has cross_attention_dim=32"):
+    with pytest.raises(InputError, match=r"the text encoder is 16 \+ 24 wide, and the denoiser has cross_attention_dim=32"):
         load_teacher(str(folder))
     shutil.rmtree(folder / "unet")
     replaced(teacher.denoiser, folder / "unet", projection_class_embeddings_input_dim=64)

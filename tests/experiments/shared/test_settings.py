@@ -179,7 +179,10 @@ def test_values_that_mean_the_same_are_one_setting(place, given, taken):
         (["evaluation.scheduler={name: Nope}"], "diffusers has no NopeScheduler"),
         (["+evaluation.scheduler={name: EulerDiscrete, use_karras: true}"], "use_karras: there is no such setting"),
         (["evaluation.scheduler={name: EDMEuler}"], "EDMEulerScheduler is not a class this project can load; known are DDIM"),
-        (["evaluation.scheduler={name: UniPCMultistep, use_flow_sigmas: true}"], "use_flow_sigmas=true, which is not honoured"),
+        (
+            ["evaluation.scheduler={name: FlowMatchEulerDiscrete, invert_sigmas: true}"],
+            "invert_sigmas=true, which is not honoured",
+        ),
         (["distill.optimizer.lr=-1"], "distill.optimizer: Invalid learning rate"),
         (["distill.optimizer.lr=fast"], "distill.optimizer.lr='fast': a number"),
         (["+distill.optimizer.momentum=0.9"], "distill.optimizer.momentum: there is no such setting"),
