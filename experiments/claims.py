@@ -84,7 +84,8 @@ class Evidence:
         """
         tasks = frozenset(row["settings"]["task"]["name"] for row in rows)
         if tasks not in self.noise_by_tasks:
-            own = SeedNoise([row for row in self.rows_of_all if row["settings"]["task"]["name"] in tasks])
+            rows_of_tasks = [row for row in self.rows_of_all if row["settings"]["task"]["name"] in tasks]
+            own = SeedNoise(rows_of_tasks, self.noise_of_all)
             self.noise_by_tasks[tasks] = own if own.families else self.noise_of_all
         return self.noise_by_tasks[tasks]
 

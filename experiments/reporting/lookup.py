@@ -32,6 +32,12 @@ def matching(rows: Sequence[Row], selector: Selector) -> list[Row]:
     return [row for row in rows if all(equal(value_of(row, name), value) for name, value in wanted.items())]
 
 
+def drawn_by_chance(row: Row) -> bool:
+    """Whether a row's layers, or its weights, are drawn at random: another seed removes others."""
+    method = row["settings"]["method"]
+    return "RandomLayers" in str(method.get("_target_", "")) or "random" in (method.get("criterion"), method.get("variant"))
+
+
 def figures_of(row: Row, selector: Selector) -> dict[str, Any]:
     """The figures of a row that a selector means, side by side, with these besides:
 
@@ -60,6 +66,7 @@ def figures_of(row: Row, selector: Selector) -> dict[str, Any]:
         found["distance" + ending] = found.get(distance_name(row) + ending)
     found["left"] = left(row, found)
     found["time"] = found.get("latency_ratio")
+    found["by_chance"] = drawn_by_chance(row)
     sites = [edit["site"] for edit in row["plan"]]
     found["upward"] = sum(site.startswith("up_blocks") for site in sites) / len(sites) if sites else math.nan
     return found
