@@ -5,11 +5,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 
 from common.cost.macs import shape_twin
 from common.denoisers.unet import guidance_size
 from common.diffusion.noise_schedule import check_learns_from_noise, check_noise, is_flow
+from common.diffusion.sampling import set_timesteps
 from common.errors import InputError, first_line
 from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.budget import forecast_within
@@ -90,7 +92,7 @@ def check_sampling(settings: Settings, teacher: LatentDiffusion) -> None:
         if steps > trained:
             raise InputError(f"{name}={steps}: the teacher's schedule has {trained} timesteps, which is the most.")
         try:
-            type(scheduler).from_config(scheduler.config).set_timesteps(steps)
+            set_timesteps(type(scheduler).from_config(scheduler.config), steps, torch.zeros(teacher.latent_shape))
         except Exception as error:
             raise InputError(f"{name}={steps}: {type(scheduler).__name__} cannot take it: {first_line(error)}.") from error
 

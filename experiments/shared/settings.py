@@ -277,7 +277,7 @@ class TrainedDenoiser:
     condition_dropout: Probability
     ema_decay: Decay | None
     optimizer: Target
-    timestep_density: TimestepDensity = "uniform"
+    timestep_density: TimestepDensity
 
 
 @dataclass

@@ -62,8 +62,10 @@ def test_the_order_of_two_values_and_the_noise():
     assert told(between, [1.0, 0.0]) == FAILS
     below = {"value": {}, "from": float("-inf"), "to": 1, "margin": 0.02}
     assert [told(below, [a, 0.9], "within") for a in (-0.1, 0.85, 0.89, 0.95)] == [HOLDS, HOLDS, OPEN, FAILS]
-    equal = Measured(Estimate(1.0, (1.1, 0.9)))
+    equal = Measured(Estimate(1.0, (1.0, 1.0)))
     assert verdict(order, [equal, equal], "distance", Seeds(0.3), "student") == (SAME, 0.0)
+    better, three = Measured(Estimate(0.1, (0.1, 0.1))), {"order": [{}, {}, {}]}
+    assert verdict(three, [equal, equal, better], "distance", Seeds(0.0), "student")[0] == FAILS
     assert summary([HOLDS, HOLDS]) == HOLDS and summary([HOLDS, FAILS]) == "1 holds, 1 does not hold"
     assert summary([HOLDS, UNKNOWN]) == "1 holds, 1 not measured"
 
