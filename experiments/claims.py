@@ -18,7 +18,7 @@ from common.runtime.files import write_text
 from common.runtime.strict_json import read_json
 from experiments.reporting.comparison import Interval, Measured, SeedNoise, difference, interval, measured
 from experiments.reporting.lookup import find_all
-from experiments.reporting.metric_table import find_metric
+from experiments.reporting.metric_table import find_metric, negligible
 from experiments.reporting.page import rendered
 from experiments.reporting.paper_table import markdown
 from experiments.reporting.rows import ROWS_FILE, comparable, read_rows
@@ -27,8 +27,8 @@ from experiments.shared.row import Row
 from experiments.sweeps.result_index import fault_lines, write_index
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
-TOLD = ("feature_mse", "distance", "caption_retrieval", "latent_mse", "time")  # of whose noise the page tells
-HOLDS, FAILS, SAME, OPEN, UNKNOWN = "holds", "does not hold", "the same samples", "cannot be told", "not measured"
+TOLD = ("feature_mse", "distance", "caption_retrieval", "latent_mse")  # of whose noise the page tells
+HOLDS, FAILS, EQUAL, OPEN, UNKNOWN = "holds", "does not hold", "no difference", "cannot be told", "not measured"
 PAGE = Path(__file__).with_name("reporting") / "claims.md"
 
 
@@ -44,10 +44,11 @@ class Evidence:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.rows_of_all = read_rows([folder])
-        self.noise_of_all = SeedNoise(self.rows_of_all)
-        self.noise_by_tasks: dict[frozenset[str], SeedNoise] = {}
-        if not self.noise_of_all.families:
+        by_task: dict[str, list[Row]] = {}
+        for row in read_rows([folder]):
+            by_task.setdefault(row["settings"]["task"]["name"], []).append(row)
+        self.noise_by_task = {task: SeedNoise(rows) for task, rows in sorted(by_task.items())}
+        if not any(noise.families for noise in self.noise_by_task.values()):
             raise InputError(
                 f"No rows below {folder} differ in their seed alone: publish experiment=seeds, by which differences are judged."
             )
@@ -69,25 +70,17 @@ class Evidence:
     ) -> Measured | None:
         """The figure that a selector means; None where it was not measured."""
         if "path" not in selector:
-            return measured(find_all(rows, selector), metric, selector.get("model") != "teacher")
+            return measured(find_all(rows, selector), metric)
         path = self.folder / claim["file"]
         *groups, name = selector["path"].split(".")
         figures: Any = read_json(path, "publish it anew (experiments.publish)") if path.is_file() else {}
         for group in groups:
             figures = figures.get(group) if isinstance(figures, dict) else None
-        return measured([figures or {}], name, trained=False)
+        return measured([figures or {}], name)
 
     def noise(self, rows: Sequence[Row]) -> SeedNoise:
-        """What seeds of training do to figures of the rows' task: all of its published rows that were run with several tell.
-
-        Of a task that has none, those of every task.
-        """
-        tasks = frozenset(row["settings"]["task"]["name"] for row in rows)
-        if tasks not in self.noise_by_tasks:
-            rows_of_tasks = [row for row in self.rows_of_all if row["settings"]["task"]["name"] in tasks]
-            own = SeedNoise(rows_of_tasks, self.noise_of_all)
-            self.noise_by_tasks[tasks] = own if own.families else self.noise_of_all
-        return self.noise_by_tasks[tasks]
+        """What seeds do to figures of the rows: these tell where they were run with several, else all of their task."""
+        return SeedNoise(rows, self.noise_by_task[rows[0]["settings"]["task"]["name"]]) if rows else SeedNoise([])
 
 
 def cases(check: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], list[Mapping[str, Any]]]]:
@@ -114,34 +107,34 @@ def in_words(selector: Mapping[str, Any]) -> str:
     )
 
 
-def verdict(
-    check: Mapping[str, Any], found: Sequence[Measured], metric: str, noise: SeedNoise, model: str
-) -> tuple[str, float]:
+def verdict(check: Mapping[str, Any], found: Sequence[Measured], metric: str, noise: SeedNoise) -> tuple[str, float]:
     """Whether the figures are as the check expects: in the order from best to worst, or within its bounds.
 
-    And half the width of the widest interval that was looked at, as a share of the figure: smaller differences are not seen.
-    model: whose seeds tell. A check's own margin, a share of the figure, takes the place of the interval.
+    And half the width of the widest interval that was looked at, as a share of the figure: smaller differences are not seen. A
+    check's own margin, a share of the figure, takes the place of the interval.
     """
     own = check.get("margin")
     if "order" in check:
-        if all(same(*pair) for pair in pairwise(found)):
-            return SAME, 0.0
-        sign = -1 if find_metric(metric).higher else 1
-        gains = [difference(worse, better, metric, noise, model) for better, worse in pairwise(found)]
+        pairs, sign = list(pairwise(found)), -1 if find_metric(metric).higher else 1
+        gains = [difference(worse, better, metric, noise) for better, worse in pairs]
         gains = [Interval(sign * gain.value, gain.half) for gain in gains]
+        gains = [Interval(0.0, 0.0) if same(*pair) else gain for gain, pair in zip(gains, pairs, strict=True)]
         if own is not None:
-            gains = [Interval(gain.value, own * larger(*pair)) for gain, pair in zip(gains, pairwise(found), strict=True)]
-        seen = max(share(gain.half, larger(*pair)) for gain, pair in zip(gains, pairwise(found), strict=True))
+            gains = [Interval(gain.value, own * larger(*pair)) for gain, pair in zip(gains, pairs, strict=True)]
+        seen = max(share(gain.half, larger(*pair)) for gain, pair in zip(gains, pairs, strict=True))
         if any(gain.below(0) for gain in gains):
             return FAILS, seen
-        return (HOLDS if all(gain.above(0) for gain in gains) else OPEN), seen
+        if all(gain.above(0) for gain in gains):
+            return HOLDS, seen
+        small = [same(*pair) or gain.within(negligible(metric, larger(*pair))) for gain, pair in zip(gains, pairs, strict=True)]
+        return (EQUAL if all(few or gain.above(0) for few, gain in zip(small, gains, strict=True)) else OPEN), seen
     low, high = check["from"], check["to"]
     value = found[0].estimate.value
     if len(found) == 1:
-        told = interval(found[0], metric, noise, model)
+        told = interval(found[0], metric, noise)
     else:
         against = found[1].estimate.value
-        apart = difference(found[0], found[1], metric, noise, model)
+        apart = difference(found[0], found[1], metric, noise)
         told = Interval(value / against, apart.half / abs(against)) if against else Interval(math.inf, 0.0)
     if own is not None:
         told = Interval(told.value, own * abs(told.value) if math.isfinite(told.value) else 0.0)
@@ -177,8 +170,10 @@ def check_claim(claim: Mapping[str, Any], evidence: Evidence) -> tuple[list[str]
             if len(known) < len(found):
                 verdicts.append(UNKNOWN)
                 continue
-            model = next((each.get("model", "student") for each in selectors if each.get("model") != "teacher"), "teacher")
-            decided, seen = verdict(check, known, metric, noise, model)
+            if any(each.model for each in known) and not any(noise.of(metric, each.model)[1] for each in known if each.model):
+                verdicts.append(UNKNOWN)  # how much seeds change it
+                continue
+            decided, seen = verdict(check, known, metric, noise)
             verdicts.append(decided)
             form = find_metric(metric).form
             of = ", ".join(filter(None, (find_metric(metric).title, in_words(shared))))
@@ -195,8 +190,17 @@ def check_claim(claim: Mapping[str, Any], evidence: Evidence) -> tuple[list[str]
 
 def summary(verdicts: Sequence[str]) -> str:
     """One verdict where all comparisons agree, else how many of each."""
-    kinds = [kind for kind in (HOLDS, FAILS, SAME, OPEN, UNKNOWN) if kind in verdicts]
+    kinds = [kind for kind in (HOLDS, FAILS, EQUAL, OPEN, UNKNOWN) if kind in verdicts]
     return kinds[0] if len(kinds) == 1 else ", ".join(f"{verdicts.count(kind)} {kind}" for kind in kinds)
+
+
+def noise_lines(evidence: Evidence) -> Iterator[str]:
+    """Of each task, how much seeds of training change its figures."""
+    for task, noise in evidence.noise_by_task.items():
+        deviations = {name: noise.of(name)[0] for name in TOLD}
+        told = [f"{find_metric(name).title} {find_metric(name).form.format(by)}" for name, by in deviations.items() if by]
+        if told:
+            yield f"- {task}, {len(noise.families)} jobs with several seeds: {', '.join(told)}"
 
 
 def page(claims: Sequence[Mapping[str, Any]], found: Sequence[tuple[list[str], list[str]]], evidence: Evidence) -> str:
@@ -206,14 +210,11 @@ def page(claims: Sequence[Mapping[str, Any]], found: Sequence[tuple[list[str], l
         names = claim.get("experiments", [str(Path(claim["file"]).parent)] if "file" in claim else [])
         links = ", ".join(f"[{name}]({name}/README.md)" for name in names)
         lines.append([str(place), claim["claim"], claim["published"], "<br>".join(texts), f"**{summary(verdicts)}**", links])
-    noise = evidence.noise_of_all
-    shares = ", ".join(f"{find_metric(name).title} {100 * noise.of(name)[0]:.1f} %" for name in TOLD)
     verdicts = [each for _, of_claim in found for each in of_claim]
     return rendered(
         PAGE,
-        families=len(noise.families),
-        shares=shares,
-        decided=sum(each in (HOLDS, FAILS) for each in verdicts),
+        noise="\n".join(noise_lines(evidence)),
+        decided=sum(each in (HOLDS, FAILS, EQUAL) for each in verdicts),
         comparisons=len(verdicts),
         faults="\n".join(fault_lines(evidence.folder)),
         table=markdown(["", "claim", "published", "measured here", "verdict", "rows"], lines, words=6),

@@ -94,7 +94,7 @@ def lines_of(pairs: Sequence[tuple[Row, Row]], metrics: Sequence[str]) -> list[l
         left = " / ".join(f"{each['left']:.0%}" for each in found)
         line = [left]
         for metric in metrics:
-            ways = [measured([each], metric, trained=False) for each in found]
+            ways = [measured([each], metric) for each in found]
             apart = difference(ways[1], ways[0], metric, SeedNoise([])) if all(ways) else None
             told = "" if apart is None else f"{apart.value:+.3g} ±{apart.half:.2g}"
             line += [*(metric_text(each, metric) for each in found), told]

@@ -1,12 +1,13 @@
 """Whether figures of result rows differ by more than chance: of samples, and of the seeds of calibration and training.
 
 Rows that are sampled from equal seeds are compared in pairs, by the jackknife replicates of their difference. Rows that differ
-in their seed alone are averaged, and tell how much training itself varies: by a share of the figure, pooled over all that were
-run with several seeds.
+in their seed alone are averaged, and tell how much calibration and training themselves vary: a standard deviation, pooled over
+all of a task that were run with several seeds.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,18 +19,19 @@ from experiments.shared.row import Row, estimate_of
 
 @dataclass(frozen=True)
 class Measured:
-    """A figure of one model: its mean over `seeds` rows. trained: whether another seed would have given another model.
+    """A figure of one model: its mean over `seeds` rows.
 
-    by_chance: whether its layers are drawn, so that another seed removes others.
+    model: "pruned" or "distilled"; None of a teacher, which other seeds leave as it is. by_chance: whether its layers are
+    drawn, so that another seed removes others.
     """
 
     estimate: Estimate
     seeds: int = 1
-    trained: bool = True
+    model: str | None = None
     by_chance: bool = False
 
 
-def measured(figures: Sequence[Mapping[str, Any]], metric: str, trained: bool = True) -> Measured | None:
+def measured(figures: Sequence[Mapping[str, Any]], metric: str) -> Measured | None:
     """The metric in figures of rows that differ in their seed alone; None where one of them lacks it."""
     found = [estimate_of(each, metric) for each in figures]
     known = [each for each in found if each is not None and math.isfinite(each.value)]
@@ -37,14 +39,20 @@ def measured(figures: Sequence[Mapping[str, Any]], metric: str, trained: bool = 
         return None
     if len({len(each.replicates) for each in known}) > 1:
         known = [Estimate(each.value) for each in known]
-    return Measured(mean_of(known), len(known), trained, any(each.get("by_chance") for each in figures))
+    model = figures[0].get("model")
+    by_chance = any(each.get("by_chance") for each in figures)
+    return Measured(mean_of(known), len(known), None if model == "teacher" else model, by_chance)
 
 
 ENOUGH = 4  # degrees of freedom: with fewer an interval is wider than what it is of
 
 
 class SeedNoise:
-    """How much figures vary between rows that differ in their seed alone."""
+    """How much figures vary between rows of one task that differ in their seed alone.
+
+    By as much whatever their size, as measured: a student that is near its teacher varies as one that is far. Where `rows` are
+    too few to tell, those of `elsewhere` do.
+    """
 
     def __init__(self, rows: Sequence[Row], elsewhere: "SeedNoise | None" = None):
         self.elsewhere = elsewhere
@@ -53,33 +61,38 @@ class SeedNoise:
             families.setdefault(but_for_seed(row), []).append(row)
         self.families = [family for family in families.values() if len({row["settings"]["seed"] for row in family}) > 1]
 
-    def of(self, metric: str, model: str = "student", by_chance: bool = False) -> tuple[float, int]:
-        """The standard deviation as a share of the figure, and its degrees of freedom; 0 where nothing is known.
+    def of(self, metric: str, model: str = "distilled", by_chance: bool = False) -> tuple[float, int]:
+        """The standard deviation, and its degrees of freedom; zeros where nothing is known.
 
-        Rows whose layers are drawn by chance vary by that as well, and tell of each other: those elsewhere too, or all rows,
-        where there are too few.
+        Pooled over the figures of one model of each row: before its training ("pruned") or after ("distilled"). Rows whose
+        layers are drawn by chance vary by that as well, and tell of each other, unless there are too few.
         """
-        squares, degrees = 0.0, 0
-        for family in self.alike(by_chance) or self.families:
-            values = [figures_of(row, {"model": model}).get(metric) for row in family]
-            known = [value for value in values if value is not None and math.isfinite(value)]
-            mean = math.fsum(known) / max(1, len(known))
-            if len(known) > 1 and mean:
-                squares += math.fsum((value / mean - 1) ** 2 for value in known)
-                degrees += len(known) - 1
+        alike = [values for values, drawn in self.values(metric, model) if drawn == by_chance]
+        if degrees_of(alike) < ENOUGH and self.elsewhere is not None:
+            return self.elsewhere.of(metric, model, by_chance)
+        if degrees_of(alike) < ENOUGH:
+            alike = [values for values, _ in self.values(metric, model)]
+        degrees = degrees_of(alike)
+        squares = math.fsum(statistics.variance(values) * (len(values) - 1) for values in alike)
         return (math.sqrt(squares / degrees), degrees) if degrees else (0.0, 0)
 
-    def alike(self, by_chance: bool) -> list[list[Row]]:
-        """The families whose layers are drawn by chance, or are not; none where they are too few to tell."""
-        found = [family for family in self.families if drawn_by_chance(family[0]) == by_chance]
-        if sum(len(family) - 1 for family in found) >= ENOUGH:
-            return found
-        return [] if self.elsewhere is None else self.elsewhere.alike(by_chance)
+    def values(self, metric: str, model: str) -> Iterator[tuple[list[float], bool]]:
+        """Of each family that has several, and whether its layers are drawn by chance."""
+        for family in self.families:
+            found = [figures_of(row, {"model": model}).get(metric) for row in family if model in row["models"]]
+            known = [value for value in found if value is not None and math.isfinite(value)]
+            if len(known) > 1:
+                yield known, drawn_by_chance(family[0])
 
-    def half_width(self, each: Measured, metric: str, model: str = "student") -> float:
-        """Of the 95 % interval of a figure as far as seeds of training widen it."""
-        share, degrees = self.of(metric, model, each.by_chance) if each.trained else (0.0, 0)
-        return student_t(degrees) * share * abs(each.estimate.value) / math.sqrt(each.seeds) if degrees else 0.0
+    def half_width(self, each: Measured, metric: str) -> float:
+        """Of the 95 % interval of a figure as far as seeds widen it."""
+        deviation, degrees = self.of(metric, each.model, each.by_chance) if each.model else (0.0, 0)
+        return student_t(degrees) * deviation / math.sqrt(each.seeds) if degrees else 0.0
+
+
+def degrees_of(families: Sequence[Sequence[float]]) -> int:
+    """Of freedom, of a standard deviation that is pooled over families."""
+    return sum(len(values) - 1 for values in families)
 
 
 @dataclass(frozen=True)
@@ -96,16 +109,20 @@ class Interval:
     def below(self, bound: float) -> bool:
         return self.value + self.half < bound
 
+    def within(self, bound: float) -> bool:
+        """Whether it lies between -bound and bound."""
+        return abs(self.value) + self.half < bound
 
-def interval(each: Measured, metric: str, noise: SeedNoise, model: str = "student") -> Interval:
+
+def interval(each: Measured, metric: str, noise: SeedNoise) -> Interval:
     """Of one figure."""
     sampled = each.estimate.half_width if each.estimate.replicates else 0.0
-    return Interval(each.estimate.value, math.hypot(sampled, noise.half_width(each, metric, model)))
+    return Interval(each.estimate.value, math.hypot(sampled, noise.half_width(each, metric)))
 
 
-def difference(one: Measured, other: Measured, metric: str, noise: SeedNoise, model: str = "student") -> Interval:
+def difference(one: Measured, other: Measured, metric: str, noise: SeedNoise) -> Interval:
     """Of one minus the other: sampled from equal seeds, trained apart."""
     both = one.estimate.replicates and len(one.estimate.replicates) == len(other.estimate.replicates)
     sampled = (one.estimate - other.estimate).half_width if both else 0.0
-    trained = [noise.half_width(each, metric, model) for each in (one, other)]
+    trained = [noise.half_width(each, metric) for each in (one, other)]
     return Interval(one.estimate.value - other.estimate.value, math.hypot(sampled, *trained))

@@ -46,6 +46,8 @@ def figures_of(row: Row, selector: Selector) -> dict[str, Any]:
     time       of a forward pass, the teacher's being 1
     upward     the share of the edits that lie in up_blocks, the half of a U-Net near its output
     after      the share of the training after which they were measured
+    model      whose they are: teacher, pruned or distilled
+    by_chance  whether its layers are drawn at random
     """
     who = {"student": student(row)}.get(selector.get("model", "student"), selector.get("model"))
     share, models = selector.get("at"), row["models"]
@@ -60,13 +62,14 @@ def figures_of(row: Row, selector: Selector) -> dict[str, Any]:
         near = abs(step - share * total) <= TOLERANCE * total
         found |= dict.fromkeys(metric_names([row])) | (moments[step] if near else {})  # what was not measured then is not known
         found["after"] = step / total if near and total else None
+        who = "pruned" if step == 0 else who
     replicates = {name: value for name, value in found.items() if name.endswith(REPLICATES)}
     found = flat(found) | replicates
     for ending in ("", *BESIDE):
         found["distance" + ending] = found.get(distance_name(row) + ending)
     found["left"] = left(row, found)
     found["time"] = found.get("latency_ratio")
-    found["by_chance"] = drawn_by_chance(row)
+    found["model"], found["by_chance"] = who, drawn_by_chance(row)
     sites = [edit["site"] for edit in row["plan"]]
     found["upward"] = sum(site.startswith("up_blocks") for site in sites) / len(sites) if sites else math.nan
     return found

@@ -15,14 +15,16 @@ class Metric(NamedTuple):
     higher: bool = False  # is better
     published: bool = False  # by the papers: experiments/evaluation/paper_metrics.py measures it where conf/metrics asks for it
     to_teacher: bool = False  # against its samples from equal seeds: says nothing of the teacher itself
+    negligible: float = 0.0  # a difference below is nothing in practice: a share of the figure, or points of what is a share
     drawn: bool = True  # in a picture of its own; the report's page draws all, kernel distances too
 
 
 METRICS = {  # by the name in a row
-    "latent_mse": Metric("MSE to the teacher", "{:.3f}", to_teacher=True, drawn=False),
-    "feature_mse": Metric("features to the teacher", "{:.3f}", to_teacher=True),
-    "caption_retrieval": Metric("retrieval", "{:.1%}", higher=True),
+    "latent_mse": Metric("MSE to the teacher", "{:.3f}", to_teacher=True, negligible=0.1, drawn=False),
+    "feature_mse": Metric("features to the teacher", "{:.3f}", to_teacher=True, negligible=0.1),
+    "caption_retrieval": Metric("retrieval", "{:.1%}", higher=True, negligible=0.05),
     "ssim": Metric("SSIM to the teacher", "{:.3f}", higher=True, to_teacher=True, drawn=False),
+    "distance": Metric("distance", "{:.4g}", negligible=0.05),  # of Fréchet, whatever its features
     "fid": Metric("FID", "{:.2f}", published=True),
     "fid_clean": Metric("FID clean", "{:.2f}", published=True),
     "kid_clean": Metric("KID clean", "{:.3f}", published=True, drawn=False),
@@ -41,7 +43,11 @@ METRICS = {  # by the name in a row
 }
 
 
-DISTANCES = {"fd": Metric("FD", "{:.1f}"), "kd": Metric("KD", "{:.1f}", drawn=False), "fad": Metric("FAD", "{:.1f}")}
+DISTANCES = {
+    "fd": Metric("FD", "{:.1f}", negligible=0.05),
+    "kd": Metric("KD", "{:.1f}", negligible=0.05, drawn=False),
+    "fad": Metric("FAD", "{:.1f}", negligible=0.05),
+}
 EXTRACTORS = {"effnet": "EfficientNet", "musicnn": "musicnn"}
 
 
@@ -63,6 +69,12 @@ def short_title(name: str) -> str:
     if kind not in DISTANCES:
         return find_metric(name).title.replace("to the teacher", "to t.")
     return DISTANCES[kind].title + (" to t." if features.endswith("_to_teacher") else "")
+
+
+def negligible(name: str, figure: float) -> float:
+    """How far from a figure of the metric another may be and tell nothing in practice; 0 where nobody has said."""
+    metric = find_metric(name)
+    return metric.negligible * (1.0 if metric.form.endswith("%}") else abs(figure))
 
 
 def half_width(figures: Mapping[str, Any], name: str) -> float | None:

@@ -50,9 +50,8 @@ def cell(title: str, value: float | None) -> str:
 
 def half_text(rows: Sequence[Row], selector: Selector, title: str, name: str, noise: SeedNoise) -> str:
     """Half of the 95 % interval of a metric, of samples and of seeds, such as " ±0.41"; "" where none is known."""
-    model = selector.get("model", "student")
-    figure = measured(find_all(rows, selector), name, trained=model == "student")
-    half = interval(figure, name, noise, model).half if figure is not None and figure.estimate.replicates else 0.0
+    figure = measured(find_all(rows, selector), name)
+    half = interval(figure, name, noise).half if figure is not None and figure.estimate.replicates else 0.0
     return f" ±{FORMS[title].format(half).removesuffix('%')}" if half else ""
 
 
