@@ -154,7 +154,7 @@ def test_html(tmp_path, monkeypatch, text):
     spelt = text.encode("utf-8", "backslashreplace").decode()
     assert found.elements.count("script") == 2 and "b" not in found.elements and found.text.count(spelt) >= 8
     (plots,) = [attributes["data-plots"] for _, attributes in found.parts if "data-plots" in attributes]
-    assert json.loads(plots)["jobs"][0]["method"] == text
+    assert text in json.loads(plots)["jobs"][0]["series"]
 
 
 def test_names_in_interactive_plots_are_escaped():
@@ -162,7 +162,7 @@ def test_names_in_interactive_plots_are_escaped():
     script = (curves.__file__).replace("curves.py", "page.html")
     with open(script, encoding="utf-8") as handle:
         names = re.findall(r"\bname(?:: ([^,]+))?, mode:", handle.read())
-    assert len(names) == 3 and set(names) == {"escaped(method)", '"Pareto front"', "escaped(name)"}
+    assert names == ["escaped(name)", '"Pareto front"', "escaped(name)"]
 
 
 @pytest.mark.parametrize("text", NASTY)
@@ -261,7 +261,6 @@ def test_curves(tmp_path, drawn):
     curves.draw_curves(read_rows([tmp_path]), tmp_path / "a.png")
     legends = [{text.get_text() for text in axis.get_legend().get_texts()} for axis in drawn[0].axes]
     for text in NASTY:
-        assert picture_label(text) in legends[0]
         assert all(any(picture_label(text)[:60] in label for label in legend) for legend in legends)
     assert "$" not in "".join(label.get_text() for axis in drawn[0].axes for label in axis.get_xticklabels(which="both"))
 

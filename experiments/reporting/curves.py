@@ -6,6 +6,7 @@ over sampling steps                               of jobs with evaluation.more_s
 """
 
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,11 @@ from experiments.reporting.rows import (
     KNOBS,
     distance_name,
     labels,
-    method_title,
     metric_names,
     nonzero_parameters,
-    setting,
     student,
 )
+from experiments.reporting.series import Label, series_of, write_labels
 from experiments.shared.row import Row
 
 Points = list[tuple[float, float]]
@@ -69,27 +69,31 @@ def sampling_points(row: Row, who: str, metric: str) -> Points:
     return sorted([(row["protocol"]["steps"], row["models"][who][metric]), *others]) if others else []
 
 
-def draw_cost(axis: Any, rows: Sequence[Row], metric: str, name: str) -> None:
-    """One point a job, one colour a method, whose points are joined where a setting was swept; the teacher as a level."""
-    for method in sorted({method_title(row) for row in rows}):
-        found = [
-            (setting(row), cost(row, student(row), name), row["models"][student(row)])
-            for row in rows
-            if method_title(row) == method and metric in row["models"][student(row)]
-        ]
-        found = [(words, x, figures[metric], half_width(figures, metric)) for words, x, figures in found if x is not None]
-        found.sort(key=lambda point: point[1])
-        if found:
-            _, x, y, halves = zip(*found, strict=True)
-            bars = [half or 0.0 for half in halves] if any(halves) else None
-            swept = len({words for words, *_ in found}) == len(found) > 2  # one curve, and not several seeds or recipes
-            form = "o-" if swept else "o"
-            axis.errorbar(x, y, bars, fmt=form, markersize=4, linewidth=0.8, elinewidth=0.8, label=picture_label(method))
-        for words, x, y, _ in found:
-            note = axis.annotate(picture_label(words), (x, y), fontsize=5.5, xytext=(2, 3), textcoords="offset points")
-            note.set_in_layout(False)  # a long one does not squeeze the panel
+def draw_cost(axis: Any, rows: Sequence[Row], metric: str, name: str) -> list[Label]:
+    """One colour a series, whose points are joined where a knob was swept; the teacher as a level.
+
+    What is to be written beside the points: the knob, unless it is the axis.
+    """
+    beside = []
+    for place, (title, points) in enumerate(series_of(rows).items()):
+        found = []
+        for point in points:
+            costs, figure = [cost(row, student(row), name) for row in point.rows], point.metric(metric)
+            if None not in costs and figure is not None:
+                found.append((statistics.fmean(costs), *figure, point.knob))
+        if not found:
+            continue
+        xs, ys, halves, knobs = zip(*found, strict=True)
+        joined = len(set(knobs)) == len(found) > 2
+        bars = halves if any(halves) else None
+        form = {"fmt": "o-" if joined else "o", "markersize": 4, "linewidth": 0.8, "elinewidth": 0.8}
+        colour = f"C{place % 10}"  # the same in all panels
+        axis.errorbar(xs, ys, bars, color=colour, label=picture_label(title), **form)
+        if len(found) > 1 and (name not in KNOBS or name == "parameters"):
+            beside += [Label(f"{knob:g}", x, y, colour) for x, y, _, knob in found if knob is not None]
     draw_teacher(axis, rows, metric)
     axis.set(xlabel=COSTS[name][0])
+    return beside
 
 
 def teacher_level(rows: Sequence[Row], metric: str) -> float | None:
@@ -134,7 +138,7 @@ def draw_curves(rows: Sequence[Row], path: Path, metric: str | None = None) -> N
     from functools import partial
 
     metric = metric or distance_name(rows[0])
-    panels: list[Callable[..., None]] = [partial(draw_cost, name=name) for name in costs_of(rows)]
+    panels: list[Callable[..., list[Label] | None]] = [partial(draw_cost, name=name) for name in costs_of(rows)]
     panels += [draw_training] if any(training_points(row, metric) for row in rows) else []
     panels += [draw_sampling] if any(sampling_points(row, "teacher", metric) for row in rows) else []
     columns = min(3, len(panels))
@@ -142,11 +146,13 @@ def draw_curves(rows: Sequence[Row], path: Path, metric: str | None = None) -> N
     figure, axes = plotting().subplots(lines, columns, figsize=(5.2 * columns, 4 * lines), squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
-    for axis, draw in zip(axes.flat, panels, strict=False):
-        draw(axis, rows, metric)
+    beside = [draw(axis, rows, metric) for axis, draw in zip(axes.flat, panels, strict=False)]
+    for axis in axes.flat[: len(panels)]:
         axis.set_ylabel(find_metric(metric).title)
         axis.legend(fontsize=6)
     figure.tight_layout()
+    for axis, labels_of_panel in zip(axes.flat, beside, strict=False):
+        write_labels(axis, labels_of_panel or [])
     save_figure(figure, path, colours=256)
 
 
@@ -158,13 +164,16 @@ def plot_data(rows: Sequence[Row]) -> dict[str, Any]:
     def metrics_of(figures: dict[str, Any]) -> dict[str, Any]:
         return {metric: figures.get(metric) for metric in metrics}
 
+    points = [(title, point) for title, points in series_of(rows).items() for point in points]
+    series = {id(row): (title, point.knob) for title, point in points for row in point.rows}
     jobs = []
     for label, row in zip(labels(rows), rows, strict=True):
         who = student(row)
         jobs.append(
             {
                 "label": label,
-                "method": method_title(row),
+                "series": series[id(row)][0],
+                "knob": series[id(row)][1],
                 "command": row.get("command", ""),
                 "costs": {name: cost(row, who, name) for name in names},
                 "metrics": metrics_of(row["models"][who]),

@@ -260,7 +260,7 @@ def changed_settings(rows: Sequence[Row]) -> list[str]:
         all_others = (other["settings"]["method"] for other in rows)
         others = [o for o in all_others if o.keys() == method.keys() and o.get("variant") == method.get("variant")]
         names = [name for name in method if name not in KNOBS and any(other[name] != method[name] for other in others)]
-        found.append(" ".join([setting(row), *(in_words(name, method[name]) for name in names)]))
+        found.append(" ".join(filter(None, [setting(row), *(in_words(name, method[name]) for name in names)])))
     return found
 
 
