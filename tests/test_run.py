@@ -263,7 +263,7 @@ def test_help_answers_without_loading_torch():
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "method: bk_sdm, dense, diff_pruning, l1_diff, laptop_diff, ld_pruner" in done.stdout
+    assert "method: bk_sdm, block_influence, dense, diff_pruning, l1_diff, laptop_diff, ld_pruner" in done.stdout
 
 
 def test_torch_is_the_constrained_one():

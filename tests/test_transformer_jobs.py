@@ -18,6 +18,7 @@ METHODS = {
     "laptop_diff": [RATIO],
     "ld_pruner": ["method.k=2", "method.kinds=[attention,feed_forward,transformer_block]"],
     "l1_diff": ["method.sparsity=0.5"],
+    "block_influence": [RATIO, "method.arrangement=contiguous"],
     "magnitude": [RATIO, "method.granularity=half_block"],
     "random_layers": [RATIO],
     "dense": [],
@@ -43,7 +44,7 @@ def test_every_method_runs_on_a_transformer(outputs, tiny_dit_folder, method):
     log = next((path.parent / "distill" / "log").rglob("*.csv")).read_text().splitlines()[0]
     assert "feature/transformer_blocks." in log
     index = json.loads((path.parent / "student" / "model_index.json").read_text())
-    own = method in ("laptop_diff", "ld_pruner", "magnitude", "random_layers")
+    own = method in ("block_influence", "laptop_diff", "ld_pruner", "magnitude", "random_layers")
     assert index["transformer"][0] == ("pruned_denoiser" if own else "diffusers")
     pipeline = DiffusionPipeline.from_pretrained(path.parent / "student", trust_remote_code=True)
     options = {"max_sequence_length": 12, "output_type": "latent", "use_resolution_binning": False, "clean_caption": False}

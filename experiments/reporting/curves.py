@@ -9,19 +9,21 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from experiments.reporting.figures import logarithmic, picture_label, plotting, save_figure
+from experiments.reporting.comparison import measured
+from experiments.reporting.figures import Label, logarithmic, picture_label, plotting, save_figure, write_labels
+from experiments.reporting.lookup import figures_of
 from experiments.reporting.metric_table import find_metric, half_width
 from experiments.reporting.rows import (
     KNOBS,
+    but_for_seed,
     distance_name,
     labels,
     metric_names,
     nonzero_parameters,
     student,
 )
-from experiments.reporting.series import Label, series_of, write_labels
 from experiments.shared.row import Row
 
 Points = list[tuple[float, float]]
@@ -67,6 +69,52 @@ def sampling_points(row: Row, who: str, metric: str) -> Points:
     """(sampling steps, metric) of one model; empty where only one number of steps was measured."""
     others = [(int(steps), models[who][metric]) for steps, models in row.get("by_steps", {}).items() if metric in models[who]]
     return sorted([(row["protocol"]["steps"], row["models"][who][metric]), *others]) if others else []
+
+
+class Point(NamedTuple):
+    """Rows that differ in their seed alone, with the value of the knob that was swept; None where none was."""
+
+    knob: float | None
+    rows: list[Row]
+
+    def metric(self, name: str) -> tuple[float, float] | None:
+        """The mean over seeds and half of its interval (0 where none is known); None where one of the rows lacks it."""
+        figures = [figures_of(row, {}) for row in self.rows]
+        found = measured(figures, name)
+        if found is None:
+            return None
+        half = found.estimate.half_width if found.estimate.replicates else half_width(figures[0], name)
+        return found.estimate.value, half or 0.0
+
+
+def turned_knob(row: Row) -> str | None:
+    """The knob of the row's method that a sweep is usually over and that is a number."""
+    method = row["settings"]["method"]
+    return next((name for name in KNOBS if isinstance(method.get(name), int | float)), None)
+
+
+def series_of(rows: Sequence[Row]) -> dict[str, list[Point]]:
+    """Points by the name of their series: rows that differ in their knob and seed alone, in the order of the knob."""
+    series: dict[str, dict[str, list[Row]]] = {}
+    heads: list[Row] = []
+    for row in rows:
+        head = without_knob(row)
+        name = but_for_seed(head)
+        if name not in series:
+            heads.append(head)
+        series.setdefault(name, {}).setdefault(but_for_seed(row), []).append(row)
+    found = {}
+    for label, points in zip(labels(heads), series.values(), strict=True):
+        knobs = [(turned_knob(members[0]), members) for members in points.values()]
+        made = [Point(members[0]["settings"]["method"][knob] if knob else None, members) for knob, members in knobs]
+        found[label] = sorted(made, key=lambda point: (point.knob is not None, point.knob))
+    return found
+
+
+def without_knob(row: Row) -> Row:
+    """The row as if its knob had not been turned."""
+    method = {name: value for name, value in row["settings"]["method"].items() if name != turned_knob(row)}
+    return {**row, "settings": {**row["settings"], "method": method}}
 
 
 def draw_cost(axis: Any, rows: Sequence[Row], metric: str, name: str) -> list[Label]:

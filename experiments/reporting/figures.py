@@ -1,8 +1,9 @@
 """Figures that matplotlib draws, in which text is text."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.runtime.files import write_atomically
 from common.shown_text import in_lines, shortened
@@ -10,6 +11,7 @@ from common.shown_text import in_lines, shortened
 WEBP_QUALITY = 70
 CAPTION_LINES = 8  # matplotlib takes a minute for a page of text
 LABEL = 80  # characters
+OFFSETS = ((3, 3), (3, -8), (-14, 3), (-14, -8))  # of a label from its point, in points of the page: the first that has room
 
 
 def plotting() -> Any:
@@ -74,3 +76,33 @@ def short_path(site: str) -> str:
     for long, brief in words.items():
         site = site.replace(long, brief)
     return site
+
+
+class Label(NamedTuple):
+    """What stands beside a point of a panel."""
+
+    text: str
+    x: float
+    y: float
+    colour: Any
+
+
+def write_labels(axis: Any, labels: Sequence[Label]) -> None:
+    """Each beside its point and none on another: one that has no room is left out. After the figure's layout."""
+    window, taken = axis.get_window_extent(), []
+    for label in labels:
+        for offset in OFFSETS:
+            note = axis.annotate(
+                shortened(label.text, 12),
+                (label.x, label.y),
+                xytext=offset,
+                textcoords="offset points",
+                fontsize=6,
+                color=label.colour,
+            )
+            box = note.get_window_extent()
+            inside = window.x0 <= box.x0 and box.x1 <= window.x1 and window.y0 <= box.y0 and box.y1 <= window.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            note.remove()

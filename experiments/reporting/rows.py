@@ -30,6 +30,7 @@ CHOICES = ("task", "scale", "teacher", "method", "distill", "experiment", "prese
 TELLING = ("distill", "init", "seed", "distill.output_weight", "distill.feature_weight", "distill.accumulate")
 METHODS = {  # as their papers call them; one from elsewhere is called as on the command line
     "bk_sdm": "BK-SDM",
+    "block_influence": "block influence",
     "dense": "dense",
     "diff_pruning": "Diff-Pruning",
     "l1_diff": "L1-Diff",

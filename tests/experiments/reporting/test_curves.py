@@ -5,10 +5,9 @@ from itertools import combinations
 
 from PIL import Image
 
-from experiments.reporting.curves import cost, draw_curves, plot_data, sampling_points, training_points
-from experiments.reporting.figures import plotting
+from experiments.reporting.curves import cost, draw_curves, plot_data, sampling_points, series_of, training_points
+from experiments.reporting.figures import Label, plotting, write_labels
 from experiments.reporting.rows import read_rows
-from experiments.reporting.series import Label, series_of, write_labels
 from tests.experiments.test_collect import job
 
 
