@@ -48,7 +48,7 @@ def scores_of(row: Row, overrides: Sequence[str]) -> dict[str, float]:
     from experiments.shared.job import Job
 
     settings = row["settings"]
-    layers = [f"method.{name}={settings['method'][name]}" for name in ("granularity", "width_changing")]
+    layers = [f"method.{name}={settings['method'][name]}" for name in ("ratio", "granularity", "width_changing")]
     same = [f"task={settings['task']['name']}", f"teacher.path={settings['teacher']['path']}", *layers]
     job = Job.compose(*same, *overrides)
     plan = job.method.plan(job.teacher.denoiser, calibrate(job), job.teacher.fingerprint(), job.cache / "scores")
@@ -74,8 +74,9 @@ def lines_of(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def coefficient(figures: Figures) -> tuple[str, str]:
-    """Spearman's, and its interval."""
-    interval = f"{figures['spearman' + LOW]:.2f} to {figures['spearman' + HIGH]:.2f}" if "spearman" + LOW in figures else ""
+    """Spearman's, and its interval, as far as a coefficient can be."""
+    low, high = (figures.get("spearman" + end) for end in (LOW, HIGH))
+    interval = f"{max(-1.0, low):.2f} to {min(1.0, high):.2f}" if low is not None and high is not None else ""
     return f"{figures['spearman']:.2f}", interval
 
 
