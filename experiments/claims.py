@@ -170,7 +170,9 @@ def check_claim(claim: Mapping[str, Any], evidence: Evidence) -> tuple[list[str]
             if len(known) < len(found):
                 verdicts.append(UNKNOWN)
                 continue
-            if any(each.model for each in known) and not any(noise.of(metric, each.model)[1] for each in known if each.model):
+            if any(each.model for each in known) and not any(
+                noise.of(metric, each.model, each.varies_as)[1] for each in known if each.model
+            ):
                 verdicts.append(UNKNOWN)  # how much seeds change it
                 continue
             decided, seen = verdict(check, known, metric, noise)

@@ -39,6 +39,11 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.nn import functional as F
 
+try:
+    from diffusers.hooks._helpers import TransformerBlockRegistry
+except ImportError:  # of a version without caches
+    TransformerBlockRegistry = None  # type: ignore[assignment,misc]
+
 
 class Identity(nn.Module):
     """Returns its first argument, whatever the others; as a tuple where the replaced module returned one."""
@@ -136,6 +141,39 @@ class NearestUpsample(nn.Module):
         return F.interpolate(hidden_states, scale_factor=float(self.scale), mode="nearest")
 
 
+def known_to_caches(network: nn.Module) -> None:
+    """Lets diffusers' caches (FirstBlockCache, MagCache) take what stands for removed blocks as they take the blocks.
+
+    They look up a block's class. What stands for the first block stays unknown to them: they judge by what that one changes.
+    """
+    lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
+    for block in [block for blocks in lists for block in blocks][1:]:
+        kind = getattr(block, "stands_for", None)
+        if kind is not None:
+            block.__class__ = stand_in(type(block), kind)
+
+
+def stand_in(base: Any, kind: type) -> type:
+    """A subclass of a replacement's class that is registered as the block's class is; `base` where that one is not."""
+    if TransformerBlockRegistry is None or (base, kind) in _STAND_INS:
+        return _STAND_INS.get((base, kind), base)
+    try:
+        known = TransformerBlockRegistry.get(kind)
+    except ValueError:
+        return base
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return base.forward(self, *args, **kwargs)
+
+    forward.__signature__ = inspect.signature(kind.forward)  # type: ignore[attr-defined]
+    found = type(f"{base.__name__}Of{kind.__name__}", (base,), {"forward": forward, "__module__": __name__})
+    TransformerBlockRegistry.register(found, copy.copy(known))  # which tells the copy its class
+    _STAND_INS[base, kind] = found
+    return found
+
+
+JUDGE_BY_THE_FIRST = ("FirstBlockCacheConfig", "MagCacheConfig")
+_STAND_INS: dict[tuple[type, type], type] = {}
 READ_ON_BLOCKS = ("context_pre_only",)  # what diffusers' networks read on their blocks besides calling them
 REPLACEMENTS = (Identity, Skip, Zero, Shortcut, Conv1x1, AveragePool, NearestUpsample)
 
@@ -143,14 +181,15 @@ REPLACEMENTS = (Identity, Skip, Zero, Shortcut, Conv1x1, AveragePool, NearestUps
 def build_replacement(module: nn.Module, edit: dict[str, Any]) -> nn.Module:
     """The module that stands at edit["site"] after the edit, on the device and in the type of `module`'s weights."""
     operation = edit["operation"]
-    if operation == "identity":
-        return Identity(as_tuple=isinstance(module, Transformer2DModel))
-    if operation == "skip":
-        skip = Skip(inspect.signature(module.forward), edit["returns"])
+    if operation in ("identity", "skip"):
+        passing: nn.Module = Identity(as_tuple=isinstance(module, Transformer2DModel))
+        if operation == "skip":
+            passing = Skip(inspect.signature(module.forward), edit["returns"])
         for name in READ_ON_BLOCKS:
             if hasattr(module, name):
-                setattr(skip, name, getattr(module, name))
-        return skip
+                setattr(passing, name, getattr(module, name))
+        passing.stands_for = type(module)  # type: ignore[assignment]
+        return passing
     if operation == "zero":
         return Zero(joint=getattr(module, "add_k_proj", None) is not None)
     if operation == "shortcut":
@@ -222,6 +261,7 @@ def _with_plan(base: Any) -> type:
             plan = json.loads(json.dumps(plan or {"edits": []}))  # a copy in JSON's own types
             self.register_to_config(plan=plan, auto_map={"AutoModel": f"pruned_denoiser.{type(self).__name__}"})
             apply_edits(self, plan["edits"])
+            known_to_caches(self)
 
         def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
             """As diffusers', with this file beside the weights (for trust_remote_code)."""
@@ -229,6 +269,18 @@ def _with_plan(base: Any) -> type:
             target = os.path.join(save_directory, "pruned_denoiser.py")
             if os.path.abspath(__file__) != os.path.abspath(target):
                 shutil.copyfile(__file__, target)
+
+        if hasattr(base, "enable_cache"):
+
+            def enable_cache(self, config: Any) -> None:
+                """As diffusers'; ValueError for caches that judge by a first block which is not there."""
+                lists = [child for child in self.children() if isinstance(child, nn.ModuleList)]
+                if type(config).__name__ in JUDGE_BY_THE_FIRST and hasattr(lists[0][0], "stands_for"):
+                    raise ValueError(
+                        f"{type(config).__name__} judges by what the first block changes, and the plan removes that one: "
+                        "keep it (exclude), or use the stock class with fewer blocks."
+                    )
+                super().enable_cache(config)
 
     # diffusers reads the accepted configuration keys off the signature
     known = [p for p in inspect.signature(base.__init__).parameters.values() if p.name != "self"]

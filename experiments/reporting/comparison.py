@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.metrics.jackknife import Estimate, mean_of, student_t
-from experiments.reporting.lookup import drawn_by_chance, figures_of
+from experiments.reporting.lookup import figures_of, varies_as
 from experiments.reporting.rows import but_for_seed
 from experiments.shared.row import Row, estimate_of
 
@@ -21,14 +21,14 @@ from experiments.shared.row import Row, estimate_of
 class Measured:
     """A figure of one model: its mean over `seeds` rows.
 
-    model: "pruned" or "distilled"; None of a teacher, which other seeds leave as it is. by_chance: whether its layers are
-    drawn, so that another seed removes others.
+    model: "pruned" or "distilled"; None of a teacher, which other seeds leave as it is. varies_as: what it has in common with
+    figures that seeds change as much (experiments.reporting.lookup).
     """
 
     estimate: Estimate
     seeds: int = 1
     model: str | None = None
-    by_chance: bool = False
+    varies_as: str = ""
 
 
 def measured(figures: Sequence[Mapping[str, Any]], metric: str) -> Measured | None:
@@ -40,11 +40,10 @@ def measured(figures: Sequence[Mapping[str, Any]], metric: str) -> Measured | No
     if len({len(each.replicates) for each in known}) > 1:
         known = [Estimate(each.value) for each in known]
     model = figures[0].get("model")
-    by_chance = any(each.get("by_chance") for each in figures)
-    return Measured(mean_of(known), len(known), None if model == "teacher" else model, by_chance)
+    return Measured(mean_of(known), len(known), None if model == "teacher" else model, figures[0].get("varies_as", ""))
 
 
-ENOUGH = 4  # degrees of freedom: with fewer an interval is wider than what it is of
+ENOUGH = 2  # degrees of freedom: with one an interval is wider than what it is of
 
 
 class SeedNoise:
@@ -61,32 +60,32 @@ class SeedNoise:
             families.setdefault(but_for_seed(row), []).append(row)
         self.families = [family for family in families.values() if len({row["settings"]["seed"] for row in family}) > 1]
 
-    def of(self, metric: str, model: str = "distilled", by_chance: bool = False) -> tuple[float, int]:
+    def of(self, metric: str, model: str = "distilled", varies_as: str = "chosen") -> tuple[float, int]:
         """The standard deviation, and its degrees of freedom; zeros where nothing is known.
 
-        Pooled over the figures of one model of each row: before its training ("pruned") or after ("distilled"). Rows whose
-        layers are drawn by chance vary by that as well, and tell of each other, unless there are too few.
+        Pooled over the figures of one model of each row, before its training ("pruned") or after ("distilled"), that vary
+        alike; over those of all rows where there are too few.
         """
-        alike = [values for values, drawn in self.values(metric, model) if drawn == by_chance]
+        alike = [values for values, kind in self.values(metric, model) if kind == varies_as]
         if degrees_of(alike) < ENOUGH and self.elsewhere is not None:
-            return self.elsewhere.of(metric, model, by_chance)
+            return self.elsewhere.of(metric, model, varies_as)
         if degrees_of(alike) < ENOUGH:
             alike = [values for values, _ in self.values(metric, model)]
         degrees = degrees_of(alike)
         squares = math.fsum(statistics.variance(values) * (len(values) - 1) for values in alike)
         return (math.sqrt(squares / degrees), degrees) if degrees else (0.0, 0)
 
-    def values(self, metric: str, model: str) -> Iterator[tuple[list[float], bool]]:
-        """Of each family that has several, and whether its layers are drawn by chance."""
+    def values(self, metric: str, model: str) -> Iterator[tuple[list[float], str]]:
+        """Of each family that has several, and as what they vary."""
         for family in self.families:
             found = [figures_of(row, {"model": model}).get(metric) for row in family if model in row["models"]]
             known = [value for value in found if value is not None and math.isfinite(value)]
             if len(known) > 1:
-                yield known, drawn_by_chance(family[0])
+                yield known, varies_as(family[0], model)
 
     def half_width(self, each: Measured, metric: str) -> float:
         """Of the 95 % interval of a figure as far as seeds widen it."""
-        deviation, degrees = self.of(metric, each.model, each.by_chance) if each.model else (0.0, 0)
+        deviation, degrees = self.of(metric, each.model, each.varies_as) if each.model else (0.0, 0)
         return student_t(degrees) * deviation / math.sqrt(each.seeds) if degrees else 0.0
 
 

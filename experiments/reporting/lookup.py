@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import InputError
-from experiments.reporting.rows import but_for_seed, distance_name, flat, left, metric_names, student, value_of
+from experiments.reporting.rows import but_for_seed, distance_name, flat, left, method_name, metric_names, student, value_of
 from experiments.shared.row import BESIDE, REPLICATES, Row
 
 WHICH = ("model", "at", "steps")  # of the figures; all else is compared with the row
@@ -38,6 +38,15 @@ def drawn_by_chance(row: Row) -> bool:
     return "RandomLayers" in str(method.get("_target_", "")) or "random" in (method.get("criterion"), method.get("variant"))
 
 
+def varies_as(row: Row, model: str) -> str:
+    """What tells by how much another seed would change a model: figures that have this in common vary alike.
+
+    Before training it is the method, which draws much or nothing; after it training itself, unless layers are drawn by chance.
+    """
+    what = "drawn by chance" if drawn_by_chance(row) else "chosen"
+    return f"{what} by {method_name(row)}" if model == "pruned" else what
+
+
 def figures_of(row: Row, selector: Selector) -> dict[str, Any]:
     """The figures of a row that a selector means, side by side, with these besides:
 
@@ -47,7 +56,7 @@ def figures_of(row: Row, selector: Selector) -> dict[str, Any]:
     upward     the share of the edits that lie in up_blocks, the half of a U-Net near its output
     after      the share of the training after which they were measured
     model      whose they are: teacher, pruned or distilled
-    by_chance  whether its layers are drawn at random
+    varies_as  varies_as
     """
     who = {"student": student(row)}.get(selector.get("model", "student"), selector.get("model"))
     share, models = selector.get("at"), row["models"]
@@ -69,7 +78,7 @@ def figures_of(row: Row, selector: Selector) -> dict[str, Any]:
         found["distance" + ending] = found.get(distance_name(row) + ending)
     found["left"] = left(row, found)
     found["time"] = found.get("latency_ratio")
-    found["model"], found["by_chance"] = who, drawn_by_chance(row)
+    found["model"], found["varies_as"] = who, varies_as(row, who)
     sites = [edit["site"] for edit in row["plan"]]
     found["upward"] = sum(site.startswith("up_blocks") for site in sites) / len(sites) if sites else math.nan
     return found

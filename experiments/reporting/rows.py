@@ -169,20 +169,45 @@ def value_of(row: Row, name: str) -> Any:
 
 def labels(rows: Sequence[Row]) -> list[str]:
     """What a legend calls each job, no two alike: its method with what differs, where that is not enough its recipe, init or
-    seed, and at last a number.
+    seed, then any setting that differs, and at last a number.
     """
     found = [f"{method_title(row)} {words}".strip() for row, words in zip(rows, changed_settings(rows), strict=True)]
     for name in TELLING:
-        values = [value_of(row, name) for row in rows]
-        differ = {
-            label for label in found if len({str(v) for v, other in zip(values, found, strict=True) if other == label}) > 1
-        }
-        for place, (label, value) in enumerate(zip(found.copy(), values, strict=True)):
-            if label in differ:
-                found[place] = f"{label} {in_words(name.rpartition('.')[2], value)}"
+        tell_apart(found, rows, name)
+    for label in {each for each in found if found.count(each) > 1}:
+        members = [place for place, each in enumerate(found) if each == label]
+        own, alike = [label] * len(members), [rows[place] for place in members]
+        for name in differing(alike):
+            if len(set(own)) < len(own):
+                tell_apart(own, alike, name)
+        for place, each in zip(members, own, strict=True):
+            found[place] = each
     return [
         f"{label} #{found[: place + 1].count(label)}" if found.count(label) > 1 else label for place, label in enumerate(found)
     ]
+
+
+def tell_apart(found: list[str], rows: Sequence[Row], name: str) -> None:
+    """Adds a setting to those of the labels that several rows share in which it differs."""
+    values = [value_of(row, name) for row in rows]
+    differ = {label for label in found if len({str(v) for v, other in zip(values, found, strict=True) if other == label}) > 1}
+    for place, (label, value) in enumerate(zip(found.copy(), values, strict=True)):
+        if label in differ:
+            found[place] = f"{label} {in_words(name.rpartition('.')[2], value)}"
+
+
+def differing(rows: Sequence[Row]) -> list[str]:
+    """Dotted names of the settings that differ among the rows."""
+
+    def leaves(value: Any, name: str = "") -> Iterator[str]:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                yield from leaves(item, f"{name}.{key}" if name else key)
+        else:
+            yield name
+
+    names = dict.fromkeys(name for row in rows for name in leaves(row["settings"]))
+    return [name for name in names if len({str(value_of(row, name)) for row in rows}) > 1]
 
 
 def groups_of(rows: Sequence[Row]) -> dict[str, list[Row]]:

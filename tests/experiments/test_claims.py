@@ -198,11 +198,25 @@ def test_methods_that_draw_their_layers_tell_of_each_other_alone(tmp_path):
             (tmp_path / name / str(seed) / "result.json").write_text(json.dumps(row))
     rows = read_rows([tmp_path])
     noise = SeedNoise(rows)
-    (chosen, own), (drawn, other) = noise.of("fd_effnet"), noise.of("fd_effnet", by_chance=True)
+    (chosen, own), (drawn, other) = noise.of("fd_effnet"), noise.of("fd_effnet", varies_as="drawn by chance")
     assert own == other == 4 and chosen == pytest.approx(0.548, abs=1e-3) and drawn == pytest.approx(21.9, abs=0.1)
     few = [row for row in rows if row["settings"]["seed"] < 2]
-    assert SeedNoise(few).of("fd_effnet", by_chance=True) == SeedNoise(few).of("fd_effnet")
-    assert SeedNoise(few, noise).of("fd_effnet", by_chance=True) == (drawn, other)
+    assert SeedNoise(few).of("fd_effnet", varies_as="drawn by chance") == SeedNoise(few).of("fd_effnet")
+    assert SeedNoise(few, noise).of("fd_effnet", varies_as="drawn by chance") == (drawn, other)
+
+
+def test_before_training_each_method_varies_by_what_it_draws(tmp_path):
+    for name, changed in (("laptop_diff", 0.0), ("diff_pruning", 500.0)):
+        for seed in range(3):
+            row = job(tmp_path / name / str(seed), name)
+            row["settings"]["seed"] = seed
+            row["settings"]["method"]["_target_"] = name
+            row["models"]["pruned"]["fd_effnet"] += changed * seed
+            (tmp_path / name / str(seed) / "result.json").write_text(json.dumps(row))
+    noise = SeedNoise(read_rows([tmp_path]))
+    assert noise.of("fd_effnet", "pruned", "chosen by laptop_diff") == (0.0, 2)
+    assert noise.of("fd_effnet", "pruned", "chosen by diff_pruning") == (500.0, 2)
+    assert noise.of("fd_effnet", "pruned", "chosen by another") == (pytest.approx(500 / 2**0.5), 4)
 
 
 def test_rows_run_with_several_seeds_tell_of_themselves(results):

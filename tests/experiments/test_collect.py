@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import InputError
 from experiments.reporting.job_table import print_rows
-from experiments.reporting.rows import changed_settings, read_rows, setting
+from experiments.reporting.rows import changed_settings, labels, read_rows, setting
 from experiments.reporting.tables import flatten, write_csv, write_parquet
 
 
@@ -116,3 +116,13 @@ def test_knobs_side_by_side_and_settings_of_a_variant(tmp_path, capsys):
     print_rows(rows)
     out = capsys.readouterr().out
     assert "30%" in out and "40%" in out and all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_labels_tell_of_any_setting_that_differs(tmp_path):
+    for name, rate in (("a", 3e-4), ("b", 1e-3)):
+        row = job(tmp_path / name)
+        row["settings"]["distill"]["optimizer"] = {"lr": rate, "weight_decay": 0.0}
+        (tmp_path / name / "result.json").write_text(json.dumps(row))
+    rows = read_rows([tmp_path])
+    assert labels(rows) == ["LAPTOP-Diff 0.5 lr=0.0003", "LAPTOP-Diff 0.5 lr=0.001"]
+    assert labels([rows[0], rows[0]]) == ["LAPTOP-Diff 0.5 #1", "LAPTOP-Diff 0.5 #2"]

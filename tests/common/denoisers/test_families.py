@@ -1,5 +1,7 @@
 """The field's diffusion transformers in small: how each is called, which layers it has, and what is left without one."""
 
+import copy
+
 import diffusers
 import pytest
 import torch
@@ -143,3 +145,35 @@ def test_what_is_no_whole_block_does_not_become_a_stock_class(network):
     half = list_layers(network, "half_block")[0]
     with pytest.raises(InputError, match=r"is zero: where more than whole blocks change"):
         compact(apply_plan(network, Plan("some", (half.edit,))))
+
+
+def test_caches_of_diffusers_take_what_stands_for_blocks():
+    from diffusers import FirstBlockCacheConfig, MagCacheConfig
+    from diffusers.hooks import apply_first_block_cache
+
+    settings = NETWORKS["FluxTransformer2DModel"] | {"num_layers": 3, "num_single_layers": 3}
+    torch.manual_seed(0)
+    network = diffusers.FluxTransformer2DModel(**settings).eval()
+    layers = {layer.site: layer.edit for layer in list_layers(network)}
+    inputs = torch.randn(1, 4, 8, 8), torch.tensor([500])
+    conditions = architecture_of(network).probe_conditions(network, 5)
+
+    def student(*sites):
+        return apply_plan(network, Plan("x", tuple(layers[site] for site in sites)))
+
+    expected = predict(student("transformer_blocks.1", "single_transformer_blocks.0"), *inputs, conditions)
+    for config in (FirstBlockCacheConfig(threshold=1e-6), MagCacheConfig(num_inference_steps=2, calibrate=True)):
+        pruned = student("transformer_blocks.1", "single_transformer_blocks.0")
+        pruned.enable_cache(config)
+        with pruned.cache_context("a"), torch.no_grad():
+            assert torch.allclose(predict(pruned, *inputs, conditions), expected, atol=1e-5)
+            predict(pruned, *inputs, conditions)
+        first = student("transformer_blocks.0")
+        with pytest.raises(ValueError, match="judges by what the first block changes"):
+            first.enable_cache(config)
+    with pytest.raises(ValueError, match="not registered"):
+        first = student("transformer_blocks.0")
+        apply_first_block_cache(first, FirstBlockCacheConfig())
+        predict(first, *inputs, conditions)
+    copied = copy.deepcopy(pruned)
+    assert torch.is_tensor(next(copied.parameters()))
