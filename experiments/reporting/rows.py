@@ -27,7 +27,7 @@ COUNTS = (  # whole numbers beside the metrics of a model
     "images",
 )
 CHOICES = ("task", "scale", "teacher", "method", "distill", "experiment", "preset")  # groups whose option a row names
-TELLING = ("distill", "init", "seed", "distill.output_weight", "distill.feature_weight", "distill.accumulate")
+TELLING = ("distill", "init", "seed", "distill.output_weight", "distill.feature_weight", "distill.accumulate", "preset")
 METHODS = {  # as their papers call them; one from elsewhere is called as on the command line
     "bk_sdm": "BK-SDM",
     "block_influence": "block influence",
@@ -207,7 +207,9 @@ def differing(rows: Sequence[Row]) -> list[str]:
             yield name
 
     names = dict.fromkeys(name for row in rows for name in leaves(row["settings"]))
-    return [name for name in names if len({str(value_of(row, name)) for row in rows}) > 1]
+    values = {name: [value_of(row, name) for row in rows] for name in names}
+    plain = {name: found for name, found in values.items() if not any(isinstance(value, dict) for value in found)}
+    return [name for name, found in plain.items() if len(set(map(str, found))) > 1]
 
 
 def groups_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
