@@ -3,6 +3,7 @@
 python -m experiments.export outputs/t2i/ld_pruner/<id>                                  diffusers folder and card
 python -m experiments.export outputs/t2i/ld_pruner/<id> --to onnx --to openvino          and the networks in both formats
 python -m experiments.export outputs/t2i/bk_sdm/<id> --to single_file --dtype fp16       and one file, as other programs read it
+python -m experiments.export outputs/t2i/laptop_diff/<id> --to stock        and a transformer's stock class with fewer blocks
 python -m experiments.export outputs/t2i/ld_pruner/<id> --push owner/name --private      and sends it to the hub
 
 <job>/export/ (or --out) holds the pipeline folder, which diffusers loads without this project (a process apart tries it),
@@ -11,7 +12,8 @@ on fresh inputs of two batch sizes and over a short sampling, and what each take
 the tolerance end the command with an error, and nothing is written. `pip install -c constraints.txt -e ".[export]"`
 
 The single file has the names of Stable Diffusion's own code, and diffusers reads every weight of it back before the command
-ends; it can hold students of bk_sdm, l1_diff and dense, whose U-Net is of the stock class.
+ends; it can hold students of bk_sdm, l1_diff and dense, whose U-Net is of the stock class. A diffusion transformer that lost
+whole blocks is a stock class with fewer of them (stock/, with the map of its blocks to the teacher's, blocks.json).
 """
 
 import argparse
@@ -28,6 +30,7 @@ from experiments.shared.command_line import one_line_errors
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 EXPORT_FILE = "export.json"
 SINGLE_FILE = "single_file"
+STOCK = "stock"
 
 
 def read_job(folder: Path) -> dict[str, Any]:
@@ -87,6 +90,13 @@ def print_report(found: dict[str, Any], formats: dict[str, Any]) -> None:
             f"{one['file']}: {one['bytes'] / 1e6:.1f} MB in {one['dtype']}, in the layout of Stable Diffusion's own code; "
             f"diffusers reads every weight of it back, and outputs differ by {one['max_relative']:.0e} of the largest."
         )
+    if STOCK in formats:
+        one = formats[STOCK]
+        console.print(
+            f"{one['folder']}/ is a stock {one['class']} of {one['blocks']} blocks ({one['bytes'] / 1e6:.1f} MB in "
+            f"{one['dtype']}); outputs differ by {one['max_relative']:.0e} of the largest. blocks.json: which of the teacher's "
+            "blocks they are."
+        )
     if "parts" not in formats:
         return
     console.print()
@@ -112,7 +122,7 @@ def export(arguments: argparse.Namespace) -> None:
     from experiments.exporting.model_card import known_licence, write_card
 
     job, out = arguments.job, arguments.out or arguments.job / "export"
-    formats = tuple(dict.fromkeys(name for name in arguments.to if name != SINGLE_FILE))
+    formats = tuple(dict.fromkeys(name for name in arguments.to if name not in (SINGLE_FILE, STOCK)))
     row = read_job(job)
     check_out(out)
     check_numbers(arguments)
@@ -125,14 +135,17 @@ def export(arguments: argparse.Namespace) -> None:
     from common.models.saving import clean_configs
     from experiments.exporting.exported_formats import Wanted, export_formats, loads_alone
     from experiments.exporting.one_file import export_one_file
+    from experiments.exporting.stock_class import export_stock_class
 
     with under_way("loading the student"):
         teacher = load_teacher(str(job / "student"))
-    if architecture_of(teacher.denoiser).part != "unet":
+    part = architecture_of(teacher.denoiser).part
+    if part != "unet" and formats:
         raise InputError(
-            f"Students of a {type(teacher.denoiser).__name__} are exported in Python alone so far: {job / 'student'} is the "
-            "folder that diffusers loads (trust_remote_code=True), common.export.compact makes a stock class of it."
+            f"--to {formats[0]}: of U-Nets alone, and this student is a {type(teacher.denoiser).__name__}; --to stock is of it."
         )
+    if part == "unet" and STOCK in arguments.to:
+        raise InputError("--to stock: of diffusion transformers, whose blocks a stock class counts; this student is a U-Net.")
     if SINGLE_FILE in arguments.to:
         check_expressible(teacher)
     guidance = row["protocol"].get("guidance_scale") or 1.0
@@ -149,6 +162,9 @@ def export(arguments: argparse.Namespace) -> None:
         if SINGLE_FILE in arguments.to:
             with under_way("writing one file and reading it back"):
                 exported[SINGLE_FILE] = export_one_file(teacher, scratch, arguments.dtype, arguments.seed)
+        if STOCK in arguments.to:
+            with under_way("writing a stock class and reading it back"):
+                exported[STOCK] = export_stock_class(teacher, scratch, arguments.dtype, tolerance, arguments.seed)
         document = {"job": "/".join(job.resolve().parts[-3:]), "student": found, **exported}
         write_json(scratch / EXPORT_FILE, document)
         write_card(row, scratch, found, exported, arguments.license, arguments.push or ".")
@@ -162,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", type=Path, help="folder of a finished job")
     parser.add_argument(
-        "--to", action="append", choices=("onnx", "openvino", SINGLE_FILE), default=[], help="may be given several times"
+        "--to", action="append", choices=("onnx", "openvino", SINGLE_FILE, STOCK), default=[], help="may be given several times"
     )
     parser.add_argument("--out", type=Path, help="instead of <job>/export; an earlier export there is replaced")
     parser.add_argument("--dtype", choices=tuple(TOLERANCES), default="fp32", help="of weights, inputs and outputs (fp32)")

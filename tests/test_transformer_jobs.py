@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, PixArtTransformer2DModel
 
 from tests.commands import run
 from tests.small_jobs import job
@@ -49,9 +49,22 @@ def test_every_method_runs_on_a_transformer(outputs, tiny_dit_folder, method):
     pipeline = DiffusionPipeline.from_pretrained(path.parent / "student", trust_remote_code=True)
     options = {"max_sequence_length": 12, "output_type": "latent", "use_resolution_binning": False, "clean_caption": False}
     if method == "laptop_diff":
-        done = run("-m", "experiments.export", str(path.parent), "--out", str(outputs / "export"))
-        assert done.returncode == 2 and "common.export.compact makes a stock class of it" in done.stderr
-        assert not (outputs / "export").exists()
+        out = outputs / "export"
+        done = run("-m", "experiments.export", str(path.parent), "--out", str(out), "--to", "stock")
+        assert done.returncode == 0, done.stderr[-3000:]
+        card, found = (out / "README.md").read_text(), json.loads((out / "export.json").read_text())
+        assert found["student"]["pipeline"] == "PixArtSigmaPipeline" and found["stock"]["max_relative"] < 1e-5
+        assert 'PixArtTransformer2DModel.from_pretrained("stock")' in card and "transformer/pruned_denoiser.py" in card
+        numbers = json.loads((out / "stock" / "blocks.json").read_text())
+        stock = PixArtTransformer2DModel.from_pretrained(out / "stock")
+        assert stock.config.num_layers == len(numbers) == found["stock"]["blocks"] < 4
+        gone = {edit["site"] for edit in row["plan"]}
+        assert set(numbers.values()) == {f"transformer_blocks.{index}" for index in range(4)} - gone
+        done = run("-m", "experiments.export", str(path.parent), "--out", str(outputs / "onnx"), "--to", "onnx")
+        assert done.returncode == 2 and "--to onnx: of U-Nets alone" in done.stderr and not (outputs / "onnx").exists()
+    if method == "magnitude":
+        done = run("-m", "experiments.export", str(path.parent), "--out", str(outputs / "halves"), "--to", "stock")
+        assert done.returncode == 2 and "no stock class is left" in done.stderr and not (outputs / "halves").exists()
     latents = pipeline(prompt=["a cat"], latents=torch.zeros(1, 4, 8, 8), num_inference_steps=2, **options).images
     assert latents.isfinite().all()
 

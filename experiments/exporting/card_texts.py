@@ -25,6 +25,7 @@ from experiments.shared.row import BESIDE, Row
 
 OPERATIONS = {
     "identity": "its input goes on unchanged",
+    "skip": "what passes it goes on unchanged",
     "zero": "its residual branch gives zero",
     "shortcut": "only the shortcut is left",
     "conv1x1": "a 1x1 convolution in its place",
@@ -156,12 +157,12 @@ def licence_text(row: Row, licence: str | None, licensed_by: Sequence[Path]) -> 
         told.append(f"Licences and attributions of what the teacher was trained on: {files}.")
     elif not licence:
         told.append(f"That of the teacher, {markdown_text(teacher_name(row))}: look it up there before use.")
-    return " ".join([*told, "`unet/pruned_denoiser.py`, where it is there, is Bonsai's: Apache-2.0."])
+    return " ".join([*told, "`pruned_denoiser.py` beside the denoiser's weights, where it is there, is Bonsai's: Apache-2.0."])
 
 
 def loading(row: Row, denoiser: str, found: Mapping[str, Any], where: str) -> tuple[str, str]:
     """The code that loads the folder, and what is to be known about it."""
-    own = denoiser.startswith("Pruned")
+    own, part = denoiser.startswith("Pruned"), "unet" if "UNet" in denoiser else "transformer"
     trust = ", trust_remote_code=True" if own else ""
     if found["pipeline"]:
         lines = ["from diffusers import DiffusionPipeline", "", f'pipe = DiffusionPipeline.from_pretrained("{where}"{trust})']
@@ -170,7 +171,7 @@ def loading(row: Row, denoiser: str, found: Mapping[str, Any], where: str) -> tu
         lines = ["from diffusers import AutoModel"]  # which finds code of a model's own in that model's folder alone
         lines += ["from huggingface_hub import snapshot_download"] if where != "." else []
         lines += ["", f'folder = snapshot_download("{where}")' if where != "." else 'folder = "."']
-        lines += [f'unet = AutoModel.from_pretrained(f"{{folder}}/unet"{trust})']
+        lines += [f'{part} = AutoModel.from_pretrained(f"{{folder}}/{part}"{trust})']
     told = (
         [f"`{found['pipeline']}`."]
         if found["pipeline"]
@@ -178,9 +179,9 @@ def loading(row: Row, denoiser: str, found: Mapping[str, Any], where: str) -> tu
     )
     if own:
         told.append(
-            f"No class of diffusers can express this denoiser: `unet/pruned_denoiser.py` (`{denoiser}`) rebuilds it by the "
+            f"No class of diffusers can express this denoiser: `{part}/pruned_denoiser.py` (`{denoiser}`) rebuilds it by the "
             "plan in its configuration. Without `trust_remote_code` the pipeline refuses to load; a bare "
-            "`from_pretrained` of the stock class on `unet/` fills what was removed with random weights and only warns. "
+            f"`from_pretrained` of the stock class on `{part}/` fills what was removed with random weights and only warns. "
             "Other pipelines take it by its parts (`AutoPipelineForImage2Image.from_pipe(pipe)`, or a class with "
             "`**pipe.components`); a pipeline's own `from_pipe` asks for the stock class and refuses."
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from common.diffusion.noise_schedule import same_noise
+from common.diffusion.noise_schedule import is_flow, same_noise
 from common.diffusion.sampling import denoise
 from common.errors import InputError
 from common.export.graphs import ExportedPart, exported_parts
@@ -93,7 +93,8 @@ def loads_alone(folder: Path, teacher: LatentDiffusion, guidance: float, seed: i
             reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
             raise InputError(f"{folder} does not load without this project: {reason}")
         drawn = load_file(paths[1])
-    scheduler = same_noise(DDIMScheduler, teacher.scheduler)
+    own = is_flow(teacher.scheduler)  # a flow's, which is deterministic
+    scheduler = teacher.scheduler if own else same_noise(DDIMScheduler, teacher.scheduler)
     latents = denoise(teacher.denoiser, scheduler, noise, conditions, empty, SAMPLING_STEPS, guidance)
     images = teacher.decode(latents)
     figures = {

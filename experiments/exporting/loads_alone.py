@@ -6,6 +6,7 @@ The project is not there (its packages cannot be imported), and its sampler is n
 class of the pipeline, or why diffusers could not build it and its parts had to be loaded one by one.
 """
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -33,33 +34,41 @@ def load(folder):
     """Denoiser, autoencoder, scheduler, and what is told of the pipeline."""
     index = json.loads((folder / "model_index.json").read_text())
     autoencoder = "vae" if "vae" in index else "vqvae"
+    part = "transformer" if "transformer" in index else "unet"
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             folder, trust_remote_code=True, torch_dtype=torch.float32, local_files_only=True
         )
         told = {"pipeline": type(pipeline).__name__, "reason": None}
-        return pipeline.unet, getattr(pipeline, autoencoder), pipeline.scheduler, told
+        return getattr(pipeline, part), getattr(pipeline, autoencoder), pipeline.scheduler, told
     except Exception as error:  # a pipeline class that this version of diffusers, or what is installed, does not have
         told = {"pipeline": None, "reason": " ".join(str(error).split())[:300] or type(error).__name__}
-    unet, decoder = (load_part(folder, name) for name in ("unet", autoencoder))
+    denoiser, decoder = (load_part(folder, name) for name in (part, autoencoder))
     scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder, subfolder="scheduler")
-    return unet, decoder, scheduler, told
+    return denoiser, decoder, scheduler, told
 
 
 @torch.no_grad()
-def draw(unet, autoencoder, scheduler, given, steps, guidance):
-    """Final latents and images by DDIM, written out once more."""
+def draw(denoiser, autoencoder, scheduler, given, steps, guidance):
+    """Final latents and images by DDIM, or a flow's own scheduler, written out once more."""
     known = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
-    scheduler = diffusers.DDIMScheduler.from_config(known)
+    flow = scheduler.config.get("use_flow_sigmas") or type(scheduler).__name__.startswith("FlowMatch")
+    scheduler = (type(scheduler) if flow else diffusers.DDIMScheduler).from_config(known)
     scheduler.set_timesteps(steps)
-    latents = given["noise"] * scheduler.init_noise_sigma
+    latents = given["noise"] * getattr(scheduler, "init_noise_sigma", 1.0)
 
     def predict(timestep, kind):
         values = {key.partition(".")[2]: value for key, value in given.items() if key.startswith(f"{kind}.")}
         added = {key: values.pop(key) for key in ("text_embeds", "time_ids") if key in values}
         if added:
             values["added_cond_kwargs"] = added
-        return unet(scheduler.scale_model_input(latents, timestep), timestep, **values).sample
+        inputs = scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
+        if not hasattr(denoiser, "transformer_blocks"):
+            return denoiser(inputs, timestep, **values).sample
+        if "added_cond_kwargs" in inspect.signature(denoiser.forward).parameters:
+            values["added_cond_kwargs"] = {key: values.pop(key, None) for key in ("resolution", "aspect_ratio")}
+        output = denoiser(hidden_states=inputs, timestep=timestep.expand(len(inputs)), **values).sample
+        return output[:, : inputs.shape[1]]  # without a variance that it may have learned
 
     for timestep in scheduler.timesteps:
         output = predict(timestep, "conditions")

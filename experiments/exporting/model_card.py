@@ -104,6 +104,7 @@ def write_card(
         "loading": told,
         "parts": parts,
         "one_file": formats.get("single_file"),
+        "stock": formats.get("stock"),
         "where": where,
         "factor": formats.get("factor"),
         "dtype": formats.get("dtype"),
