@@ -120,7 +120,7 @@ def compare(arguments: argparse.Namespace) -> None:
     folder = (arguments.out / name).absolute()
     pairs = []
     for removed in arguments.removed:
-        shared = [*overrides, f"outputs={arguments.out.absolute()}", "evaluation.seed=0"]
+        shared = [*overrides, f"outputs={arguments.out.absolute()}"]
         once = [f"method.ratio={removed}", f"distill.steps={arguments.steps}"]
         at_once = run(folder / f"{removed}_at_once", [*shared, *once])
         in_stages = pruned_in_stages(folder / f"{removed}_in_steps", shared, removed, arguments.stages, arguments.steps)

@@ -148,3 +148,10 @@ def test_a_teacher_of_audio_brings_its_own_spectrogram():
     small, paper = map(checked, chosen)
     assert (small.task.sound.mels, small.task.data.sound.mels, small.task.features.sound.mels) == (64, 64, 64)
     assert instantiate(paper.task.sound).samples / paper.task.sound.sample_rate == pytest.approx(5.92, abs=0.01)
+
+
+@pytest.mark.parametrize("experiment", [path for path in FILES if path.parts[0] == "experiment"], ids=str)
+def test_jobs_of_several_seeds_have_the_same_samples(experiment):
+    """Whose differences are compared in pairs."""
+    seeds = {compose_config("config", choice(experiment), f"seed={seed}").evaluation.seed for seed in range(3)}
+    assert len(seeds) == 1
