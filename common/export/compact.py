@@ -5,9 +5,10 @@ through the map of numbers first, or would end in other blocks without a word. T
 keeps the teacher's numbers.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from common.denoisers.denoiser import architecture_of
 from common.errors import InputError
@@ -54,6 +55,29 @@ def own_name(name: str, numbers: dict[str, str]) -> str:
         if name.startswith(f"{old}."):
             return new + name[len(old) :]
     return name
+
+
+def renumbered(weights: Mapping[str, Tensor], numbers: Mapping[str, str]) -> tuple[dict[str, Tensor], list[str]]:
+    """What a teacher's blocks bring along, such as a LoRA, under the numbers of a network that `compact` gave.
+
+    And the names that belong to blocks that are gone: those weights have no place there, and are left out. Names may begin with
+    that of the part (`transformer.`).
+    """
+    known = {old: new for new, old in numbers.items()}
+    lists = {site.rpartition(".")[0] for site in known}
+    found, left_out = {}, []
+    for name, weight in weights.items():
+        words = name.split(".")
+        place = next((at for at, word in enumerate(words[:-1]) if word in lists and words[at + 1].isdigit()), None)
+        if place is None:
+            found[name] = weight
+            continue
+        own = known.get(".".join(words[place : place + 2]))
+        if own is None:
+            left_out.append(name)
+        else:
+            found[".".join([*words[:place], own, *words[place + 2 :]])] = weight
+    return found, left_out
 
 
 def old_name(name: str, numbers: dict[str, str]) -> str:

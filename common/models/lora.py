@@ -168,7 +168,7 @@ def for_student(weights: Weights, plan: Plan, networks: Mapping[str, nn.Module])
             if site is not None and not (gone[site] == "shortcut" and inside == f"{site}.conv_shortcut"):
                 reasons[module] = f"{site} is gone ({gone[site]})"
                 continue
-            name = f"unet.{student_path(inside, plan.sources)}{key[len(module) :]}"
+            name = f"{part}.{student_path(inside, plan.sources)}{key[len(module) :]}"
         unfit = misfits(networks, {name: weight})
         if unfit:
             reasons.setdefault(module, unfit[0].partition(" (")[2].removesuffix(")"))

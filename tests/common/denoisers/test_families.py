@@ -12,7 +12,8 @@ from common.denoisers.denoiser import architecture_of
 from common.denoisers.transformers import latents_of, places_of, tokens_of
 from common.diffusion.sampling import predict
 from common.errors import InputError
-from common.export.compact import compact, old_name, own_name
+from common.export.compact import compact, old_name, own_name, renumbered
+from common.models.lora import for_student
 from common.pruning.layers import list_layers
 from common.pruning.plan import Plan, apply_plan
 from common.scoring.edited_copies import edited_outputs
@@ -177,3 +178,35 @@ def test_caches_of_diffusers_take_what_stands_for_blocks():
         predict(first, *inputs, conditions)
     copied = copy.deepcopy(pruned)
     assert torch.is_tensor(next(copied.parameters()))
+
+
+@pytest.mark.parametrize("name", ["FluxTransformer2DModel", "SD3Transformer2DModel"])
+def test_a_lora_of_the_teacher_is_never_put_on_other_blocks(name):
+    """With identities in place it keeps its names, in a stock class with fewer blocks it goes through the map of blocks."""
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    torch.manual_seed(0)
+    network = getattr(diffusers, name)(**NETWORKS[name] | {"num_layers": 3}).eval().requires_grad_(False)
+    architecture, plain = architecture_of(network), copy.deepcopy(network)
+    network.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_out.0"], init_lora_weights=False))
+    weights = {f"transformer.{key}": value for key, value in get_peft_model_state_dict(network).items()}
+    network.fuse_lora()
+    network.unload_lora()
+    edits = tuple(layer.edit for layer in list_layers(plain) if layer.site.endswith(".1"))
+    plan = Plan("some", edits)
+    inputs = torch.randn(1, architecture.latent_shape(plain)[0], 8, 8), torch.tensor([500])
+    conditions = {key: torch.rand_like(value) for key, value in architecture.probe_conditions(plain, 5).items()}
+    expected = predict(apply_plan(network, plan), *inputs, conditions)
+
+    student = apply_plan(plain, plan)
+    own, left_out = for_student(weights, plan, {"transformer": student})
+    assert len(own) + len(left_out) == len(weights) and all("is gone (skip)" in why for why in left_out.values()) and left_out
+    stock, numbers = compact(student)
+    anew, gone = renumbered(weights, numbers)
+    assert set(gone) == set(left_out) and len(anew) == len(own) and not any(".2." in key for key in anew if "single" not in key)
+    for smaller, lora in ((student, own), (stock, anew)):
+        before = predict(smaller, *inputs, conditions)
+        smaller.load_lora_adapter(lora, prefix="transformer")
+        found = predict(smaller, *inputs, conditions)
+        assert torch.allclose(found, expected, atol=1e-4) and not torch.allclose(before, expected, atol=1e-3)
