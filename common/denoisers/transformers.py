@@ -38,6 +38,7 @@ class PixArt(Transformer):
 
     streams: Mapping[str, tuple[str, ...]] = {"BasicTransformerBlock": ONE_STREAM}
     depths = ONE_LIST
+    text_encoders = ("T5EncoderModel", "CLIPTextModel")
     masks_text = True
     added = ("resolution", "aspect_ratio")
 

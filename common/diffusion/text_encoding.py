@@ -1,4 +1,4 @@
-"""What the text encoders of Stable Diffusion 1, 2 and XL make of captions.
+"""What the text encoders of Stable Diffusion 1, 2, XL and PixArt make of captions.
 
 Versions 1 and 2 have one encoder and condition on its last hidden state (of version 2, whose configuration leaves out the
 last layer, that is OpenCLIP's penultimate one). XL (arXiv 2307.01952, section 2.1) has two: their penultimate hidden states
@@ -16,6 +16,7 @@ from common.denoisers.denoiser import Conditions
 from common.errors import InputError
 
 CAPTIONS = {1: 512, 2: 64}  # encoded at once, by the number of encoders: two give all their hidden states
+TOKENS = 77  # as long as those captions are; of longer ones fewer go at once
 
 
 def check_vocabulary(tokenizer: Any, folder: str | Path) -> None:
@@ -51,13 +52,15 @@ def with_all_vectors(tokenizer: Any, captions: Sequence[str]) -> list[str]:
 def encode_text(encoders: Sequence[tuple[Any, nn.Module]], captions: Sequence[str], masked: bool = False) -> Conditions:
     """`encoder_hidden_states` (captions, tokens, width) and, of two encoders, `text_embeds` (captions, pooled width).
 
-    encoders: tokenizer and text encoder, one pair or two; the second of two has a projection. masked: one encoder that is told
-    which tokens are padding, and `encoder_attention_mask` (captions, tokens), which tells the denoiser (PixArt).
+    encoders: tokenizer and text encoder, one pair or two; the second of two has a projection. masked: one encoder (CLIP's or
+    T5) that is told which tokens are padding, and `encoder_attention_mask` (captions, tokens) that tells the denoiser (PixArt).
     """
     states, pooled, masks = [], [], []
-    size = CAPTIONS[len(encoders)]
+    size = max(1, CAPTIONS[len(encoders)] * TOKENS // max(TOKENS, *(tokenizer.model_max_length for tokenizer, _ in encoders)))
     for start in range(0, len(captions), size):
         chunk = list(captions[start : start + size])
+        if masked:
+            chunk = [caption.lower().strip() for caption in chunk]  # as PixArt's pipelines do before anything else
         tokens = [tokenized(tokenizer, chunk).to(next(encoder.parameters()).device) for tokenizer, encoder in encoders]
         inputs = [each.input_ids for each in tokens]
         if masked:

@@ -52,11 +52,12 @@ def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, t
         given = " + ".join(map(str, widths))
         raise InputError(f"{folder}: the text encoder is {given} wide, and the denoiser has {takes}={taken}.")
     check_added_conditions(folder, denoiser.config, text_encoders)
-    kinds = ["CLIPTextModel", "CLIPTextModelWithProjection"][: len(text_encoders)]
-    for encoder, kind in zip(text_encoders, kinds, strict=True):
-        if type(encoder).__name__ != kind:
+    kinds = [architecture_of(denoiser).text_encoders, ("CLIPTextModelWithProjection",)][: len(text_encoders)]
+    for encoder, known in zip(text_encoders, kinds, strict=True):
+        if type(encoder).__name__ not in known:
             found = ", ".join(type(encoder).__name__ for encoder in text_encoders)
-            raise InputError(f"{folder}: text encoders of the classes {found}; {' and '.join(kinds)} are honoured.")
+            honoured = " and ".join(" or ".join(each) for each in kinds)
+            raise InputError(f"{folder}: text encoders of the classes {found}; {honoured} are honoured.")
 
 
 def check_added_conditions(folder: Path, config: Any, text_encoders: list[nn.Module]) -> None:
@@ -80,8 +81,8 @@ def check_tokenizers(folder: Path, tokenizers: Sequence[Any], text_encoders: lis
     lengths = []
     for tokenizer, encoder in zip(tokenizers, text_encoders, strict=False):
         lengths.append(tokenizer.model_max_length)
-        places, largest = encoder.config.max_position_embeddings, max(tokenizer.get_vocab().values())
-        if lengths[-1] > places:
+        places, largest = getattr(encoder.config, "max_position_embeddings", None), max(tokenizer.get_vocab().values())
+        if places is not None and lengths[-1] > places:  # T5 has no places
             raise InputError(f"{folder}: the tokenizer has model_max_length={lengths[-1]}, the text encoder {places} places.")
         if largest >= encoder.config.vocab_size:
             raise InputError(

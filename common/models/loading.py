@@ -15,7 +15,7 @@ from common.models.latent_diffusion import LatentDiffusion
 from common.models.lora import fuse_lora
 from common.models.mel_settings import read_mel
 from common.models.parts import load_part
-from common.models.pipeline_defaults import settle_sample_size, settle_scheduler
+from common.models.pipeline_defaults import settle_sample_size, settle_scheduler, settle_text_length
 from common.models.single_file import folder_of_file, is_single_file
 from common.runtime.strict_json import read_json
 
@@ -67,7 +67,8 @@ def put_together(name: str, folder: Path, index: dict[str, Any], parts: dict[str
         denoiser=parts[denoiser_part(parts)],
         autoencoder=parts.get("vae") or parts["vqvae"],
         scheduler=settle_scheduler(index, parts["scheduler"]),
-        **{part: parts.get(part) for part in ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")},
+        tokenizer=settle_text_length(index, parts.get("tokenizer")),
+        **{part: parts.get(part) for part in ("text_encoder", "tokenizer_2", "text_encoder_2")},
         zeros_for_empty="text_encoder_2" in parts and bool(index.get("force_zeros_for_empty_prompt", True)),
     )
 

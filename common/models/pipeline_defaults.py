@@ -1,5 +1,6 @@
 """What diffusers' pipelines set themselves, whatever the folder of the teacher says."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,14 @@ def settle_sample_size(folder: Path, index: dict[str, Any], denoiser: nn.Module)
         sides = [size, size] if isinstance(size, int) else size
         if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(type(n) is int and n > 0 for n in sides):
             raise InputError(f"{folder}: unet/config.json sets sample_size={size!r}: one or two numbers above 0 are needed.")
+
+
+def settle_text_length(index: dict[str, Any], tokenizer: Any) -> Any:
+    """The tokenizer with no more tokens than the pipeline of `index` gives its text encoder (PixArt-Sigma 300, alpha 120)."""
+    import diffusers
+
+    kind: Any = getattr(diffusers, str(index.get("_class_name", "")), None)
+    length = inspect.signature(kind.__call__).parameters.get("max_sequence_length") if callable(kind) else None
+    if tokenizer is not None and length is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, length.default)
+    return tokenizer
