@@ -2,6 +2,7 @@
 
 python benchmarks/full_size.py sd1 ldm4_celebahq audio_diffusion       write their folders, run every method on each
 python benchmarks/full_size.py sd1 --methods laptop_diff --distill     and one step of distillation, one of sampling
+python benchmarks/full_size.py pixart_sigma --methods laptop_diff magnitude block_influence     at 256 pixels, T5 of one layer
 
 Each method plans on one row in one step, and its student is pruned, saved and loaded again: enough to pass through everything,
 nothing to judge a method by. Each runs in a process of its own.
@@ -25,11 +26,20 @@ METHODS = {
     "ld_pruner": ["method.k=6", "method.rows=1", "method.weight_rows=1", "method.kinds=[transformer,resnet]"],
     "magnitude": ["method.ratio=0.5"],
     "random_layers": ["method.ratio=0.5"],
+    "block_influence": ["method.ratio=0.5", "method.batch_size=1"],
     "l1_diff": ["method.sparsity=0.5", "method.batch_size=1", "method.scope=layer"],
     "diff_pruning": ["method.ratio=0.3", "method.rows=1", "method.every=500"],
     "dense": [],
 }
-TASKS = {"sd1": "t2i", "sd21_base": "t2i", "ldm4_celebahq": "uig", "audio_diffusion": "uag"}
+TASKS = {"sd1": "t2i", "sd21_base": "t2i", "pixart_sigma": "t2i", "ldm4_celebahq": "uig", "audio_diffusion": "uag"}
+CHANGES = {  # PixArt-Sigma for 256 pixels, as its authors have it too, and one of T5's 24 layers, which take 19 GB in float32
+    "pixart_sigma": {
+        "transformer": {"sample_size": 32, "interpolation_scale": 0.5},
+        "vae": {"sample_size": 256},
+        "text_encoder": {"num_layers": 1},
+    }
+}
+SIZES = {"pixart_sigma": 256}  # of images, where it is not 512
 SMALL = [
     "calibration.num_conditions=1",
     "calibration.samples=1",
@@ -54,8 +64,8 @@ def write_images(folder: Path) -> list[str]:
     return ["task/data=image_folder", f"task.data.folder={folder}", "task.data.size=256"]
 
 
-def write_captioned_images(folder: Path) -> list[str]:
-    """4 emoji and their names in BK-SDM's layout, 512 pixels wide; the settings that read them."""
+def write_captioned_images(folder: Path, size: int = 512) -> list[str]:
+    """4 emoji and their names in BK-SDM's layout, `size` pixels wide; the settings that read them."""
     from PIL import Image
 
     from common.data.emoji import load_emoji
@@ -66,9 +76,9 @@ def write_captioned_images(folder: Path) -> list[str]:
         table = csv.writer(handle)
         table.writerow(["file_name", "text"])
         for index, (image, caption) in enumerate(zip(data.images, data.captions, strict=True)):
-            Image.fromarray(image.permute(1, 2, 0).numpy()).resize((512, 512)).save(folder / f"{index:02d}.png")
+            Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size)).save(folder / f"{index:02d}.png")
             table.writerow([f"{index:02d}.png", caption])
-    return ["task/data=captioned_folder", f"task.data.folder={folder}", "task.data.size=512"]
+    return ["task/data=captioned_folder", f"task.data.folder={folder}", f"task.data.size={size}"]
 
 
 def write_recordings(folder: Path) -> list[str]:
@@ -91,35 +101,30 @@ def write_recordings(folder: Path) -> list[str]:
 def run_stages(overrides: list[str], folder: Path, distill: bool) -> dict[str, Any]:
     """Loads the teacher, plans, prunes, saves and loads the student; `distill`: trains it for a step, and samples in one."""
     import torch
-    from hydra import compose, initialize_config_dir
-    from hydra.utils import instantiate
 
     from common.cost.macs import count_nonzero, peak_memory_mib
     from common.diffusion.sampling import sample_latents
-    from common.models.loading import load_teacher
     from common.models.saving import load_student, save_student
     from experiments.job.planning import make_plans, prune
-    from experiments.shared.job_id import register_job_folder
+    from experiments.shared.job import Job
     from experiments.training.train_student import train_student
 
-    register_job_folder()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("config", overrides)
-    cache, seconds, clock = folder.parent / "cache", {}, time.perf_counter()
+    job = Job.compose(*overrides, f"outputs={folder.parent}")
+    job.folder = folder
+    seconds, clock = {}, time.perf_counter()
 
     def ended(stage: str) -> None:
         nonlocal clock
         seconds[stage] = time.perf_counter() - clock
         clock = time.perf_counter()
 
-    teacher = load_teacher(cfg.teacher.path, cfg.teacher.revision, cfg.teacher.config)
+    teacher = job.teacher
     ended("load")
-    method = instantiate(cfg.method, _convert_="all")
-    plans = make_plans(cfg, teacher, method, folder, cache)
-    student = prune(cfg, teacher, plans)
+    plans = make_plans(job)
+    student = prune(job, plans)
     ended("plan")
     if distill:
-        student = train_student(cfg, teacher, student, plans, method, [""], folder / "distill", cache)
+        student = train_student(job, student, plans)
         ended("distill")
     save_student(teacher, student, folder / "student")
     trained = student.denoiser
@@ -156,9 +161,10 @@ def main() -> None:
     write = {"t2i": write_captioned_images, "uig": write_images, "uag": write_recordings}
     for teacher in arguments.teachers:
         if not (work / teacher / "model_index.json").is_file():
-            write_random_folder(teacher, work / teacher)
+            write_random_folder(teacher, work / teacher, changes=CHANGES.get(teacher))
         task = TASKS[teacher]
-        data = write[task](work / f"data_{task}")
+        own = {"size": SIZES[teacher]} if teacher in SIZES else {}
+        data = write[task](work / f"data_{task}", **own)
         recipe = ONE_STEP if arguments.distill else ["distill=none"]
         for method in arguments.methods:
             settings = [f"method={method}", f"task={task}", *data, f"teacher.path={work / teacher}", *SMALL, *METHODS[method]]

@@ -4,6 +4,8 @@ common/models/architectures.json names each model's parts as its hub repository 
 """
 
 import json
+import string
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,19 +101,27 @@ def meta_teacher(name_or_path: str) -> LatentDiffusion:
 
 
 def write_random_folder(
-    name_or_repository: str, folder: Path, dtype: torch.dtype = torch.float16, seed: int = 0, binary: bool = False
+    name_or_repository: str,
+    folder: Path,
+    dtype: torch.dtype = torch.float16,
+    seed: int = 0,
+    binary: bool = False,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Writes a pipeline folder at full size with random weights, laid out as the hub repository is; whole or not at all.
 
-    binary: weights in PyTorch's .bin files instead of safetensors. Tokenizers know single characters alone.
+    binary: weights in PyTorch's .bin files instead of safetensors. changes: by part, settings that differ from those of the
+    repository. Tokenizers know single characters alone.
     """
     described = architecture(name_or_repository)
     index = {**described["pipeline"], **{name: [library, kind] for name, (library, kind, _) in described["parts"].items()}}
     with whole_folder(folder) as scratch:
         for position, (name, part) in enumerate(described["parts"].items()):
             torch.manual_seed(seed + position)
+            part = (*part[:2], {**part[2], **(changes or {}).get(name, {})})
             if name.startswith("tokenizer"):
-                write_tokenizer(scratch / name, part[2])
+                write = write_t5_tokenizer if part[1].startswith("T5") else write_tokenizer
+                write(scratch / name, part[2])
             elif name == "mel":
                 (scratch / name).mkdir()
                 (scratch / name / CONFIG_FILES[name]).write_text(
@@ -135,6 +145,15 @@ def save_part(part: Any, folder: Path, dtype: torch.dtype, binary: bool) -> None
         target = "pytorch_model.bin" if weights.name.startswith("model") else "diffusion_pytorch_model.bin"
         torch.save(load_file(weights), folder / target)
         weights.unlink()
+
+
+def write_t5_tokenizer(folder: Path, settings: dict[str, Any]) -> None:
+    """A T5 tokenizer of letters and digits."""
+    from transformers import T5Tokenizer
+
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces = [("\u2581", -2.0), *((letter, -3.0) for letter in string.ascii_lowercase + string.digits)]
+    T5Tokenizer(vocab=[*special, *pieces], extra_ids=0, **settings).save_pretrained(folder)
 
 
 def write_tokenizer(folder: Path, settings: dict[str, Any]) -> None:

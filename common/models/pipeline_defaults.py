@@ -49,12 +49,18 @@ def settle_sample_size(folder: Path, index: dict[str, Any], denoiser: nn.Module)
             raise InputError(f"{folder}: unet/config.json sets sample_size={size!r}: one or two numbers above 0 are needed.")
 
 
-def settle_text_length(index: dict[str, Any], tokenizer: Any) -> Any:
-    """The tokenizer with no more tokens than the pipeline of `index` gives its text encoder (PixArt-Sigma 300, alpha 120)."""
+def text_length(index: dict[str, Any]) -> int | None:
+    """How many tokens the pipeline of `index` reads (PixArt-Sigma 300, alpha 120); None: as many as its tokenizer gives."""
     import diffusers
 
     kind: Any = getattr(diffusers, str(index.get("_class_name", "")), None)
     length = inspect.signature(kind.__call__).parameters.get("max_sequence_length") if callable(kind) else None
+    return None if length is None else length.default
+
+
+def settle_text_length(index: dict[str, Any], tokenizer: Any) -> Any:
+    """The tokenizer with no more tokens than the pipeline of `index` takes."""
+    length = text_length(index)
     if tokenizer is not None and length is not None:
-        tokenizer.model_max_length = min(tokenizer.model_max_length, length.default)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, length)
     return tokenizer

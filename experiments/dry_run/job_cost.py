@@ -15,10 +15,13 @@ from torch.utils._pytree import tree_map_only
 from common.cost.macs import Macs, count_macs, count_parameters, probe_inputs
 from common.cost.peak_memory import step_bytes
 from common.data.teacher_samples import TeacherSamples
+from common.denoisers.denoiser import CLIP_TOKENS
 from common.denoisers.unet import guidance_size
 from common.diffusion.noise_schedule import check_learns_from_noise
 from common.diffusion.sampling import predict
+from common.models.architectures import pipeline_of
 from common.models.latent_diffusion import LatentDiffusion
+from common.models.pipeline_defaults import text_length
 from common.pruning.budget import forecast_within
 from common.pruning.forecast import CalibrationSize
 from common.pruning.plan import apply_plan
@@ -100,7 +103,8 @@ class JobCost:
     @property
     def tokens(self) -> int:
         """Of a caption."""
-        return self.text_encoders[0].config.max_position_embeddings
+        places = getattr(self.text_encoders[0].config, "max_position_embeddings", None)  # T5 has none
+        return places or text_length(pipeline_of(self.settings.teacher.path)) or CLIP_TOKENS
 
     @property
     def half(self) -> bool:

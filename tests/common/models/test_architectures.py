@@ -21,6 +21,7 @@ DENOISERS = {
     "bk_sdm_v2_base": 583_480_964,
     "bk_sdm_v2_small": 485_787_524,
     "bk_sdm_v2_tiny": 326_825_604,
+    "pixart_sigma": 610_856_096,
 }
 
 
@@ -37,6 +38,26 @@ def test_whole_models_have_their_published_sizes():  # with text encoder and dec
     audio = meta_teacher("teticio/latent-audio-diffusion-256")  # 163.1M in LD-Pruner's table 2
     decoder = count_parameters(audio.autoencoder.decoder) + count_parameters(audio.autoencoder.post_quant_conv)
     assert round((count_parameters(audio.denoiser) + decoder) / 1e6, 1) == 163.1
+
+
+def test_pixart_sigma_has_t5s_encoder():
+    teacher = meta_teacher("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS")
+    assert count_parameters(teacher.text_encoder) == 4_762_310_656  # of T5 v1.1 XXL's 11 thousand millions
+    assert teacher.latent_shape == (4, 128, 128)
+
+
+def test_a_random_folder_of_changed_settings(tmp_path):
+    """PixArt's layout in small, with T5 and its tokenizer."""
+    small = {"d_model": 32, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 64}
+    transformer = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16}
+    changes = {
+        "text_encoder": small,
+        "transformer": {**transformer, "caption_channels": 32, "sample_size": 8},
+        "vae": {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 1, "sample_size": 64},
+    }
+    write_random_folder("pixart_sigma", tmp_path / "teacher", changes=changes)
+    teacher = load_teacher(str(tmp_path / "teacher"))
+    assert teacher.encode_captions(["a cat"])["encoder_hidden_states"].shape == (1, 300, 32)
 
 
 def test_what_a_variant_shares_with_its_teacher_is_said_once():
