@@ -108,7 +108,7 @@ def test_the_table_knows_what_this_diffusers_has(kind):
         ("model_index.json", {"requires_aesthetics_score": True}, "requires_aesthetics_score"),
         ("model_index.json", {"_class_name": "StableDiffusionLDM3DPipeline"}, "StableDiffusionLDM3DPipeline is not a class"),
         ("model_index.json", {"vae": ["diffusers", "AutoencoderTiny"]}, "AutoencoderTiny is not a class"),
-        ("model_index.json", {"text_encoder": ["transformers", "T5EncoderModel"]}, "T5EncoderModel is not a class"),
+        ("model_index.json", {"text_encoder": ["transformers", "UMT5EncoderModel"]}, "UMT5EncoderModel is not a class"),
         ("tokenizer/tokenizer_config.json", {"model_max_length": 99}, "model_max_length=99, the text encoder 12 places"),
     ],
 )
