@@ -141,13 +141,17 @@ class NearestUpsample(nn.Module):
         return F.interpolate(hidden_states, scale_factor=float(self.scale), mode="nearest")
 
 
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The modules of a network's lists in their order, as diffusers' caches go through them."""
+    return [block for child in network.children() if isinstance(child, nn.ModuleList) for block in child]
+
+
 def known_to_caches(network: nn.Module) -> None:
     """Lets diffusers' caches (FirstBlockCache, MagCache) take what stands for removed blocks as they take the blocks.
 
     They look up a block's class. What stands for the first block stays unknown to them: they judge by what that one changes.
     """
-    lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
-    for block in [block for blocks in lists for block in blocks][1:]:
+    for block in blocks_of(network)[1:]:
         kind = getattr(block, "stands_for", None)
         if kind is not None:
             block.__class__ = stand_in(type(block), kind)
@@ -274,8 +278,7 @@ def _with_plan(base: Any) -> type:
 
             def enable_cache(self, config: Any) -> None:
                 """As diffusers'; ValueError for caches that judge by a first block which is not there."""
-                lists = [child for child in self.children() if isinstance(child, nn.ModuleList)]
-                if type(config).__name__ in JUDGE_BY_THE_FIRST and hasattr(lists[0][0], "stands_for"):
+                if type(config).__name__ in JUDGE_BY_THE_FIRST and hasattr(blocks_of(self)[0], "stands_for"):
                     raise ValueError(
                         f"{type(config).__name__} judges by what the first block changes, and the plan removes that one: "
                         "keep it (exclude), or use the stock class with fewer blocks."

@@ -104,7 +104,7 @@ class JobCost:
     def tokens(self) -> int:
         """Of a caption."""
         places = getattr(self.text_encoders[0].config, "max_position_embeddings", None)  # T5 has none
-        return places or text_length(pipeline_of(self.settings.teacher.path)) or CLIP_TOKENS
+        return places or text_length(pipeline_of(self.settings.teacher.config or self.settings.teacher.path)) or CLIP_TOKENS
 
     @property
     def half(self) -> bool:
