@@ -72,11 +72,10 @@ class Evidence:
         if "path" not in selector:
             return measured(find_all(rows, selector), metric)
         path = self.folder / claim["file"]
-        *groups, name = selector["path"].split(".")
         figures: Any = read_json(path, "publish it anew (experiments.publish)") if path.is_file() else {}
-        for group in groups:
+        for group in selector["path"].split("."):
             figures = figures.get(group) if isinstance(figures, dict) else None
-        return measured([figures or {}], name)
+        return measured([figures or {}], metric)
 
     def noise(self, rows: Sequence[Row]) -> SeedNoise:
         """What seeds do to figures of the rows: these tell where they were run with several, else all of their task."""
@@ -186,7 +185,7 @@ def check_claim(claim: Mapping[str, Any], evidence: Evidence) -> tuple[list[str]
             notes = [] if decided == HOLDS else [decided]
             notes += [f"{100 * seen:.2g} % would be seen"] if seen else []
             ending = f" ({'; '.join(notes)})" if notes else ""
-            texts.append(f"{'' if 'path' in given[0] else f'{of}: '}{'; '.join(told)}{ending}")
+            texts.append(f"{of}: {'; '.join(told)}{ending}")
     return texts, verdicts
 
 

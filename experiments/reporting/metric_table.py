@@ -43,6 +43,10 @@ METRICS = {  # by the name in a row
 }
 
 
+CORRELATIONS = {  # of summed and joint losses of sets of layers (experiments.additivity): in no row
+    "spearman": Metric("rank correlation", "{:.3f}", higher=True, negligible=0.05),
+    "within": Metric("rank correlation in sets of one size", "{:.3f}", higher=True, negligible=0.05),
+}
 DISTANCES = {
     "fd": Metric("FD", "{:.1f}", negligible=0.05),
     "kd": Metric("KD", "{:.1f}", negligible=0.05, drawn=False),
@@ -52,9 +56,9 @@ EXTRACTORS = {"effnet": "EfficientNet", "musicnn": "musicnn"}
 
 
 def find_metric(name: str) -> Metric:
-    """A metric by its name in a row; one that nobody has told of is called as in the row, and less of it is better."""
-    if name in METRICS:
-        return METRICS[name]
+    """A metric by its name in a row or of additivity; one that nobody has told of is called as in the row, and less of it is better."""
+    if name in METRICS or name in CORRELATIONS:
+        return {**METRICS, **CORRELATIONS}[name]
     kind, _, features = name.partition("_")
     if kind not in DISTANCES:
         return Metric(name.replace("_", " "), "{:.4g}")

@@ -55,6 +55,7 @@ def test_the_order_of_two_values_and_the_noise():
     assert told(order, [1000, 1005], share=0.01) == EQUAL  # within a twentieth at any rate
     assert told(order, [0.5, 0.48], "caption_retrieval", 0.03) == EQUAL  # five points
     assert told(order, [0.03, 0.02], "caption_retrieval", 0.5) == EQUAL
+    assert told(order, [0.67, 0.66], "within", 0.01) == EQUAL and told(order, [0.67, 0.5], "within", 0.01) == HOLDS
     assert told(order, [20.0, 20.01], "pickscore", 0.01) == OPEN  # of which nobody has said what is nothing
     assert told({"order": [{}, {}, {}]}, [1000, 1005, 1500], share=0.01) == EQUAL
     assert told(order, [1100, 1000], share=0.01) == FAILS
