@@ -56,7 +56,7 @@ EXTRACTORS = {"effnet": "EfficientNet", "musicnn": "musicnn"}
 
 
 def find_metric(name: str) -> Metric:
-    """A metric by its name in a row or of additivity; one that nobody has told of is called as in the row, and less of it is better."""
+    """A metric by its name in a row or of additivity; one that nobody has told of is called as there, and less is better."""
     if name in METRICS or name in CORRELATIONS:
         return {**METRICS, **CORRELATIONS}[name]
     kind, _, features = name.partition("_")

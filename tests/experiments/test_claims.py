@@ -55,7 +55,7 @@ def test_the_order_of_two_values_and_the_noise():
     assert told(order, [1000, 1005], share=0.01) == EQUAL  # within a twentieth at any rate
     assert told(order, [0.5, 0.48], "caption_retrieval", 0.03) == EQUAL  # five points
     assert told(order, [0.03, 0.02], "caption_retrieval", 0.5) == EQUAL
-    assert told(order, [0.67, 0.66], "within", 0.01) == EQUAL and told(order, [0.67, 0.5], "within", 0.01) == HOLDS
+    assert told(order, [0.67, 0.665], "within", 0.01) == EQUAL and told(order, [0.67, 0.5], "within", 0.01) == HOLDS
     assert told(order, [20.0, 20.01], "pickscore", 0.01) == OPEN  # of which nobody has said what is nothing
     assert told({"order": [{}, {}, {}]}, [1000, 1005, 1500], share=0.01) == EQUAL
     assert told(order, [1100, 1000], share=0.01) == FAILS
@@ -134,7 +134,7 @@ def test_a_claim_is_checked_against_its_rows(results):
         "order": [{"method": "good"}, {"method": "bad"}]
     }  # by how far they are from the teacher, which these do not hold
     assert check_claim({**claim, "checks": [nothing]}, evidence)[1] == [UNKNOWN]
-    number = {"value": {"path": "a.b"}, "from": 0.9, "to": 1}
+    number = {"value": {"path": "a"}, "metric": "b", "from": 0.9, "to": 1}
     assert check_claim({**claim, "checks": [number]}, evidence)[1] == [HOLDS]
 
 
