@@ -1,15 +1,16 @@
 """Trains a denoiser: alone (a teacher from scratch) or against a teacher (distillation of a pruned student).
 
-    L = task_weight * L_task + output_weight * L_output + feature_weight * sum_l L_feature(l)
+    L = task_weight * L_task + output_weight * L_output + feature_weight * sum_l L_feature(l) + local_weight * sum_s L_local(s)
     L_task    = E || target - student(x_t, t, c) ||^2       (the target the scheduler predicts: noise, sample or velocity)
     L_output  = E || teacher(x_t, t, c) - student(x_t, t, c) ||^2
     L_feature = E || f_teacher^l - f_student^l ||^2         over pairs of module paths
+    L_local   = the same over segments of blocks, each on the teacher's own input (common.training.block_local)
 
 The form is BK-SDM's (arXiv 2305.15798), which LD-Pruner (arXiv 2404.11936, section 3.1) and LAPTOP-Diff
-(arXiv 2404.11098) take over with other weights.
+(arXiv 2404.11098) take over with other weights. Where the local loss stands alone, the student as a whole is not run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from common.diffusion.sampling import predict
 from common.errors import InputError
 from common.runtime.collectives import mean_over_processes
 from common.training.batches import OWN
+from common.training.block_local import LocalOutputs
 from common.training.features import FeatureHooks, Features, squared_feature_losses
 from common.training.fsdp import shard
 from common.training.nan_guard import GuardedTraining, check_loss
@@ -50,6 +52,7 @@ class DenoiserTraining(GuardedTraining):
         task_weight: float = 1.0,
         output_weight: float = 0.0,
         feature_weight: float = 0.0,
+        local_weight: float = 0.0,
         feature_pairs: Sequence[tuple[str, str]] = (),
         feature_losses: Callable[[Features, Features], list[torch.Tensor]] = squared_feature_losses,
         teacher: nn.Module | None = None,
@@ -58,12 +61,12 @@ class DenoiserTraining(GuardedTraining):
         timestep_density: TimestepDensity = "uniform",
     ):
         super().__init__(optimizer, schedule, seed)
-        if teacher is None and (output_weight or feature_weight):
-            raise ValueError("output_weight and feature_weight need a teacher.")
+        if teacher is None and (output_weight or feature_weight or local_weight):
+            raise ValueError("output_weight, feature_weight and local_weight need a teacher.")
         self.student, self.text_encoder, self.process = student, text_encoder, noise_process(scheduler)
         self.timestep_density = timestep_density
         self.condition_dropout, self.null_condition = condition_dropout, null_condition or {}
-        self.task_weight, self.output_weight, self.feature_weight = task_weight, output_weight, feature_weight
+        self.weights = {"task": task_weight, "output": output_weight, "feature": feature_weight, "local": local_weight}
         self.feature_losses, self.feature_pairs = feature_losses, [tuple(pair) for pair in feature_pairs]
         # a plain dictionary: neither checkpoints nor EMA see the teacher, or weights by the names of a compiled student
         self.unregistered: dict[str, Any] = {"teacher": teacher, "student": student}
@@ -73,12 +76,16 @@ class DenoiserTraining(GuardedTraining):
         if feature_weight and teacher is not None:
             self.student_taps = FeatureHooks(student, [pair[0] for pair in self.feature_pairs])
             self.teacher_taps = FeatureHooks(teacher, [pair[1] for pair in self.feature_pairs])
+        if local_weight and teacher is not None:
+            self.unregistered["local"] = LocalOutputs(student, teacher)
 
     def remove_hooks(self) -> None:
-        """Takes the feature hooks off both networks."""
-        if self.feature_weight:
+        """Takes the hooks off both networks."""
+        if self.weights["feature"]:
             self.student_taps.remove()
             self.teacher_taps.remove()
+        if self.weights["local"]:
+            self.unregistered["local"].remove()
 
     def condition(self, batch: dict[str, torch.Tensor], uniform: torch.Tensor) -> Conditions:
         """The conditions, with a share of `condition_dropout` of the rows replaced by the empty one, all columns together."""
@@ -101,16 +108,17 @@ class DenoiserTraining(GuardedTraining):
         noisy = self.process.add_noise(latents, noise, timesteps)
         target = self.process.target(latents, noise, timesteps)
         condition = self.condition(batch, uniform)
-        prediction = predict(self.unregistered["student"], noisy, timesteps, condition)
-        terms = {"task": self.task_loss(prediction.float(), target.float(), batch.get(OWN))}
+        terms: dict[str, torch.Tensor] = {}
         by_pair: list[torch.Tensor] = []
-        loss = self.task_weight * terms["task"]
-        if self.output_weight or self.feature_weight:
+        if needs_whole_student(self.weights):
+            prediction = predict(self.unregistered["student"], noisy, timesteps, condition).float()
+            terms["task"] = self.task_loss(prediction, target.float(), batch.get(OWN))
+        if needs_teacher(self.weights):
             with torch.no_grad():
                 teacher_prediction = predict(self.unregistered["teacher"], noisy, timesteps, condition)
-            terms["output"] = F.mse_loss(prediction.float(), teacher_prediction.float())
-            loss = loss + self.output_weight * terms["output"]
-        if self.feature_weight:
+        if self.weights["output"] or self.weights["feature"]:
+            terms["output"] = F.mse_loss(prediction, teacher_prediction.float())
+        if self.weights["feature"]:
             features = self.student_taps.features(), self.teacher_taps.features()
             for pair, ours, theirs in zip(self.feature_pairs, *features, strict=True):
                 if ours.shape != theirs.shape:
@@ -120,7 +128,9 @@ class DenoiserTraining(GuardedTraining):
                     )
             by_pair = self.feature_losses(*features)
             terms["feature"] = torch.stack(by_pair).sum()
-            loss = loss + self.feature_weight * terms["feature"]
+        if self.weights["local"]:
+            terms["local"] = torch.stack(self.feature_losses(*self.unregistered["local"].pairs())).sum()
+        loss = torch.as_tensor(sum(self.weights[name] * term for name, term in terms.items()))
         self.log_losses(loss, terms, by_pair)
         return loss
 
@@ -141,8 +151,7 @@ class DenoiserTraining(GuardedTraining):
         check_loss(loss, terms, self.global_step)
         self.log("loss", loss, prog_bar=True)
         self.log_dict({f"loss/{name}": value for name, value in terms.items()})
-        weights = {"task": self.task_weight, "output": self.output_weight, "feature": self.feature_weight}
-        self.log_dict({f"share/{name}": weights[name] * value / loss for name, value in terms.items()})
+        self.log_dict({f"share/{name}": self.weights[name] * value / loss for name, value in terms.items()})
         if len(pair_losses):
             paths = [pair[0] for pair in self.feature_pairs]
             shares = pair_losses / terms["feature"].clamp_min(torch.finfo(torch.float32).tiny)
@@ -153,3 +162,12 @@ class DenoiserTraining(GuardedTraining):
         """Leaves each process a part of the student's weights, under the strategy that wants it (common.training.fit)."""
         if self.device_mesh is not None:
             shard(self.student, self.device_mesh["data_parallel"])
+
+
+def needs_whole_student(weights: Mapping[str, float]) -> bool:
+    """Whether a step of these loss weights runs the student as a whole, or only single blocks of it."""
+    return any(weights[name] for name in ("task", "output", "feature"))
+
+
+def needs_teacher(weights: Mapping[str, float]) -> bool:
+    return any(weights[name] for name in ("output", "feature", "local"))

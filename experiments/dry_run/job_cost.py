@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
-from common.cost.macs import Macs, count_macs, count_parameters, probe_inputs
+from common.cost.macs import Macs, count_macs, count_parameters, probe_inputs, site_costs
 from common.cost.peak_memory import step_bytes
 from common.data.teacher_samples import TeacherSamples
 from common.denoisers.denoiser import CLIP_TOKENS
@@ -25,6 +25,8 @@ from common.models.pipeline_defaults import text_length
 from common.pruning.budget import forecast_within
 from common.pruning.forecast import CalibrationSize
 from common.pruning.plan import apply_plan
+from common.training.block_local import LocalOutputs, list_segments
+from common.training.distillation import needs_teacher, needs_whole_student
 from common.training.features import FeatureHooks
 from experiments.evaluation.samples import evaluation_scheduler
 from experiments.shared.settings import CalibrationSettings, Settings
@@ -140,6 +142,29 @@ class JobCost:
         return {"teacher": count_macs(self.teacher.denoiser, *arguments), "student": count_macs(self.student, *arguments)}
 
     @cached_property
+    def trained_blocks(self) -> list[str]:
+        """Paths of the student's blocks that are trained each alone."""
+        if not self.settings.distill.steps or not self.settings.distill.local_weight:
+            return []
+        return [each.kept for each in list_segments(self.student, self.teacher.denoiser)]
+
+    @property
+    def trained_parameters(self) -> int:
+        if needs_whole_student(self.settings.distill.loss_weights):
+            return count_parameters(self.student)
+        return sum(count_parameters(self.student.get_submodule(site)) for site in self.trained_blocks)
+
+    def step_macs(self) -> int:
+        """Of one sample in a distillation step: the teacher forward, the student forward and back, as far as the losses ask."""
+        weights, passes = self.settings.distill.loss_weights, 4 if self.settings.distill.gradient_checkpointing else 3
+        student = self.macs["student"].total if needs_whole_student(weights) else 0
+        alone = (
+            site_costs(self.student, self.trained_blocks, "macs", conditions=self.inputs(1)[1]) if self.trained_blocks else {}
+        )
+        teacher = self.macs["teacher"].total if needs_teacher(weights) else 0
+        return teacher + passes * (student + round(sum(alone.values())))
+
+    @cached_property
     def image_operations(self) -> dict[str, int]:
         """Of encoding and decoding an image, and of reading a caption."""
         autoencoder = self.teacher.autoencoder
@@ -170,12 +195,12 @@ class JobCost:
 
     def distillation(self) -> dict[str, int]:
         """Bytes of everything that a distillation step holds, by what it is; activations apart."""
-        settings, count = self.settings.distill, count_parameters(self.student)
+        settings, count, trained = self.settings.distill, count_parameters(self.student), self.trained_parameters
         state = optimizer_bytes(hydra.utils.instantiate(settings.optimizer))
         own = {
             "student: weights": SINGLE_BYTES * count,
-            "student: gradients": SINGLE_BYTES * count,
-            "student: optimiser": round(state * count),
+            "student: gradients": SINGLE_BYTES * trained,
+            "student: optimiser": round(state * trained),
             "student: average of the weights": SINGLE_BYTES * count if settings.ema_decay else 0,
             "student: what the method keeps": self.forecast.per_parameter * count,
         }
@@ -200,17 +225,24 @@ class JobCost:
             FeatureHooks(self.student, [ours for ours, _ in pairs]),
             FeatureHooks(self.teacher.denoiser, [p for _, p in pairs]),
         ]
+        local = LocalOutputs(self.student, self.teacher.denoiser) if settings.local_weight else None
+        hooks += [] if local is None else [local]
 
         def loss() -> torch.Tensor:
-            prediction = predict(self.student, *inputs, conditions)
-            total = F.mse_loss(prediction.float(), target)
-            if settings.output_weight or settings.feature_weight:
+            terms = []
+            if needs_whole_student(settings.loss_weights):
+                prediction = predict(self.student, *inputs, conditions).float()
+                terms.append(F.mse_loss(prediction, target))
+            if needs_teacher(settings.loss_weights):
                 with torch.no_grad():
                     wanted = predict(self.teacher.denoiser, *inputs, conditions)
-                total = total + F.mse_loss(prediction.float(), wanted.float())
+            if settings.output_weight or settings.feature_weight:
+                terms.append(F.mse_loss(prediction, wanted.float()))
             if settings.feature_weight:
-                total = total + torch.stack(losses(hooks[0].features(), hooks[1].features())).sum()
-            return total
+                terms += losses(hooks[0].features(), hooks[1].features())
+            if local is not None:
+                terms += losses(*local.pairs())
+            return torch.stack(terms).sum()
 
         try:
             return step_bytes(self.student, loss, mixed, checkpointing, [self.teacher.denoiser])

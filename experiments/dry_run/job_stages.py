@@ -94,19 +94,16 @@ def autoencoder_training(job: JobCost) -> Stage | None:
 
 
 def distilling(job: JobCost) -> Stage | None:
-    """Optimiser steps of batch_size x accumulate samples: the teacher forward, the student forward and back."""
+    """Optimiser steps of batch_size x accumulate samples."""
     settings = job.settings.distill
     if not settings.steps:
         return None
-    with_teacher = bool(settings.output_weight or settings.feature_weight)
-    passes = 4 if settings.gradient_checkpointing else 3
-    macs = with_teacher * job.macs["teacher"].total + passes * job.macs["student"].total
     samples = settings.steps * settings.batch_size * settings.accumulate
     half = TRAINING_PRECISIONS[settings.trainer["precision"]]
     held = sum(job.distillation().values())
     held += job.activations(settings.batch_size, half, settings.gradient_checkpointing)
     what = f"{settings.steps:,} steps of {settings.batch_size} x {settings.accumulate}"
-    return Stage("distilling", what, 2 * macs * samples, half, held)
+    return Stage("distilling", what, 2 * job.step_macs() * samples, half, held)
 
 
 def sampled(job: JobCost) -> tuple[int, int]:

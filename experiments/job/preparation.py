@@ -17,6 +17,7 @@ from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.budget import forecast_within
 from common.pruning.method import Method
 from common.runtime.processes import check_shares
+from common.training.block_local import check_has_blocks
 from experiments.dry_run.job_cost import calibration_size
 from experiments.evaluation.evaluate import check_image_size
 from experiments.evaluation.samples import evaluation_scheduler
@@ -73,6 +74,8 @@ def check_parts(job: Job) -> None:
     check_forecast(settings, teacher, method)
     if distill.steps and distill.feature_weight:
         feature_pairs(distill.features, teacher.denoiser, teacher.denoiser)
+    if distill.steps and distill.local_weight:
+        check_has_blocks(teacher.denoiser)
 
 
 def check_sampling(settings: Settings, teacher: LatentDiffusion) -> None:

@@ -144,11 +144,15 @@ class TrainerSettings:
     gradient_clip_val: Positive | None
 
 
+LOSSES = ("task", "output", "feature", "local")  # of distillation, each with its weight (common.training.distillation)
+
+
 @dataclass
 class DistillationSettings:
     task_weight: NonNegative
     output_weight: NonNegative
     feature_weight: NonNegative
+    local_weight: NonNegative
     feature_loss: Target
     features: tuple[str, ...] | None
     steps: Count
@@ -166,6 +170,10 @@ class DistillationSettings:
     trainer: dict[str, Any]
     recipe: str | None = None
     coefficients: dict[str, NonNegative] | None = None
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        return {name: getattr(self, f"{name}_weight") for name in LOSSES}
 
 
 @dataclass

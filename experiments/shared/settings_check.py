@@ -22,7 +22,7 @@ from common.settings import (
     normalize,
 )
 from experiments.shared.command_line import ending
-from experiments.shared.settings import TrainerSettings, schema_of
+from experiments.shared.settings import LOSSES, TrainerSettings, schema_of
 
 DECIDED = (  # arguments of lightning.Trainer that other settings, or the project, decide
     *("accumulate_grad_batches", "callbacks", "default_root_dir", "enable_checkpointing", "enable_model_summary"),
@@ -163,14 +163,16 @@ def check_together(values: Mapping[str, Any]) -> None:
                 f"distill.steps={distill['steps']}: distill=none has no losses to train with; choose a recipe, or no steps."
             )
     else:
-        if distill["steps"] and not any(distill[f"{kind}_weight"] for kind in ("task", "output", "feature")):
-            raise InputError("distill.task_weight, output_weight and feature_weight are all 0: one must be above 0 to train.")
+        if distill["steps"] and not any(distill[f"{kind}_weight"] for kind in LOSSES):
+            named = ", ".join(f"{kind}_weight" for kind in LOSSES)
+            raise InputError(f"distill.{named} are all 0: one must be above 0 to train.")
         if distill["feature_weight"] and distill["steps"] and distill["features"] is not None and not distill["features"]:
             raise InputError("distill.features is empty: name some, or set distill.feature_weight=0.")
-        if distill["random_conditioning"] and distill["steps"] and not (distill["output_weight"] or distill["feature_weight"]):
+        with_teacher = any(distill[f"{kind}_weight"] for kind in LOSSES if kind != "task")
+        if distill["random_conditioning"] and distill["steps"] and not with_teacher:
             raise InputError(
                 f"distill.random_conditioning={distill['random_conditioning']}: what another prompt makes of latents the "
-                "teacher alone says; give distill.output_weight or feature_weight."
+                "teacher alone says; give distill.output_weight, feature_weight or local_weight."
             )
         check_trainer(distill["trainer"])
         if distill["compile"] is not None:

@@ -20,7 +20,8 @@ from common.pruning.pruned_denoiser import REPLACEMENTS
 from common.pruning.pruning_callback import PruningCallback
 from common.runtime.processes import process_count
 from common.training.batches import TensorRows
-from common.training.distillation import DenoiserTraining
+from common.training.block_local import list_segments
+from common.training.distillation import DenoiserTraining, needs_whole_student
 from common.training.fit import ExponentialAverage, fit, parallel_settings
 from common.training.fsdp import gather_into
 from common.training.schedules import scheduler
@@ -78,6 +79,14 @@ def unread_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
     return [denoiser.get_parameter(name) for name, weight in twin.named_parameters() if weight not in read]
 
 
+def untrained_parameters(settings: DistillationSettings, student: nn.Module, teacher: nn.Module) -> list[nn.Parameter]:
+    """Those of the student that no loss of the recipe reads."""
+    if needs_whole_student(settings.loss_weights):
+        return unread_parameters(student)
+    trained = {weight for each in list_segments(student, teacher) for weight in student.get_submodule(each.kept).parameters()}
+    return [parameter for parameter in student.parameters() if parameter not in trained]
+
+
 def trainer_settings(distill: DistillationSettings, device: torch.device, whole: bool = False) -> dict[str, Any]:
     """Lightning's arguments: distill.trainer on the device that the teacher is on, and with the processes of this job.
 
@@ -125,7 +134,7 @@ def distill(
     """
     settings = given.distill
     student.train().requires_grad_(True)
-    for parameter in unread_parameters(student):  # no gradient reaches them, for which DDP would wait
+    for parameter in untrained_parameters(settings, student, teacher.denoiser):  # no gradient reaches them: DDP would wait
         parameter.requires_grad_(False)
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
@@ -135,6 +144,8 @@ def distill(
             "distill.trainer.strategy=fsdp gives each process a part of every weight; evaluation.every, and methods that act "
             "during training (l1_diff), need them whole: take ddp."
         )
+    if sharded and settings.local_weight:
+        raise InputError("distill.local_weight runs blocks alone, which distill.trainer.strategy=fsdp does not know: take ddp.")
     finished = copy.deepcopy(student).cpu() if sharded else student
     module = DenoiserTraining(
         student,
@@ -147,6 +158,7 @@ def distill(
         task_weight=settings.task_weight,
         output_weight=settings.output_weight,
         feature_weight=settings.feature_weight,
+        local_weight=settings.local_weight,
         feature_pairs=feature_pairs(settings.features, student, teacher.denoiser) if settings.feature_weight else (),
         feature_losses=hydra.utils.instantiate(settings.feature_loss),
         teacher=teacher.denoiser,

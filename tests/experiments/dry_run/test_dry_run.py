@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.cost.macs import count_parameters
 from experiments.dry_run.dry_run import gpu_hours
 from experiments.dry_run.job_cost import JobCost, optimizer_bytes
 from experiments.dry_run.job_stages import distilling, encoding, job_stages
@@ -70,6 +71,18 @@ def test_operations_of_distillation_are_steps_times_passes(bk_sdm):
     assert stage.operations == 2 * each * 50_000 * 256
     assert stage.half
     assert stage.memory / 2**30 < 53  # which BK-SDM's took with images encoded on the way, on PyTorch 2.0
+
+
+def test_blocks_that_are_trained_alone():
+    """The teacher forward, and of the student the blocks beside removed ones: their parameters, operations and memory."""
+    found = job("teacher=pixart_sigma", "method=laptop_diff", "method.ratio=0.3", "distill=block_local", "distill.batch_size=4")
+    sizes = [(site, count_parameters(found.student.get_submodule(site))) for site in found.trained_blocks]
+    assert 3 <= len(sizes) <= 9  # of 28, nine are removed
+    held = found.distillation()
+    assert held["student: optimiser"] == 2 * held["student: gradients"] == 8 * sum(size for _, size in sizes)
+    assert found.macs["teacher"].total < found.step_macs() < found.macs["teacher"].total + 4 * found.macs["student"].total / 2
+    saved, all_at_once = found.activations(4, True, True), found.activations(4, True, False)
+    assert saved < all_at_once / 2
 
 
 def test_utilisation_is_that_of_bk_sdm_s_300_hours(bk_sdm):
@@ -138,6 +151,7 @@ def test_dry_runs_of_a_sweep_are_summed(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "told"),
     [
+        ("distill=block_local", "error: distill.local_weight: UNet2DModel is no diffusion transformer"),
         ("gpu=A101", f"error: gpu='A101' is none of {', '.join(GPUS)}."),
         ("utilisation.half=2", "error: utilisation.half=2: a number above 0 and up to 1 is needed."),
         ("teacher.path=nobody/nothing", "error: The architecture of 'nobody/nothing' is not known without its folder"),
