@@ -3,11 +3,11 @@
     pip install -e ".[data]"
     npm pack emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 @lobehub/fluent-emoji-3d@1.1.0
     for archive in *.tgz; do mkdir "${archive%.tgz}" && tar xzf "$archive" -C "${archive%.tgz}"; done
-    python -m experiments.datasets.build_emoji --packages . --out data/emoji
+    python -m experiments.datasets.build_emoji --packages . --out data/emoji --without Flags "People & Body" Symbols
 
 Writes one WebP sheet per style (tiles of 64 px in reading order, composited on white) and index.json, which
 names the tiles. A name is kept when all four styles draw it; skin-tone variants are near-duplicates and left out.
-The split is by name, so that no drawing of a held-out name is ever seen in training.
+The split is by name, of all categories, so that no drawing of a held-out name is ever seen in training.
 """
 
 import argparse
@@ -101,9 +101,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", type=Path, required=True, help="folder that holds the unpacked npm packages")
     parser.add_argument("--out", type=Path, default=Path("data/emoji"))
+    parser.add_argument("--without", nargs="*", default=[], metavar="CATEGORY", help="categories of Unicode to leave out")
     arguments = parser.parse_args()
     styles = drawings(arguments.packages)
     index = build_index(arguments.packages, styles)
+    categories = sorted({entry["category"] for entry in index})
+    unknown = set(arguments.without).difference(categories)
+    if unknown:
+        raise SystemExit(f"build_emoji: --without {', '.join(sorted(unknown))}: none of {', '.join(categories)}.")
+    index = [entry for entry in index if entry["category"] not in arguments.without]
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = -(-len(index) // COLUMNS)
     for style, paths in styles.items():
@@ -112,7 +118,7 @@ def main() -> None:
             row, column = divmod(position, COLUMNS)
             sheet.paste(draw_tile(paths[entry["codepoints"]]), (column * TILE, row * TILE))
         sheet.save(arguments.out / f"{style}.webp", lossless=True, method=6)
-    document = {"tile": TILE, "columns": COLUMNS, "styles": list(styles), "entries": index}
+    document = {"tile": TILE, "columns": COLUMNS, "styles": list(styles), "categories": categories, "entries": index}
     (arguments.out / "index.json").write_text(json.dumps(document, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
     held_out = sum(entry["split"] == "test" for entry in index)
     print(f"{len(index)} names in {len(styles)} styles, {held_out} names held out, in {arguments.out}")
