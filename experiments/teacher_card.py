@@ -178,10 +178,9 @@ def card_text(
     sizes = {
         "denoiser": teacher.denoiser,
         "autoencoder": teacher.autoencoder,
-        "text encoder": teacher.text_encoder,
-        "second text encoder": teacher.text_encoder_2,
+        **dict(zip(("text encoder", "second text encoder", "third text encoder"), teacher.text_encoders, strict=False)),
     }
-    parts = [[name, type(part).__name__, f"{count_parameters(part):,}"] for name, part in sizes.items() if part is not None]
+    parts = [[name, type(part).__name__, f"{count_parameters(part):,}"] for name, part in sizes.items()]
     captioned, by_ear = teacher.text_encoder is not None, figures.get("by ear")
     what = ("names seen in training", "names held out of training") if captioned else ("training images", "held-out images")
     tables = {

@@ -31,19 +31,19 @@ class Block:
 class Denoiser:
     """How the networks of one architecture are called: latents in, a prediction of their shape out.
 
-    part: the denoiser's name in a pipeline's folder. text_width: the entry of its configuration that tells how wide the states
-    of text are. text_encoders: classes of transformers, of which its first text encoder is one. masks_text: whether it is told
-    which tokens are padding. streams: by the class name of each block that a method may remove, what it passes on, by the names
-    of its own arguments and in the order in which it returns them; none for U-Nets, whose layers tell that by their structure
-    (common.pruning.layers). read_from: paths of blocks inside which the network itself reads, so that they cannot go whole.
-    depths: by the path of each list of blocks the entry of the configuration that tells how many it has; none where blocks
-    cannot be counted anew.
+    part: the denoiser's name in a pipeline's folder. text_width: the entry of its configuration that tells how wide the
+    states of text are. text_encoders: classes of transformers, of which its first text encoder is one. reads_text: how
+    captions become its conditions (common.diffusion.text_encoding). streams: by the class name of each block that a method
+    may remove, what it passes on, by the names of its own arguments and in the order in which it returns them; none for
+    U-Nets, whose layers tell that by their structure (common.pruning.layers). read_from: paths of blocks inside which the
+    network itself reads, so that they cannot go whole. depths: by the path of each list of blocks the entry of the
+    configuration that tells how many it has; none where blocks cannot be counted anew.
     """
 
     part: str = "transformer"
     text_width: str = "caption_channels"
     text_encoders: tuple[str, ...] = ("CLIPTextModel",)
-    masks_text: bool = False
+    reads_text: str = "states"
     read_from: tuple[str, ...] = ()
     depths: Mapping[str, str] = {}
     streams: Mapping[str, tuple[str, ...]] = {}

@@ -39,7 +39,7 @@ class PixArt(Transformer):
     streams: Mapping[str, tuple[str, ...]] = {"BasicTransformerBlock": ONE_STREAM}
     depths = ONE_LIST
     text_encoders = ("T5EncoderModel", "CLIPTextModel")
-    masks_text = True
+    reads_text = "masked"
     added = ("resolution", "aspect_ratio")
 
     def arguments(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Sana(Transformer):
 
     streams: Mapping[str, tuple[str, ...]] = {"SanaTransformerBlock": ONE_STREAM}
     depths = ONE_LIST
-    masks_text = True
+    reads_text = "masked"
 
     def arguments(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> dict[str, Any]:
         return super().arguments(network, latents, timesteps * network.config.timestep_scale, conditions)
@@ -96,6 +96,8 @@ class StableDiffusion3(Transformer):
     streams: Mapping[str, tuple[str, ...]] = {"JointTransformerBlock": TEXT_FIRST}
     depths = ONE_LIST
     text_width = "joint_attention_dim"
+    text_encoders = ("CLIPTextModelWithProjection",)
+    reads_text = "joint"
 
     def counted_anew(self, config: Mapping[str, Any], kept: Sequence[int], depth: str) -> dict[str, Any]:
         dual = tuple(index for index, number in enumerate(kept) if number in config["dual_attention_layers"])

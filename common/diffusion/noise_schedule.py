@@ -25,7 +25,7 @@ def same_noise(kind: Any, scheduler: Any, **settings: Any) -> Any:
     the two may differ (LCM's is the one of Stable Diffusion, DDPM's another), and then the new scheduler would sample or train
     on other noise than the denoiser knows.
     """
-    known = dict(scheduler.config)
+    known = {"_class_name": type(scheduler).__name__, **scheduler.config}  # by which diffusers drops what only that class knows
     known["_use_default_values"] = [name for name in known.get("_use_default_values", []) if name not in NOISE]
     return kind.from_config(known, **settings)
 

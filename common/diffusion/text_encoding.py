@@ -1,22 +1,25 @@
-"""What the text encoders of Stable Diffusion 1, 2, XL and PixArt make of captions.
+"""What the text encoders of Stable Diffusion 1, 2, XL and 3 and of PixArt make of captions.
 
 Versions 1 and 2 have one encoder and condition on its last hidden state (of version 2, whose configuration leaves out the
 last layer, that is OpenCLIP's penultimate one). XL (arXiv 2307.01952, section 2.1) has two: their penultimate hidden states
-beside each other, the second one's pooled projection, and the sizes of section 2.2, which are constant here.
+beside each other, the second one's pooled projection, and the sizes of section 2.2, which are constant here. Version 3
+(arXiv 2403.03206, appendix B.3) has those two and a T5 whose states follow theirs, or zeros where it was left out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from common.denoisers.denoiser import Conditions
 from common.errors import InputError
 
-CAPTIONS = {1: 512, 2: 64}  # encoded at once, by the number of encoders: two give all their hidden states
+CAPTIONS = {1: 512, 2: 64, 3: 64}  # encoded at once, by the number of encoders: two give all their hidden states
 TOKENS = 77  # as long as those captions are; of longer ones fewer go at once
+T5_TOKENS = 256  # of Stable Diffusion 3's T5, as diffusers' pipeline has it
 
 
 def check_vocabulary(tokenizer: Any, folder: str | Path) -> None:
@@ -49,32 +52,70 @@ def with_all_vectors(tokenizer: Any, captions: Sequence[str]) -> list[str]:
     return TextualInversionLoaderMixin().maybe_convert_prompt(list(captions), tokenizer)
 
 
-def encode_text(encoders: Sequence[tuple[Any, nn.Module]], captions: Sequence[str], masked: bool = False) -> Conditions:
-    """`encoder_hidden_states` (captions, tokens, width) and, of two encoders, `text_embeds` (captions, pooled width).
+Encoder = tuple[Any, nn.Module]
+"""A tokenizer and its text encoder."""
 
-    encoders: tokenizer and text encoder, one pair or two; the second of two has a projection. masked: one encoder (CLIP's or
-    T5) that is told which tokens are padding, and `encoder_attention_mask` (captions, tokens) that tells the denoiser (PixArt).
+
+def encode_text(encoders: Sequence[Encoder], captions: Sequence[str], reads: str = "states", width: int = 0) -> Conditions:
+    """The conditions of the captions, a row each: `encoder_hidden_states` (captions, tokens, width), and what READERS add.
+
+    reads: how (READERS); width: of the states that the denoiser takes, of which "joint" alone asks.
     """
-    states, pooled, masks = [], [], []
     size = max(1, CAPTIONS[len(encoders)] * TOKENS // max(TOKENS, *(tokenizer.model_max_length for tokenizer, _ in encoders)))
-    for start in range(0, len(captions), size):
-        chunk = list(captions[start : start + size])
-        if masked:
-            chunk = [caption.lower().strip() for caption in chunk]  # as PixArt's pipelines do before anything else
-        tokens = [tokenized(tokenizer, chunk).to(next(encoder.parameters()).device) for tokenizer, encoder in encoders]
-        inputs = [each.input_ids for each in tokens]
-        if masked:
-            states.append(encoders[0][1](inputs[0], attention_mask=tokens[0].attention_mask)[0])
-            masks.append(tokens[0].attention_mask.to(states[0]))
-            continue
-        if len(encoders) == 1:
-            states.append(encoders[0][1](inputs[0]).last_hidden_state)
-            continue
-        outputs = [encoder(ids, output_hidden_states=True) for (_, encoder), ids in zip(encoders, inputs, strict=True)]
-        states.append(torch.cat([output.hidden_states[-2] for output in outputs], -1))
-        pooled.append(outputs[-1].text_embeds)
-    columns = {"encoder_hidden_states": states, "text_embeds": pooled, "encoder_attention_mask": masks}
-    return {name: torch.cat(values) for name, values in columns.items() if values}
+    chunks = [READERS[reads](encoders, list(captions[start : start + size]), width) for start in range(0, len(captions), size)]
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def ids_of(encoder: Encoder, captions: Sequence[str]) -> Any:
+    """`input_ids` and `attention_mask` of the captions on the text encoder's device."""
+    return tokenized(encoder[0], captions).to(next(encoder[1].parameters()).device)
+
+
+def read_states(encoders: Sequence[Encoder], captions: Sequence[str], width: int) -> Conditions:
+    """Of one encoder its last states, of two (XL) the penultimate ones of both and `text_embeds` (captions, pooled width)."""
+    if len(encoders) == 1:
+        return {"encoder_hidden_states": encoders[0][1](ids_of(encoders[0], captions).input_ids).last_hidden_state}
+    states, pooled = penultimate_states(encoders, captions)
+    return {"encoder_hidden_states": torch.cat(states, -1), "text_embeds": pooled[-1]}
+
+
+def penultimate_states(encoders: Sequence[Encoder], captions: Sequence[str]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Of each CLIP its hidden states before the last layer, and its projection where it has one."""
+    outputs = [each[1](ids_of(each, captions).input_ids, output_hidden_states=True) for each in encoders]
+    projected = [output.text_embeds for output in outputs if "text_embeds" in output]
+    return [output.hidden_states[-2] for output in outputs], projected
+
+
+def read_masked(encoders: Sequence[Encoder], captions: Sequence[str], width: int) -> Conditions:
+    """Of one encoder, CLIP's or T5, that is told which tokens are padding, as the denoiser is by `encoder_attention_mask`."""
+    plain = [caption.lower().strip() for caption in captions]  # as PixArt's pipelines do before anything else
+    tokens = ids_of(encoders[0], plain)
+    states = encoders[0][1](tokens.input_ids, attention_mask=tokens.attention_mask)[0]
+    return {"encoder_hidden_states": states, "encoder_attention_mask": tokens.attention_mask.to(states)}
+
+
+def read_joint(encoders: Sequence[Encoder], captions: Sequence[str], width: int) -> Conditions:
+    """Of two CLIPs the penultimate states, `width` wide with zeros, before those of T5; `pooled_projections` of both CLIPs."""
+    states, pooled = penultimate_states(encoders[:2], captions)
+    clip = torch.cat(states, -1)
+    clip = F.pad(clip, (0, width - clip.shape[-1]))
+    if len(encoders) > 2:
+        t5 = encoders[2][1](ids_of(encoders[2], captions).input_ids)[0]
+    else:
+        t5 = clip.new_zeros(len(clip), T5_TOKENS, width)
+    return {"encoder_hidden_states": torch.cat([clip, t5], 1), "pooled_projections": torch.cat(pooled, -1)}
+
+
+READERS: dict[str, Callable[[Sequence[Encoder], Sequence[str], int], Conditions]] = {
+    "states": read_states,
+    "masked": read_masked,
+    "joint": read_joint,
+}
+
+
+def token_count(reads: str, lengths: Sequence[int]) -> int:
+    """How many states a caption has, of encoders that read so many tokens each."""
+    return lengths[0] + (lengths[2] if len(lengths) > 2 else T5_TOKENS) if reads == "joint" else lengths[0]
 
 
 def size_conditions(height: int, width: int, rows: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ def check_named_parts(folder: Path, named: Iterable[str]) -> None:
         raise InputError(f"{folder} has no denoiser ('unet' or 'transformer'): its model_index.json names {found}.")
     if not named & {"vae", "vqvae"} or "scheduler" not in named:
         raise InputError(f"{folder} needs an autoencoder ('vae' or 'vqvae') and a 'scheduler'; its index names {found}.")
-    for number in ("", "_2"):
+    for number in ("", "_2", "_3"):
         if len({f"text_encoder{number}", f"tokenizer{number}"} & named) == 1:
             raise InputError(f"{folder}: text_encoder{number} and tokenizer{number} go together; its index names {found}.")
     if "text_encoder_2" in named and "text_encoder" not in named:
@@ -45,6 +45,9 @@ def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, t
         if "cross_attention_dim" in denoiser.config:
             raise InputError(f"{folder}: the {type(denoiser).__name__} attends to text, and there is no text_encoder.")
         return
+    if architecture_of(denoiser).reads_text == "joint":
+        check_joint_text(folder, denoiser.config, text_encoders)
+        return
     widths = [encoder.config.hidden_size for encoder in text_encoders]
     takes = architecture_of(denoiser).text_width
     taken = denoiser.config.get(takes)
@@ -58,6 +61,26 @@ def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, t
             found = ", ".join(type(encoder).__name__ for encoder in text_encoders)
             honoured = " and ".join(" or ".join(each) for each in kinds)
             raise InputError(f"{folder}: text encoders of the classes {found}; {honoured} are honoured.")
+
+
+def check_joint_text(folder: Path, config: Any, text_encoders: list[nn.Module]) -> None:
+    """InputError unless two CLIPs, and a T5 where there is a third encoder, have the widths that the denoiser takes."""
+    found = [type(encoder).__name__ for encoder in text_encoders]
+    wanted = ["CLIPTextModelWithProjection", "CLIPTextModelWithProjection", "T5EncoderModel"]
+    if len(found) < 2 or found != wanted[: len(found)]:
+        raise InputError(f"{folder}: text encoders of the classes {', '.join(found)}; {', '.join(wanted)} are honoured.")
+    clips = [encoder.config for encoder in text_encoders[:2]]
+    given = {
+        "joint_attention_dim": [each.config.hidden_size for each in text_encoders[2:]] or [config.joint_attention_dim],
+        "pooled_projection_dim": [each.projection_dim for each in clips],
+    }
+    for name, widths in given.items():
+        if sum(widths) != config[name]:
+            told = " + ".join(map(str, widths))
+            raise InputError(f"{folder}: the text encoders give {told}, and the denoiser has {name}={config[name]}.")
+    taken = config.joint_attention_dim
+    if sum(each.hidden_size for each in clips) > taken:
+        raise InputError(f"{folder}: the two CLIPs together are wider than the denoiser's joint_attention_dim={taken}.")
 
 
 def check_added_conditions(folder: Path, config: Any, text_encoders: list[nn.Module]) -> None:
@@ -80,10 +103,11 @@ def check_tokenizers(folder: Path, tokenizers: Sequence[Any], text_encoders: lis
     """InputError where a tokenizer makes more tokens, or other ones, than its text encoder takes, or two differ in length."""
     lengths = []
     for tokenizer, encoder in zip(tokenizers, text_encoders, strict=False):
-        lengths.append(tokenizer.model_max_length)
-        places, largest = getattr(encoder.config, "max_position_embeddings", None), max(tokenizer.get_vocab().values())
-        if places is not None and lengths[-1] > places:  # T5 has no places
-            raise InputError(f"{folder}: the tokenizer has model_max_length={lengths[-1]}, the text encoder {places} places.")
+        length, places = tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", None)
+        largest = max(tokenizer.get_vocab().values())
+        if places is not None and length > places:
+            raise InputError(f"{folder}: the tokenizer has model_max_length={length}, the text encoder {places} places.")
+        lengths += [] if places is None else [length]  # T5 has none, and a length of its own
         if largest >= encoder.config.vocab_size:
             raise InputError(
                 f"{folder}: the tokenizer has a token {largest}, the text encoder vocab_size={encoder.config.vocab_size}."

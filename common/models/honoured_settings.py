@@ -10,6 +10,7 @@ holds is refused unless it is null or diffusers' default: what a later version a
 import inspect
 import json
 import math
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ def named_parts(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 def config_file(folder: Path, name: str) -> Path:
     """The configuration of the part `name` of a pipeline folder."""
-    return folder / name / CONFIG_FILES.get(name.removesuffix("_2"), "config.json")
+    return folder / name / CONFIG_FILES.get(re.sub(r"_\d$", "", name), "config.json")
 
 
 def page() -> str:

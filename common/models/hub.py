@@ -13,8 +13,10 @@ from common.runtime.progress import under_way
 from common.runtime.strict_json import read_json
 
 DENOISERS = ("unet", "transformer")
-NETWORKS = (*DENOISERS, "vae", "vqvae", "text_encoder", "text_encoder_2")
-PARTS = (*NETWORKS, "scheduler", "tokenizer", "tokenizer_2")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+NETWORKS = (*DENOISERS, "vae", "vqvae", *TEXT_ENCODERS)
+PARTS = (*NETWORKS, "scheduler", *TOKENIZERS)
 
 
 def denoiser_part(names: Iterable[str]) -> str:

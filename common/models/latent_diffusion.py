@@ -29,8 +29,8 @@ class LatentDiffusion:
     """The parts of a diffusers pipeline that pruning and distillation need.
 
     latent_shape is (channels, height, width) of one latent; tokenizers and text encoders are None without text, the second
-    ones None except in Stable Diffusion XL. zeros_for_empty: the condition of no caption is zeros, not that of "" (XL).
-    sound: what its images stand for, where the folder tells (AudioDiffusion's mel).
+    ones None except in Stable Diffusion XL and 3, the third ones except in 3. zeros_for_empty: the condition of no caption is
+    zeros, not that of "" (XL). sound: what its images stand for, where the folder tells (AudioDiffusion's mel).
     """
 
     name: str
@@ -42,6 +42,8 @@ class LatentDiffusion:
     text_encoder: nn.Module | None = None
     tokenizer_2: Any = None
     text_encoder_2: nn.Module | None = None
+    tokenizer_3: Any = None
+    text_encoder_3: nn.Module | None = None
     zeros_for_empty: bool = False
     sound: Spectrogram | None = None
     _fingerprint: str = ""
@@ -63,8 +65,14 @@ class LatentDiffusion:
 
     @property
     def text_encoders(self) -> list[nn.Module]:
-        """None, one, or the two of Stable Diffusion XL."""
-        return [encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None]
+        """None, one, the two of Stable Diffusion XL, or the three of 3."""
+        found = (self.text_encoder, self.text_encoder_2, self.text_encoder_3)
+        return [encoder for encoder in found if encoder is not None]
+
+    @property
+    def tokenizers(self) -> list[Any]:
+        """As many as there are text encoders."""
+        return [each for each in (self.tokenizer, self.tokenizer_2, self.tokenizer_3) if each is not None]
 
     def with_parts(self, **parts: nn.Module) -> "LatentDiffusion":
         """The same pipeline with other networks: with_parts(denoiser=student)."""
@@ -84,8 +92,10 @@ class LatentDiffusion:
         """The denoiser's conditions for the captions, a row each (common/diffusion/text_encoding.py); {} without text."""
         if self.text_encoder is None:
             return {}
-        encoders = list(zip((self.tokenizer, self.tokenizer_2), self.text_encoders, strict=False))
-        conditions = encode_text(encoders, captions, masked=architecture_of(self.denoiser).masks_text)
+        architecture: Any = architecture_of(self.denoiser)
+        width = getattr(self.denoiser.config, architecture.text_width, 0)
+        encoders = list(zip(self.tokenizers, self.text_encoders, strict=True))
+        conditions = encode_text(encoders, captions, architecture.reads_text, width)
         if "text_embeds" in conditions:
             conditions["time_ids"] = size_conditions(*self.image_size, len(captions)).to(self.device)
         return conditions
@@ -131,7 +141,7 @@ class LatentDiffusion:
             return self._fingerprint
         described = [describe_scheduler(self.scheduler), self.zeros_for_empty]
         described += [describe_network(network) for network in self.networks]
-        described += [describe_tokenizer(each) for each in (self.tokenizer, self.tokenizer_2) if each is not None]
+        described += [describe_tokenizer(each) for each in self.tokenizers]
         digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
         for network in self.networks:
             for name, tensor in network.state_dict().items():

@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import nn
 
+from common.denoisers.denoiser import architecture_of
 from common.diffusion.noise_schedule import check_noise
 from common.errors import InputError
 from common.models.compatibility import check_named_parts, check_parts_fit, check_tokenizers
 from common.models.honoured_settings import check_pipeline_settings, named_parts
-from common.models.hub import NETWORKS, PARTS, denoiser_part, find_folder, is_repository
+from common.models.hub import NETWORKS, PARTS, TEXT_ENCODERS, TOKENIZERS, denoiser_part, find_folder, is_repository
 from common.models.latent_diffusion import LatentDiffusion
 from common.models.lora import fuse_lora
 from common.models.mel_settings import read_mel
@@ -55,21 +56,23 @@ def load_teacher(
     teacher = put_together(Path(name_or_path).name, folder, index, parts)
     teacher.sound = read_mel(folder) if "mel" in named_parts(index) else None
     check_parts_fit(folder, teacher.denoiser, teacher.autoencoder, teacher.text_encoders)
-    check_tokenizers(folder, [teacher.tokenizer, teacher.tokenizer_2], teacher.text_encoders)
+    check_tokenizers(folder, teacher.tokenizers, teacher.text_encoders)
     return teacher
 
 
 def put_together(name: str, folder: Path, index: dict[str, Any], parts: dict[str, Any]) -> LatentDiffusion:
     """The teacher of a pipeline's parts, used as the pipeline of `index` would use them."""
+    denoiser = parts[denoiser_part(parts)]
+    settle_text_length(index, [parts[name] for name in TOKENIZERS if name in parts])
+    of_xl = "text_encoder_2" in parts and architecture_of(denoiser).reads_text == "states"
     return LatentDiffusion(
         name=name,
         folder=folder,
-        denoiser=parts[denoiser_part(parts)],
+        denoiser=denoiser,
         autoencoder=parts.get("vae") or parts["vqvae"],
         scheduler=settle_scheduler(index, parts["scheduler"]),
-        tokenizer=settle_text_length(index, parts.get("tokenizer")),
-        **{part: parts.get(part) for part in ("text_encoder", "tokenizer_2", "text_encoder_2")},
-        zeros_for_empty="text_encoder_2" in parts and bool(index.get("force_zeros_for_empty_prompt", True)),
+        **{part: parts.get(part) for part in (*TOKENIZERS, *TEXT_ENCODERS)},
+        zeros_for_empty=of_xl and bool(index.get("force_zeros_for_empty_prompt", True)),
     )
 
 

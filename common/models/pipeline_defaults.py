@@ -1,6 +1,7 @@
 """What diffusers' pipelines set themselves, whatever the folder of the teacher says."""
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ def settle_sample_size(folder: Path, index: dict[str, Any], denoiser: nn.Module)
 
 
 def text_length(index: dict[str, Any]) -> int | None:
-    """How many tokens the pipeline of `index` reads (PixArt-Sigma 300, alpha 120); None: as many as its tokenizer gives."""
+    """How many tokens the pipeline of `index` lets its last tokenizer give (PixArt-Sigma 300, Stable Diffusion 3's T5 256).
+
+    None: as many as it does.
+    """
     import diffusers
 
     kind: Any = getattr(diffusers, str(index.get("_class_name", "")), None)
@@ -58,9 +62,8 @@ def text_length(index: dict[str, Any]) -> int | None:
     return None if length is None else length.default
 
 
-def settle_text_length(index: dict[str, Any], tokenizer: Any) -> Any:
-    """The tokenizer with no more tokens than the pipeline of `index` takes."""
+def settle_text_length(index: dict[str, Any], tokenizers: Sequence[Any]) -> None:
+    """Gives the last tokenizer no more tokens than the pipeline of `index` takes."""
     length = text_length(index)
-    if tokenizer is not None and length is not None:
-        tokenizer.model_max_length = min(tokenizer.model_max_length, length)
-    return tokenizer
+    if tokenizers and length is not None:
+        tokenizers[-1].model_max_length = min(tokenizers[-1].model_max_length, length)

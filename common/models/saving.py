@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from common.models.hub import PARTS, denoiser_part
+from common.models.hub import PARTS, TEXT_ENCODERS, denoiser_part
 from common.models.latent_diffusion import LatentDiffusion
 from common.models.loading import autoencoder_part, load_autoencoder, load_denoiser, read_index
 from common.models.parts import without_library_bars
@@ -35,7 +35,7 @@ def save_student(teacher: LatentDiffusion, student: LatentDiffusion, folder: str
     index[denoiser] = ["pruned_denoiser" if pruned else "diffusers", type(student.denoiser).__name__]
     autoencoder = autoencoder_part(teacher.folder)
     own = {denoiser: student.denoiser}
-    for name, attribute in ((autoencoder, "autoencoder"), ("text_encoder",) * 2, ("text_encoder_2",) * 2):
+    for name, attribute in ((autoencoder, "autoencoder"), *((each, each) for each in TEXT_ENCODERS)):
         part = getattr(student, attribute)
         if part is not getattr(teacher, attribute) or variant_alone(teacher.folder / name):
             own[name] = part

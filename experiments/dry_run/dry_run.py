@@ -58,7 +58,7 @@ def print_networks(job: JobCost) -> None:
     operations = job.image_operations
     uses = [("autoencoder, to encode", [job.teacher.autoencoder], "encode")]
     uses += [("autoencoder, to decode", [job.teacher.autoencoder], "decode")]
-    uses += [("text encoder" + "s" * (len(job.text_encoders) - 1), job.text_encoders, "read")] if job.captioned else []
+    uses += [("text encoder" + "s" * (len(job.text_encoders) > 1), job.text_encoders, "read")] if job.captioned else []
     for name, networks, use in uses:
         print_line(name, millions(sum(map(count_parameters, networks))), giga(operations[use] // 2))
     if job.forecast.note:

@@ -15,10 +15,11 @@ from torch.utils._pytree import tree_map_only
 from common.cost.macs import Macs, count_macs, count_parameters, probe_inputs, site_costs
 from common.cost.peak_memory import step_bytes
 from common.data.teacher_samples import TeacherSamples
-from common.denoisers.denoiser import CLIP_TOKENS
+from common.denoisers.denoiser import CLIP_TOKENS, architecture_of
 from common.denoisers.unet import guidance_size
 from common.diffusion.noise_schedule import check_learns_from_noise
 from common.diffusion.sampling import predict
+from common.diffusion.text_encoding import token_count
 from common.models.architectures import pipeline_of
 from common.models.latent_diffusion import LatentDiffusion
 from common.models.pipeline_defaults import text_length
@@ -28,7 +29,7 @@ from common.pruning.plan import apply_plan
 from common.training.block_local import LocalOutputs, list_segments
 from common.training.distillation import needs_teacher, needs_whole_student
 from common.training.features import FeatureHooks
-from experiments.evaluation.samples import evaluation_scheduler
+from experiments.evaluation.samples import check_sampling, evaluation_scheduler
 from experiments.shared.settings import CalibrationSettings, Settings
 from experiments.training.distill_student import feature_pairs
 
@@ -79,6 +80,7 @@ class JobCost:
         self.teacher: LatentDiffusion = meta_teacher(settings.teacher.config or settings.teacher.path)
         self.text_encoders = self.teacher.text_encoders
         self.captioned = bool(self.text_encoders)
+        check_sampling(settings, self.teacher)
         if settings.distill.steps:
             check_learns_from_noise(self.teacher.scheduler, guidance_size(self.teacher.denoiser) is not None)
         self.method = hydra.utils.instantiate(settings.method, _convert_="all")
@@ -105,8 +107,14 @@ class JobCost:
     @property
     def tokens(self) -> int:
         """Of a caption."""
-        places = getattr(self.text_encoders[0].config, "max_position_embeddings", None)  # T5 has none
-        return places or text_length(pipeline_of(self.settings.teacher.config or self.settings.teacher.path)) or CLIP_TOKENS
+        return token_count(architecture_of(self.teacher.denoiser).reads_text, self.token_lengths)
+
+    @cached_property
+    def token_lengths(self) -> list[int]:
+        """How many tokens each text encoder reads."""
+        places = [getattr(encoder.config, "max_position_embeddings", None) for encoder in self.text_encoders]  # T5 has none
+        length = text_length(pipeline_of(self.settings.teacher.config or self.settings.teacher.path)) or CLIP_TOKENS
+        return [each or length for each in places]
 
     @property
     def half(self) -> bool:
@@ -174,8 +182,8 @@ class JobCost:
             "decode": operations_of(lambda: autoencoder.decode(latents)),
             "read": 0,
         }
-        for encoder in self.text_encoders:
-            ids = torch.zeros(1, self.tokens, dtype=torch.long, device="meta")
+        for encoder, length in zip(self.text_encoders, self.token_lengths, strict=True):
+            ids = torch.zeros(1, length, dtype=torch.long, device="meta")
             found["read"] += operations_of(partial(encoder, ids))
         return found
 

@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 from common.diffusion.images import with_channels
-from common.diffusion.noise_schedule import same_noise
-from common.errors import InputError
+from common.diffusion.noise_schedule import check_noise, is_flow, same_noise
+from common.diffusion.sampling import set_timesteps
+from common.errors import InputError, first_line
 from common.models.latent_diffusion import LatentDiffusion
 from common.runtime.content import content_name
 from common.runtime.seeding import SharedNoise, mix_seed, seeded_normal
 from experiments.shared.identity import identified
 from experiments.shared.job import Job
+from experiments.shared.settings import Settings
 from experiments.shared.tensor_cache import cached_batches
 
 # what the samples of a model depend on
@@ -59,6 +61,31 @@ def sampled_batches(
 def draw_images(job: Job, model: LatentDiffusion, latents: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
     """uint8 images of final latents with the channels that the task's data has: 1 of spectrograms, else 3."""
     return with_channels(model.decode_latents(latents, batch_size), 3 if job.settings.task.sound is None else 1)
+
+
+def check_sampling(settings: Settings, teacher: LatentDiffusion) -> None:
+    """InputError where a scheduler cannot be made of evaluation.scheduler, or has fewer steps than are asked for."""
+    evaluation = settings.evaluation
+    try:
+        own = evaluation_scheduler(evaluation.scheduler, teacher.scheduler)
+    except Exception as error:  # each of diffusers' schedulers refuses settings in its own way
+        raise InputError(f"evaluation.scheduler: {evaluation.scheduler} cannot be made: {first_line(error)}.") from error
+    if is_flow(own) != is_flow(teacher.scheduler):
+        raise InputError(
+            f"evaluation.scheduler: a {type(own).__name__} does not sample what the teacher has learned of noise; null is the "
+            f"teacher's own, a {type(teacher.scheduler).__name__}."
+        )
+    check_noise("evaluation.scheduler", own)
+    wanted = [("calibration.steps", teacher.scheduler, settings.calibration.steps), ("evaluation.steps", own, evaluation.steps)]
+    wanted += [("evaluation.more_steps", own, steps) for steps in evaluation.more_steps]
+    for name, scheduler, steps in wanted:
+        trained = scheduler.config.num_train_timesteps
+        if steps > trained:
+            raise InputError(f"{name}={steps}: the teacher's schedule has {trained} timesteps, which is the most.")
+        try:
+            set_timesteps(type(scheduler).from_config(scheduler.config), steps, torch.zeros(teacher.latent_shape))
+        except Exception as error:
+            raise InputError(f"{name}={steps}: {type(scheduler).__name__} cannot take it: {first_line(error)}.") from error
 
 
 def evaluation_scheduler(given: dict[str, Any] | None, own: Any) -> Any:

@@ -5,14 +5,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 
 from common.cost.macs import shape_twin
 from common.denoisers.unet import guidance_size
-from common.diffusion.noise_schedule import check_learns_from_noise, check_noise, is_flow
-from common.diffusion.sampling import set_timesteps
-from common.errors import InputError, first_line
+from common.diffusion.noise_schedule import check_learns_from_noise
+from common.errors import InputError
 from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.budget import forecast_within
 from common.pruning.method import Method
@@ -20,7 +18,7 @@ from common.runtime.processes import check_shares
 from common.training.block_local import check_has_blocks
 from experiments.dry_run.job_cost import calibration_size
 from experiments.evaluation.evaluate import check_image_size
-from experiments.evaluation.samples import evaluation_scheduler
+from experiments.evaluation.samples import check_sampling
 from experiments.shared.job import Job
 from experiments.shared.job_id import check_unchanged
 from experiments.shared.settings import Settings
@@ -76,28 +74,6 @@ def check_parts(job: Job) -> None:
         feature_pairs(distill.features, teacher.denoiser, teacher.denoiser)
     if distill.steps and distill.local_weight:
         check_has_blocks(teacher.denoiser)
-
-
-def check_sampling(settings: Settings, teacher: LatentDiffusion) -> None:
-    """InputError where a scheduler cannot be made of evaluation.scheduler, or has fewer steps than are asked for."""
-    evaluation = settings.evaluation
-    try:
-        own = evaluation_scheduler(evaluation.scheduler, teacher.scheduler)
-    except Exception as error:  # each of diffusers' schedulers refuses settings in its own way
-        raise InputError(f"evaluation.scheduler: {evaluation.scheduler} cannot be made: {first_line(error)}.") from error
-    check_noise("evaluation.scheduler", own)
-    if is_flow(own) != is_flow(teacher.scheduler):
-        raise InputError(f"evaluation.scheduler: a {type(own).__name__} does not sample what the teacher has learned of noise.")
-    wanted = [("calibration.steps", teacher.scheduler, settings.calibration.steps), ("evaluation.steps", own, evaluation.steps)]
-    wanted += [("evaluation.more_steps", own, steps) for steps in evaluation.more_steps]
-    for name, scheduler, steps in wanted:
-        trained = scheduler.config.num_train_timesteps
-        if steps > trained:
-            raise InputError(f"{name}={steps}: the teacher's schedule has {trained} timesteps, which is the most.")
-        try:
-            set_timesteps(type(scheduler).from_config(scheduler.config), steps, torch.zeros(teacher.latent_shape))
-        except Exception as error:
-            raise InputError(f"{name}={steps}: {type(scheduler).__name__} cannot take it: {first_line(error)}.") from error
 
 
 def check_steps(settings: Settings, method: Method) -> None:

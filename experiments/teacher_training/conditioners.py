@@ -89,16 +89,16 @@ class Captions(Unconditional):
 class GivenCaptions(Unconditional):
     """What the text encoder of a finished teacher makes of the captions; it is taken as it is."""
 
-    def __init__(self, captions: list[str], folder: Path, masked: bool):
+    def __init__(self, captions: list[str], folder: Path, reads: str):
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        self.captions, self.masked = captions, masked
+        self.captions, self.reads = captions, reads
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32).eval()
 
     @torch.no_grad()
     def encoded(self, captions: Sequence[str]) -> Conditions:
-        return encode_text([(self.tokenizer, self.text_encoder)], captions, self.masked)
+        return encode_text([(self.tokenizer, self.text_encoder)], captions, self.reads)
 
     def columns(self) -> dict[str, torch.Tensor]:
         return self.encoded(self.captions)
@@ -117,11 +117,11 @@ class GivenCaptions(Unconditional):
         return self.encoded(self.captions[:: max(1, len(self.captions) // count)][:count]), self.encoded([""])
 
 
-def conditioner(settings: TeacherTraining, data: Any, start: Path | None, work: Path, masked: bool) -> Unconditional:
+def conditioner(settings: TeacherTraining, data: Any, start: Path | None, work: Path, reads: str) -> Unconditional:
     """Captions where the configuration has a text encoder, or names whose is taken; else nothing.
 
-    masked: whether the denoiser is told which tokens are padding.
+    reads: how captions become conditions (common.diffusion.text_encoding).
     """
     if settings.text_encoder_of is not None:
-        return GivenCaptions(data.captions, Path(settings.text_encoder_of), masked)
+        return GivenCaptions(data.captions, Path(settings.text_encoder_of), reads)
     return Unconditional() if settings.text_encoder is None else Captions(settings.text_encoder, data.captions, start, work)

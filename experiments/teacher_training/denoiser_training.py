@@ -55,7 +55,7 @@ def train_denoiser(
     kind = hydra.utils.get_class(settings.network["_target_"])
     architecture = ARCHITECTURES[kind.__name__]
     torch.manual_seed(training.seed)
-    condition = conditioner(training.teacher_training, data, start, work, architecture.masks_text)
+    condition = conditioner(training.teacher_training, data, start, work, architecture.reads_text)
     if start is None:
         denoiser = hydra.utils.instantiate(settings.network, _convert_="all")
         if settings.initial_weights is not None:

@@ -22,6 +22,7 @@ DENOISERS = {
     "bk_sdm_v2_small": 485_787_524,
     "bk_sdm_v2_tiny": 326_825_604,
     "pixart_sigma": 610_856_096,
+    "sd3_medium": 2_028_328_000,
 }
 
 
@@ -44,6 +45,14 @@ def test_pixart_sigma_has_t5s_encoder():
     teacher = meta_teacher("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS")
     assert count_parameters(teacher.text_encoder) == 4_762_310_656  # of T5 v1.1 XXL's 11 thousand millions
     assert teacher.latent_shape == (4, 128, 128)
+
+
+def test_stable_diffusion_3_has_three_text_encoders():
+    teacher = meta_teacher("stabilityai/stable-diffusion-3-medium-diffusers")
+    counts = [123_650_304, 694_659_840, 4_762_310_656]  # CLIP L/14 and bigG/14 with their projections, T5 v1.1 XXL
+    assert list(map(count_parameters, teacher.text_encoders)) == counts
+    assert teacher.latent_shape == (16, 128, 128) and teacher.image_size == (1024, 1024)
+    assert count_parameters(teacher.autoencoder) == 83_819_683
 
 
 def test_a_random_folder_of_changed_settings(tmp_path):

@@ -85,6 +85,15 @@ def test_blocks_that_are_trained_alone():
     assert saved < all_at_once / 2
 
 
+def test_stable_diffusion_3():
+    """Its students, its hours, and the tokens of three text encoders."""
+    found = JobCost(typed_settings(compose_config("config", "scale=one_gpu", "teacher=sd3_medium", "method=laptop_diff")))
+    assert found.token_lengths == [77, 77, 256] and found.tokens == 333
+    assert found.inputs(2)[1]["encoder_hidden_states"].shape == (2, 333, 4096)
+    macs = found.macs["teacher"]
+    assert macs.total > macs.without_attention_products > 3.0e12  # 24 blocks over 4096 tokens of the image and 333 of text
+
+
 def test_utilisation_is_that_of_bk_sdm_s_300_hours(bk_sdm):
     """Its script encodes images and captions in every step, which jobs here do once."""
     on_the_way = bk_sdm.image_operations["encode"] + bk_sdm.image_operations["read"]
@@ -152,6 +161,10 @@ def test_dry_runs_of_a_sweep_are_summed(tmp_path):
     ("argument", "told"),
     [
         ("distill=block_local", "error: distill.local_weight: UNet2DModel is no diffusion transformer"),
+        (
+            "scale=paper task=t2i teacher=sd3_medium",
+            "error: evaluation.scheduler: a PNDMScheduler does not",
+        ),
         ("gpu=A101", f"error: gpu='A101' is none of {', '.join(GPUS)}."),
         ("utilisation.half=2", "error: utilisation.half=2: a number above 0 and up to 1 is needed."),
         ("teacher.path=nobody/nothing", "error: The architecture of 'nobody/nothing' is not known without its folder"),
@@ -159,7 +172,7 @@ def test_dry_runs_of_a_sweep_are_summed(tmp_path):
     ],
 )
 def test_bad_input_is_told_in_one_line(tmp_path, argument, told):
-    done = dry("task=uag", argument, outputs=tmp_path / "outputs")
+    done = dry("task=uag", *argument.split(), outputs=tmp_path / "outputs")
     assert done.returncode == 2
     assert done.stderr.startswith(told) and done.stderr.count("\n") == 1
 
