@@ -131,7 +131,8 @@ def export(arguments: argparse.Namespace) -> None:
     if arguments.push:
         check_pushable(arguments.push)
 
-    from common.models.loading import load_teacher
+    from common.models.loading import load_teacher, read_index
+    from common.models.pipeline_defaults import call_options
     from common.models.saving import clean_configs
     from experiments.exporting.exported_formats import Wanted, export_formats, loads_alone
     from experiments.exporting.one_file import export_one_file
@@ -157,7 +158,8 @@ def export(arguments: argparse.Namespace) -> None:
         copy_beside(job, row, scratch)
         with under_way("loading it without this project"):
             alone = loads_alone(scratch, teacher, guidance, arguments.seed)
-        found = {"denoiser": type(teacher.denoiser).__name__, **alone}
+        call = call_options(read_index(job / "student"), teacher.tokenizers, teacher.latent_shape[1])
+        found = {"denoiser": type(teacher.denoiser).__name__, "call": call, **alone}
         exported = export_formats(teacher, scratch, guidance, wanted) if formats else {}
         if SINGLE_FILE in arguments.to:
             with under_way("writing one file and reading it back"):

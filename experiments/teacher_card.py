@@ -5,14 +5,16 @@ python -m experiments.teacher_card task=uig evaluation.images=512
 python -m experiments.teacher_card task=uag evaluation.images=512
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from common.runtime.files import ROOT
 from common.runtime.progress import under_way
 from common.shown_text import code_span, markdown_text
 from experiments.reporting.paper_table import markdown
@@ -172,6 +174,8 @@ def card_text(
 ) -> str:
     """The card in Markdown: experiments/reporting/teacher_card.md with what was measured."""
     from common.cost.macs import count_parameters
+    from common.models.loading import read_index
+    from common.models.pipeline_defaults import call_options
     from experiments.evaluation.layer_effects import report
     from experiments.reporting.page import rendered
 
@@ -189,9 +193,15 @@ def card_text(
         for label in labels
     }
     runs = ["; ".join(f"{name} {value}" for name, value in run.items()) for run in history]
+    options = call_options(read_index(teacher.folder), teacher.tokenizers, teacher.latent_shape[1])
+    shipped = OmegaConf.load(ROOT / "conf" / "teacher" / f"small_{settings.task.name}.yaml").path
     return rendered(
         TEMPLATE,
         name=markdown_text(teacher.name),
+        folder=os.path.relpath(teacher.folder, ROOT),
+        caption=captions[0],
+        options="".join(f", {name}={value}" for name, value in options.items()),
+        choice="" if teacher.name == shipped else f" teacher.path={teacher.name}",
         captioned=captioned,
         data=code_span(settings.task.data["folder"]),
         captions=[markdown_text(caption) for caption in captions],

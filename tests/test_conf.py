@@ -36,6 +36,8 @@ def test_each_file_composes(path):
         cfg = compose_config(str(path))
     elif path.parts[0] == "recipes":
         cfg = compose_config("config", f"scale={path.name}")
+    elif path.parts[0] == "teacher_latents":
+        cfg = compose_config("train_teacher", "task=t2i")
     elif path.parts[0] == "teacher_training":
         own = ["task=t2i", "teacher_training=dit"] if path.name == "dit" else [f"task={path.name}"]
         cfg = compose_config("train_teacher", *own)

@@ -14,6 +14,7 @@ PATCHED = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableD
 EXTRA_LARGE_SIZE = 128  # of latents, where the U-Net of Stable Diffusion XL tells none
 EARLY_SIZE = 64  # of Stable Diffusion 1, where a version of diffusers before EARLY_VERSION has written less
 EARLY_VERSION = "0.9.0"
+BINNED_SIZES = (32, 64, 128)  # of latents, to whose aspect ratios PixArt's pipelines round
 
 
 def settle_scheduler(index: dict[str, Any], scheduler: Any) -> Any:
@@ -60,6 +61,24 @@ def text_length(index: dict[str, Any]) -> int | None:
     kind: Any = getattr(diffusers, str(index.get("_class_name", "")), None)
     length = inspect.signature(kind.__call__).parameters.get("max_sequence_length") if callable(kind) else None
     return None if length is None else length.default
+
+
+def call_options(index: dict[str, Any], tokenizers: Sequence[Any], latent_height: int) -> dict[str, Any]:
+    """What a call of the pipeline of `index` has to be told, besides the prompt, to draw as this project does.
+
+    Its own number of tokens where its text encoder has places for fewer, and that a size which its class does not know stays.
+    """
+    import diffusers
+
+    kind: Any = getattr(diffusers, str(index.get("_class_name", "")), None)
+    known = inspect.signature(kind.__call__).parameters if callable(kind) else {}
+    found: dict[str, Any] = {}
+    length = text_length(index)
+    if length is not None and tokenizers and tokenizers[-1].model_max_length < length:
+        found["max_sequence_length"] = tokenizers[-1].model_max_length
+    if "use_resolution_binning" in known and latent_height not in BINNED_SIZES:
+        found["use_resolution_binning"] = False
+    return found
 
 
 def settle_text_length(index: dict[str, Any], tokenizers: Sequence[Any]) -> None:

@@ -166,7 +166,9 @@ def loading(row: Row, denoiser: str, found: Mapping[str, Any], where: str) -> tu
     trust = ", trust_remote_code=True" if own else ""
     if found["pipeline"]:
         lines = ["from diffusers import DiffusionPipeline", "", f'pipe = DiffusionPipeline.from_pretrained("{where}"{trust})']
-        lines += ['image = pipe("a red apple").images[0]'] if row["settings"]["task"]["name"] == "t2i" else []
+        if row["settings"]["task"]["name"] == "t2i":
+            given = "".join(f", {name}={value}" for name, value in found["call"].items())
+            lines.append(f'image = pipe("a red apple"{given}).images[0]')
     else:
         lines = ["from diffusers import AutoModel"]  # which finds code of a model's own in that model's folder alone
         lines += ["from huggingface_hub import snapshot_download"] if where != "." else []
