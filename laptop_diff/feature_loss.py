@@ -8,12 +8,16 @@ the L2 norm of one sample's feature, averaged over the batch:
     inv_l2_sq    1 / ||f_T||^2, made per element: the term becomes the relative squared error
     rel_to_max   (max_j m_j) / m_i, with m_i the mean square of the i-th teacher feature
     rel_to_mean  (mean_j m_j) / m_i
+
+unit_feature_losses is what two of its authors do in PPCL's code (arXiv 2511.16156): both features are normalised, each by its
+own norm at each place, so that only directions are compared.
 """
 
 from typing import Literal, get_args
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from common.errors import InputError
 from common.runtime.collectives import mean_over_processes
@@ -59,6 +63,20 @@ def normalized_feature_loss(
     Features are (batch, ...) tensors, equal shapes within a pair.
     """
     return torch.stack(NormalizedFeatureLosses(variant)(student_features, teacher_features)).sum()
+
+
+def unit_feature_losses(student: Features, teacher: Features) -> list[torch.Tensor]:
+    """|| s / ||s|| - t / ||t|| ||^2 = 2 - 2 cos(s, t) per pair, over the channels at each place, averaged over the others.
+
+    Channels are those of (batch, channels, height, width), or the width of (batch, tokens, width). In place of
+    common.training.features.squared_feature_losses.
+    """
+    found = []
+    for pair in zip(student, teacher, strict=True):
+        ours, theirs = (F.normalize(feature.float(), dim=1 if feature.dim() == 4 else -1) for feature in pair)
+        channels = ours.shape[1 if ours.dim() == 4 else -1]
+        found.append(F.mse_loss(ours, theirs.detach()) * channels)
+    return found
 
 
 class NormalizedFeatureLosses(nn.Module):

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from common.errors import InputError
 from common.training.features import squared_feature_losses
 from laptop_diff import normalized_feature_loss
-from laptop_diff.feature_loss import VARIANTS, NormalizedFeatureLosses
+from laptop_diff.feature_loss import VARIANTS, NormalizedFeatureLosses, unit_feature_losses
 
 
 @pytest.fixture
@@ -69,3 +70,18 @@ def test_running_norms_survive_a_checkpoint(features):
 def test_unknown_variant_is_told(features):
     with pytest.raises(InputError, match="none of inv_l2, inv_l2_sq, rel_to_max, rel_to_mean"):
         normalized_feature_loss(*features, variant="norm")
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 3, 4), (2, 5, 6)])
+def test_directions_alone_are_compared(shape):
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(shape, generator=generator) for _ in range(2))
+    ours.requires_grad_(True)
+    (loss,) = unit_feature_losses([ours], [theirs])
+    cosines = F.cosine_similarity(ours, theirs, dim=1 if len(shape) == 4 else -1)
+    assert loss.item() == pytest.approx((2 - 2 * cosines).mean().item(), rel=1e-5)
+    (scaled,) = unit_feature_losses([7 * ours], [0.1 * theirs])
+    assert scaled.item() == pytest.approx(loss.item(), rel=1e-5)
+    loss.backward()
+    assert ours.grad.abs().sum() > 0
+    assert unit_feature_losses([torch.zeros(shape)], [theirs])[0].isfinite()
