@@ -31,15 +31,23 @@ METHODS = {
     "diff_pruning": ["method.ratio=0.3", "method.rows=1", "method.every=500"],
     "dense": [],
 }
-TASKS = {"sd1": "t2i", "sd21_base": "t2i", "pixart_sigma": "t2i", "ldm4_celebahq": "uig", "audio_diffusion": "uag"}
-CHANGES = {  # PixArt-Sigma for 256 pixels, as its authors have it too, and one of T5's 24 layers, which take 19 GB in float32
+TASKS = {
+    "sd1": "t2i",
+    "sd21_base": "t2i",
+    "pixart_sigma": "t2i",
+    "sd3_medium": "t2i",
+    "ldm4_celebahq": "uig",
+    "audio_diffusion": "uag",
+}
+CHANGES = {  # transformers for 256 pixels, and one of T5's 24 layers, which take 19 GB in float32
     "pixart_sigma": {
         "transformer": {"sample_size": 32, "interpolation_scale": 0.5},
         "vae": {"sample_size": 256},
         "text_encoder": {"num_layers": 1},
-    }
+    },
+    "sd3_medium": {"transformer": {"sample_size": 32}, "vae": {"sample_size": 256}, "text_encoder_3": {"num_layers": 1}},
 }
-SIZES = {"pixart_sigma": 256}  # of images, where it is not 512
+SIZES = {"pixart_sigma": 256, "sd3_medium": 256}  # of images, where it is not 512
 SMALL = [
     "calibration.num_conditions=1",
     "calibration.samples=1",

@@ -60,12 +60,15 @@ def adapt_lora(student: "LatentDiffusion", kind: str, plan: "Plan", path: Path, 
     """Writes the LoRA for the student, and tells what is in it and what is not."""
     from safetensors.torch import save
 
+    from common.denoisers.denoiser import architecture_of
+    from common.models.hub import TEXT_ENCODERS, TOKENIZERS
     from common.models.lora import for_student, fuse_lora, module_of, read_lora, with_own_scale
 
     weights, alphas, told = read_lora(kind, str(path), student.denoiser)
-    parts = {"unet": student.denoiser, "vae": student.autoencoder, "scheduler": student.scheduler}
-    parts |= {name: getattr(student, name) for name in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")}
-    networks = {name: parts[name] for name in ("unet", "text_encoder", "text_encoder_2") if parts[name] is not None}
+    part = architecture_of(student.denoiser).part
+    parts = {part: student.denoiser, "vae": student.autoencoder, "scheduler": student.scheduler}
+    parts |= {name: getattr(student, name) for name in (*TEXT_ENCODERS, *TOKENIZERS)}
+    networks = {name: parts[name] for name in (part, *TEXT_ENCODERS) if parts[name] is not None}
     kept, left_out = for_student(with_own_scale(weights, alphas, told), plan, networks)
     if not kept:
         raise InputError(f"{path}: none of its {len(weights)} weights has a place in the student: nothing written.")
@@ -109,6 +112,7 @@ def adapt_controlnet(student: "LatentDiffusion", original: "nn.Module", plan: "P
 @one_line_errors
 def adapt(arguments: argparse.Namespace) -> None:
     """Carries out one command: InputError, and nothing written, where nothing has a place."""
+    from common.denoisers.denoiser import architecture_of
     from common.models.loading import load_teacher, read_index
     from common.pruning.plan import Plan
 
@@ -121,8 +125,11 @@ def adapt(arguments: argparse.Namespace) -> None:
     student, plan = load_teacher(str(job / "student")), Plan.load(job / "plan")
     if arguments.lora is not None:
         return adapt_lora(student, read_index(job / "student")["_class_name"], plan, arguments.lora, out)
-    if "cross_attention_dim" not in student.denoiser.config:
-        raise InputError(f"{job}: its U-Net takes no text; IP-Adapters and ControlNets are of Stable Diffusion 1, 2 and XL.")
+    if architecture_of(student.denoiser).part != "unet" or "cross_attention_dim" not in student.denoiser.config:
+        raise InputError(
+            f"{job}: its denoiser is a {type(student.denoiser).__name__}; IP-Adapters and ControlNets are of U-Nets that take "
+            "text (Stable Diffusion 1, 2 and XL)."
+        )
     original = original_denoiser(student.denoiser, plan, row["settings"]["teacher"]["path"])
     if arguments.ip_adapter is not None:
         return adapt_ip_adapter(student, original, plan, arguments.ip_adapter, out)

@@ -46,7 +46,7 @@ def compact(student: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     weights = architecture.ended(weights, config, numbers)
     network.load_state_dict({name: value.clone() for name, value in weights.items()})
     weight = next(student.parameters())
-    return network.to(weight.device, weight.dtype).train(student.training), numbers
+    return nn.Module.to(network, weight.device, weight.dtype).train(student.training), numbers
 
 
 def own_name(name: str, numbers: dict[str, str]) -> str:

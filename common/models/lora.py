@@ -74,13 +74,13 @@ def read_lora(kind: str, path: str, unet: nn.Module) -> tuple[Weights, dict[str,
 
     pipeline_class = getattr(diffusers, kind, None)
     if not hasattr(pipeline_class, "load_lora_weights"):
-        raise InputError(f"The LoRA {path}: a {kind} takes none; Stable Diffusion 1, 2 and XL do.")
+        raise InputError(f"The LoRA {path}: a {kind} takes none; Stable Diffusion 1, 2, XL and 3 do.")
     if find_spec("peft") is None:
         raise InputError(f'The LoRA {path} needs peft: pip install -c constraints.txt -e ".[lora]"')
     place = lora_file(path)
     options = {"unet_config": unet.config} if "XL" in kind else {}  # names of blocks in Kohya's files are told by it
     try:
-        weights, alphas, told = pipeline_class.lora_state_dict(
+        weights, *alphas, told = pipeline_class.lora_state_dict(  # of transformers without alphas, which are in the weights
             str(place.parent), weight_name=place.name, local_files_only=True, return_lora_metadata=True, **options
         )
     except Exception as error:  # safetensors, torch and diffusers each raise their own kind
@@ -88,7 +88,7 @@ def read_lora(kind: str, path: str, unet: nn.Module) -> tuple[Weights, dict[str,
     wrong = [key for key in weights if "lora" not in key]
     if wrong or not weights:
         raise InputError(f"{path} holds no LoRA: {', '.join(wrong[:SHOWN]) or 'no weights'}.")
-    return weights, alphas or {}, told or {}
+    return weights, next(iter(alphas), None) or {}, told or {}
 
 
 def fuse_lora(kind: str, parts: dict[str, Any], path: str, scale: float) -> None:

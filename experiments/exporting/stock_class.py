@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from common.diffusion.sampling import predict
 from common.errors import InputError
@@ -25,7 +26,7 @@ def export_stock_class(teacher: LatentDiffusion, folder: Path, dtype: str, toler
     """
     network, numbers = compact(teacher.denoiser)
     stock: Any = network
-    stock.to(DTYPES[dtype]).save_pretrained(folder / FOLDER)
+    nn.Module.to(stock, DTYPES[dtype]).save_pretrained(folder / FOLDER)
     write_json(folder / FOLDER / BLOCKS, numbers)
     read = type(stock).from_pretrained(folder / FOLDER, torch_dtype=torch.float32)
     noise, conditions, _ = given_noise(teacher, 2, seed)

@@ -159,13 +159,16 @@ def draw_samples(path: Path, rows: dict[str, torch.Tensor], captions: list[str],
 def draw_scores(unet: nn.Module, plan: Plan, path: Path) -> None:
     """scores.png: one bar per scored site in the order of the network, coloured by type, edited ones marked by a dot.
 
-    Sites without a complete score (scoring showed them to be above the k lowest) are not drawn.
+    Sites without a complete score (scoring showed them to be above the k lowest) are not drawn, nor what scores are made
+    of (the streams of a block).
     """
     pyplot = plotting()
     stages = ("down_blocks", "mid_block", "up_blocks", "conv_out")  # the order of computation, not of registration
     ranks = {stage: rank for rank, stage in enumerate(stages)}
     order = {name: position for position, (name, _) in enumerate(unet.named_modules())}
-    sites = sorted(plan.scores, key=lambda site: (ranks.get(site.split(".")[0], -1), order[site]))
+    sites = sorted(
+        (name for name in plan.scores if name in order), key=lambda site: (ranks.get(site.split(".")[0], -1), order[site])
+    )
     if not sites:
         return
     kinds = [type(unet.get_submodule(site)).__name__ for site in sites]
