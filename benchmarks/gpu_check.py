@@ -233,7 +233,9 @@ def measured(name: str, path: Path, command: list[str], seconds: float) -> list[
         check.communicate()
         return [["", "not finished", f"within {seconds:.0f} s; the same command tries again"]]
     if check.returncode:
-        return [["", "could not run", (errors.strip().splitlines() or ["no reason given"])[-1][:200]]]
+        last = (errors.strip().splitlines() or ["no reason given"])[-1][:200]
+        killed = f"killed by signal {-check.returncode}: too little memory?"  # by the machine, which says nothing
+        return [["", "could not run", killed if check.returncode < 0 else last]]
     path.write_text(output.splitlines()[-1], encoding="utf-8")
     return json.loads(path.read_text())
 
