@@ -71,12 +71,10 @@ def unit_feature_losses(student: Features, teacher: Features) -> list[torch.Tens
     Channels are those of (batch, channels, height, width), or the width of (batch, tokens, width). In place of
     common.training.features.squared_feature_losses.
     """
-    found = []
-    for pair in zip(student, teacher, strict=True):
-        ours, theirs = (F.normalize(feature.float(), dim=1 if feature.dim() == 4 else -1) for feature in pair)
-        channels = ours.shape[1 if ours.dim() == 4 else -1]
-        found.append(F.mse_loss(ours, theirs.detach()) * channels)
-    return found
+    return [
+        2 - 2 * F.cosine_similarity(s.float(), t.detach().float(), dim=1 if s.dim() == 4 else -1).mean()
+        for s, t in zip(student, teacher, strict=True)
+    ]
 
 
 class NormalizedFeatureLosses(nn.Module):

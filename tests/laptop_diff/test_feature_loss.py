@@ -78,8 +78,9 @@ def test_directions_alone_are_compared(shape):
     ours, theirs = (torch.randn(shape, generator=generator) for _ in range(2))
     ours.requires_grad_(True)
     (loss,) = unit_feature_losses([ours], [theirs])
-    cosines = F.cosine_similarity(ours, theirs, dim=1 if len(shape) == 4 else -1)
-    assert loss.item() == pytest.approx((2 - 2 * cosines).mean().item(), rel=1e-5)
+    channels = 1 if len(shape) == 4 else -1
+    apart = F.normalize(ours, dim=channels) - F.normalize(theirs, dim=channels)
+    assert loss.item() == pytest.approx(apart.square().sum(channels).mean().item(), rel=1e-5)
     (scaled,) = unit_feature_losses([7 * ours], [0.1 * theirs])
     assert scaled.item() == pytest.approx(loss.item(), rel=1e-5)
     loss.backward()

@@ -86,7 +86,7 @@ def test_blocks_that_are_trained_alone():
 
 
 def test_stable_diffusion_3():
-    """Its students, its hours, and the tokens of three text encoders."""
+    """The tokens of its three text encoders, and the operations of its blocks over them and the image."""
     found = JobCost(typed_settings(compose_config("config", "scale=one_gpu", "teacher=sd3_medium", "method=laptop_diff")))
     assert found.token_lengths == [77, 77, 256] and found.tokens == 333
     assert found.inputs(2)[1]["encoder_hidden_states"].shape == (2, 333, 4096)
