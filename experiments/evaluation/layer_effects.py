@@ -35,8 +35,11 @@ ROWS = 128  # images with noise on them: a layer's figure is then good to about 
 def what_layers_do(denoiser: Any, scheduler: Any, latents: torch.Tensor, conditions: dict[str, Any]) -> dict[str, float]:
     """The relative output loss of each layer removed alone, by its site, in the order of common.pruning.layers.list_layers.
 
-    latents: (rows, channels, height, width) of training images; conditions: their conditions row by row, {} without text.
+    latents: (rows, channels, height, width) of training images; conditions: their conditions row by row, {} without text;
+    both on any device.
     """
+    latents = latents.to(denoiser.device)
+    conditions = {name: value.to(denoiser.device) for name, value in conditions.items()}
     calibration = Calibration(latents[:1], {}, {}, scheduler, steps=1, guidance_scale=1.0, data=lambda: (latents, conditions))
     edits = [layer.edit for layer in list_layers(denoiser)]
     losses, power = dict.fromkeys((edit.site for edit in edits), 0.0), 0.0
@@ -57,7 +60,7 @@ def layers_of(teacher: Any, data: Any, rows: int = ROWS) -> dict[str, float]:
     """what_layers_do of a teacher's denoiser on evenly spaced training images."""
     chosen = [index * len(data) // rows for index in range(rows)] if rows < len(data) else list(range(len(data)))
     captions = [data.captions[index] for index in chosen] if teacher.text_encoder is not None else []
-    latents = latents_of(teacher, subset(data.images, chosen)).to(teacher.device)
+    latents = latents_of(teacher, subset(data.images, chosen))
     return what_layers_do(teacher.denoiser, teacher.scheduler, latents, teacher.encode_captions(captions) if captions else {})
 
 

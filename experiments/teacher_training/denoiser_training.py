@@ -80,7 +80,7 @@ def train_denoiser(
     def look(step: int) -> None:
         write_sample_sheet(training, denoiser, condition, scheduler, autoencoder, work / f"samples_{step:06d}.png")
         networks.eval()
-        losses = what_layers_do(denoiser, scheduler, latents[chosen].to(denoiser.device), condition.rows(chosen))
+        losses = what_layers_do(denoiser, scheduler, latents[chosen], condition.rows(chosen))
         networks.train()
         told = {"step": step, "loss": sum(sheets.losses) / len(sheets.losses), "layers": losses}
         with open(work / "layers.jsonl", "a", encoding="utf-8") as handle:

@@ -2,6 +2,7 @@
 
 import shutil
 
+import pytest
 import torch
 
 from common.diffusion.sampling import predict
@@ -29,6 +30,27 @@ def test_a_layers_figure_is_the_relative_change_of_the_output(tiny_teacher):
                 changed = predict(without, *batch, conditions)
             expected = (changed - intact).square().mean() / intact.square().mean()
             torch.testing.assert_close(losses[layer.site], expected.item(), rtol=1e-3, atol=1e-9)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that, as one on another device, can only be moved."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            if function is torch.Tensor.to:
+                return arguments[0].as_subclass(torch.Tensor).to(*arguments[1:])
+        raise RuntimeError(f"{function.__name__}: all tensors are expected on the same device")
+
+
+def test_latents_and_conditions_may_lie_on_another_device(tiny_teacher):
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    conditions = tiny_teacher.encode_captions(["a red apple"])
+    away = {name: value.as_subclass(Elsewhere) for name, value in conditions.items()}
+    with pytest.raises(RuntimeError, match="same device"):
+        away["encoder_hidden_states"] + 1
+    here = what_layers_do(tiny_teacher.denoiser, tiny_teacher.scheduler, latents, conditions)
+    assert what_layers_do(tiny_teacher.denoiser, tiny_teacher.scheduler, latents.as_subclass(Elsewhere), away) == here
 
 
 def noisy_batch(teacher, latents, conditions):
