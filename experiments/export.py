@@ -158,7 +158,7 @@ def export(arguments: argparse.Namespace) -> None:
         copy_beside(job, row, scratch)
         with under_way("loading it without this project"):
             alone = loads_alone(scratch, teacher, guidance, arguments.seed)
-        call = call_options(read_index(job / "student"), teacher.tokenizers, teacher.latent_shape[1])
+        call = call_options(read_index(job / "student"), teacher)
         found = {"denoiser": type(teacher.denoiser).__name__, "call": call, **alone}
         exported = export_formats(teacher, scratch, guidance, wanted) if formats else {}
         if SINGLE_FILE in arguments.to:

@@ -193,7 +193,7 @@ def card_text(
         for label in labels
     }
     runs = ["; ".join(f"{name} {value}" for name, value in run.items()) for run in history]
-    options = call_options(read_index(teacher.folder), teacher.tokenizers, teacher.latent_shape[1])
+    options = call_options(read_index(teacher.folder), teacher)
     shipped = OmegaConf.load(ROOT / "conf" / "teacher" / f"small_{settings.task.name}.yaml").path
     return rendered(
         TEMPLATE,

@@ -14,6 +14,8 @@ from torch import nn
 Conditions = dict[str, torch.Tensor]
 """What a denoiser is conditioned on by the names of its arguments, each (batch, ...); empty for unconditional models."""
 CLIP_TOKENS = 77
+GUIDANCE = ("timestep_cond", "guidance")
+"""Conditions that tell a network its guidance scale: such a one is not guided by a second pass."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,19 @@ class Denoiser:
 
     part: the denoiser's name in a pipeline's folder. text_width: the entry of its configuration that tells how wide the
     states of text are. text_encoders: classes of transformers, of which its first text encoder is one. reads_text: how
-    captions become its conditions (common.diffusion.text_encoding). streams: by the class name of each block that a method
-    may remove, what it passes on, by the names of its own arguments and in the order in which it returns them; none for
-    U-Nets, whose layers tell that by their structure (common.pruning.layers). read_from: paths of blocks inside which the
-    network itself reads, so that they cannot go whole. depths: by the path of each list of blocks the entry of the
-    configuration that tells how many it has; none where blocks cannot be counted anew.
+    captions become its conditions (common.diffusion.text_encoding). even_sigmas: whether its pipeline asks its scheduler
+    for noise levels from 1 to 1 / steps, before any shift, and not for the scheduler's own. streams: by the class name of
+    each block that a method may remove, what it passes on, by the names of its own arguments and in the order in which it
+    returns them; none for U-Nets, whose layers tell that by their structure (common.pruning.layers). read_from: paths of
+    blocks inside which the network itself reads, so that they cannot go whole. depths: by the path of each list of blocks
+    the entry of the configuration that tells how many it has; none where blocks cannot be counted anew.
     """
 
     part: str = "transformer"
     text_width: str = "caption_channels"
     text_encoders: tuple[str, ...] = ("CLIPTextModel",)
     reads_text: str = "states"
+    even_sigmas: bool = False
     read_from: tuple[str, ...] = ()
     depths: Mapping[str, str] = {}
     streams: Mapping[str, tuple[str, ...]] = {}
@@ -76,6 +80,10 @@ class Denoiser:
         timesteps: as the scheduler tells them, one number or (batch,).
         """
         raise NotImplementedError
+
+    def guidance(self, network: Any, scale: float) -> Conditions:
+        """One row of the condition (GUIDANCE) that tells the network its guidance scale; {} for one that is not told."""
+        return {}
 
     def latent_shape(self, network: Any) -> tuple[int, int, int]:
         """(channels, height, width) of one latent."""

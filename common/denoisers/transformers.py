@@ -134,13 +134,19 @@ def as_last_block(weights: Mapping[str, torch.Tensor], site: str) -> dict[str, t
 
 
 class Packed(Transformer):
-    """Networks that take latents as tokens, patches of 2 x 2, and timesteps from 0 to 1."""
+    """Networks that take latents as tokens, patches of 2 x 2, and timesteps from 0 to 1.
+
+    Their classes have no size of latents in their configuration: 128 (1024 pixels), or what an entry sample_size tells.
+    """
 
     text_width = "joint_attention_dim"
-    size = 128  # height and width of latents of 1024 x 1024 pixels, which no configuration tells
+    even_sigmas = True
+    size = 128
 
     def latent_shape(self, network: Any) -> tuple[int, int, int]:
-        return (network.config.in_channels // 4, self.size, self.size)
+        size = network.config.get("sample_size", self.size)
+        height, width = (size, size) if isinstance(size, int) else size
+        return (network.config.in_channels // 4, height, width)
 
     def arguments(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> dict[str, Any]:
         tokens = tokens_of(latents)
@@ -151,16 +157,20 @@ class Packed(Transformer):
         output = network(**self.arguments(network, latents, timesteps, conditions), return_dict=False)[0]
         return latents_of(output, latents.shape)
 
-    def guidance(self, network: Any) -> Conditions:
-        """A row of the scale that a guidance-distilled network is told."""
-        return {"guidance": zeros_like_weights(network, 1)} if network.config.guidance_embeds else {}
+    def guidance(self, network: Any, scale: float) -> Conditions:
+        """Of a guidance-distilled network `guidance` (1,): the scale itself."""
+        return {"guidance": zeros_like_weights(network, 1).float() + scale} if network.config.get("guidance_embeds") else {}
 
 
 class Flux(Packed):
-    """FLUX.1: blocks of two streams, then of one that holds both; `guidance` (batch,) where the network is told it."""
+    """FLUX.1: blocks of two streams, then of one that holds both; `guidance` (batch,) where the network is told it.
+
+    Text is that of a T5, and the pooled state of a CLIP.
+    """
 
     streams: Mapping[str, tuple[str, ...]] = dict.fromkeys(("FluxTransformerBlock", "FluxSingleTransformerBlock"), TEXT_FIRST)
     depths = TWO_LISTS
+    reads_text = "pooled"
 
     def arguments(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> dict[str, Any]:
         places = {"txt_ids": latents.new_zeros(conditions["encoder_hidden_states"].shape[1], 3)}
@@ -171,7 +181,7 @@ class Flux(Packed):
         return {
             "encoder_hidden_states": zeros_like_weights(network, 1, tokens, config.joint_attention_dim),
             "pooled_projections": zeros_like_weights(network, 1, config.pooled_projection_dim),
-            **self.guidance(network),
+            **self.guidance(network, 0.0),
         }
 
 
@@ -189,7 +199,7 @@ class Flux2(Packed):
 
     def probe_conditions(self, network: Any, tokens: int) -> Conditions:
         text = zeros_like_weights(network, 1, tokens, network.config.joint_attention_dim)
-        return {"encoder_hidden_states": text, **self.guidance(network)}
+        return {"encoder_hidden_states": text, **self.guidance(network, 0.0)}
 
 
 class QwenImage(Packed):

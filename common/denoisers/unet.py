@@ -33,6 +33,19 @@ class UNet(Denoiser):
     def predict(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         return network(latents, timesteps, **keyword_arguments(conditions)).sample
 
+    def guidance(self, network: Any, scale: float) -> Conditions:
+        """Of a latent consistency model `timestep_cond` (1, guidance_size): sines and cosines of 1000 * (scale - 1).
+
+        As in diffusers' pipelines (Luo et al. 2023, latent consistency models).
+        """
+        size = guidance_size(network)
+        if size is None:
+            return {}
+        half = size // 2
+        frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+        angles = 1000.0 * torch.tensor([scale - 1], dtype=torch.float32)[:, None] * frequencies
+        return {"timestep_cond": torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, size % 2))}
+
     def probe_conditions(self, network: Any, tokens: int) -> Conditions:
         config = network.config
         if "cross_attention_dim" not in config:

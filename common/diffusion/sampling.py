@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from common.denoisers.denoiser import Conditions, architecture_of
-from common.denoisers.unet import guidance_size
+from common.denoisers.denoiser import GUIDANCE, Conditions, architecture_of
 from common.runtime.seeding import seeded_normal
 
 
@@ -21,25 +20,15 @@ def predict(
 
 
 def with_guidance(denoiser: Any, conditions: Conditions, guidance_scale: float) -> Conditions:
-    """The conditions, with `timestep_cond` (batch, guidance_size) where the denoiser takes its guidance scale as a condition.
-
-    Sines and cosines of 1000 * (guidance_scale - 1), as in diffusers' pipelines (Luo et al. 2023, latent consistency models):
-    such a denoiser is not guided by a second pass.
-    """
-    size = guidance_size(denoiser)
-    if size is None or "timestep_cond" in conditions or not conditions:
-        return conditions
-    half = size // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
-    angles = 1000.0 * torch.tensor([guidance_scale - 1], dtype=torch.float32)[:, None] * frequencies
-    embedding = torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, size % 2))
-    first = next(iter(conditions.values()))
-    return {**conditions, "timestep_cond": embedding.to(first.device).expand(len(first), -1)}
+    """The conditions, with the guidance scale as one of them (GUIDANCE) where the denoiser is told it: of all rows the same."""
+    told = architecture_of(denoiser).guidance(denoiser, guidance_scale) if conditions else {}
+    first = next(iter(conditions.values()), None)
+    return conditions | {name: value.to(first.device).expand(len(first), *value.shape[1:]) for name, value in told.items()}
 
 
 def is_guided(conditions: Conditions, guidance_scale: float) -> bool:
     """Whether each sample takes two passes, with its condition and without (Ho and Salimans 2022)."""
-    return guidance_scale > 1 and bool(conditions) and "timestep_cond" not in conditions
+    return guidance_scale > 1 and bool(conditions) and not any(name in conditions for name in GUIDANCE)
 
 
 def select_conditions(conditions: Conditions, rows: slice | torch.Tensor) -> Conditions:
@@ -59,13 +48,17 @@ def row_generators(noise: torch.Tensor) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")) for digest in digests]
 
 
-def set_timesteps(scheduler: Any, steps: int, latents: torch.Tensor) -> None:
+def set_timesteps(scheduler: Any, steps: int, latents: torch.Tensor, even_sigmas: bool = False) -> None:
     """Spreads the steps over the schedule, of a flow whose shift depends on the size of the image by the size of the latents.
 
     That shift's logarithm, mu, is linear in the number of tokens, patches of 2 x 2 latents (FLUX's and Stable Diffusion 3.5's
-    pipelines in diffusers).
+    pipelines in diffusers). even_sigmas: from 1 to 1 / steps, before the shift, where the scheduler can be asked for that
+    (FLUX's pipelines).
     """
-    config, options = scheduler.config, {}
+    config = scheduler.config
+    options: dict[str, Any] = {}
+    if even_sigmas and not config.get("use_flow_sigmas") and "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+        options["sigmas"] = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).tolist()
     if config.get("use_dynamic_shifting"):
         tokens = latents.shape[-2] * latents.shape[-1] / 4
         first, last = config.base_image_seq_len, config.max_image_seq_len
@@ -87,11 +80,11 @@ def denoise(
     """From unit noise (batch, channels, height, width) to final latents of the same shape.
 
     `null_condition` holds the condition without a caption, one row; it is used where guidance_scale > 1 (Ho and Salimans 2022:
-    without + guidance_scale * (conditioned - without)), but not of a latent consistency model (with_guidance). `scheduler` is
-    copied, so that its state is not shared; one that draws noise of its own draws it row by row.
+    without + guidance_scale * (conditioned - without)), but not of a denoiser that is told its scale (with_guidance).
+    `scheduler` is copied, so that its state is not shared; one that draws noise of its own draws it row by row.
     """
     scheduler = type(scheduler).from_config(scheduler.config)
-    set_timesteps(scheduler, steps, noise)
+    set_timesteps(scheduler, steps, noise, architecture_of(denoiser).even_sigmas)
     conditions = with_guidance(denoiser, conditions, guidance_scale)
     guided = is_guided(conditions, guidance_scale)
     if guided:

@@ -1,4 +1,4 @@
-"""What the text encoders of Stable Diffusion 1, 2, XL and 3 and of PixArt make of captions.
+"""What the text encoders of Stable Diffusion 1, 2, XL and 3, of PixArt and of FLUX.1 make of captions.
 
 Versions 1 and 2 have one encoder and condition on its last hidden state (of version 2, whose configuration leaves out the
 last layer, that is OpenCLIP's penultimate one). XL (arXiv 2307.01952, section 2.1) has two: their penultimate hidden states
@@ -106,16 +106,26 @@ def read_joint(encoders: Sequence[Encoder], captions: Sequence[str], width: int)
     return {"encoder_hidden_states": torch.cat([clip, t5], 1), "pooled_projections": torch.cat(pooled, -1)}
 
 
+def read_pooled(encoders: Sequence[Encoder], captions: Sequence[str], width: int) -> Conditions:
+    """Of a CLIP its pooled state, `pooled_projections`, and of a T5 its states, of padding, too."""
+    pooled = encoders[0][1](ids_of(encoders[0], captions).input_ids).pooler_output
+    states = encoders[1][1](ids_of(encoders[1], captions).input_ids)[0]
+    return {"encoder_hidden_states": states, "pooled_projections": pooled}
+
+
 READERS: dict[str, Callable[[Sequence[Encoder], Sequence[str], int], Conditions]] = {
     "states": read_states,
     "masked": read_masked,
     "joint": read_joint,
+    "pooled": read_pooled,
 }
 
 
 def token_count(reads: str, lengths: Sequence[int]) -> int:
     """How many states a caption has, of encoders that read so many tokens each."""
-    return lengths[0] + (lengths[2] if len(lengths) > 2 else T5_TOKENS) if reads == "joint" else lengths[0]
+    if reads == "joint":
+        return lengths[0] + (lengths[2] if len(lengths) > 2 else T5_TOKENS)
+    return lengths[1] if reads == "pooled" else lengths[0]
 
 
 def size_conditions(height: int, width: int, rows: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Whether the parts of a pipeline fit each other, before anything is computed with them."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,22 @@ def check_named_parts(folder: Path, named: Iterable[str]) -> None:
 def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, text_encoders: list[nn.Module]) -> None:
     """InputError with the two numbers when latents or text states of one part are not those that another takes."""
     latents = autoencoder.config.get("vq_embed_dim") or autoencoder.config.latent_channels
-    variances = architecture_of(denoiser).part == "transformer" and denoiser.config.out_channels == 2 * latents
+    architecture = architecture_of(denoiser)
+    packed = denoiser.config.in_channels // architecture.latent_shape(denoiser)[0]  # FLUX takes patches for channels
+    variances = architecture.part == "transformer" and denoiser.config.out_channels == 2 * latents
     for side in ("in_channels", "out_channels"):
-        channels = getattr(denoiser.config, side)
-        if channels != latents and not (side == "out_channels" and variances):
+        channels = getattr(denoiser.config, side) or denoiser.config.in_channels
+        if channels != packed * latents and not (side == "out_channels" and variances):
             raise InputError(
                 f"{folder}: the U-Net has {side}={channels}, and the autoencoder's latents have {latents} channels; jobs take "
                 "U-Nets from latents to latents (neither inpainting's nor learned variances)."
             )
+    patch, shape = math.isqrt(packed), architecture.latent_shape(denoiser)
+    if shape[1] % patch or shape[2] % patch:
+        raise InputError(
+            f"{folder}: {architecture.part}/config.json sets sample_size={denoiser.config.sample_size}, and the denoiser takes "
+            f"latents in patches of {patch} x {patch}: even numbers are needed."
+        )
     images = {autoencoder.config.in_channels, autoencoder.config.out_channels}
     if images not in ({1}, {3}):
         raise InputError(
@@ -45,17 +54,17 @@ def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, t
         if "cross_attention_dim" in denoiser.config:
             raise InputError(f"{folder}: the {type(denoiser).__name__} attends to text, and there is no text_encoder.")
         return
-    if architecture_of(denoiser).reads_text == "joint":
-        check_joint_text(folder, denoiser.config, text_encoders)
+    if architecture.reads_text in TEXT_CHECKS:
+        TEXT_CHECKS[architecture.reads_text](folder, denoiser.config, text_encoders)
         return
     widths = [encoder.config.hidden_size for encoder in text_encoders]
-    takes = architecture_of(denoiser).text_width
+    takes = architecture.text_width
     taken = denoiser.config.get(takes)
     if sum(widths) != taken:
         given = " + ".join(map(str, widths))
         raise InputError(f"{folder}: the text encoder is {given} wide, and the denoiser has {takes}={taken}.")
     check_added_conditions(folder, denoiser.config, text_encoders)
-    kinds = [architecture_of(denoiser).text_encoders, ("CLIPTextModelWithProjection",)][: len(text_encoders)]
+    kinds = [architecture.text_encoders, ("CLIPTextModelWithProjection",)][: len(text_encoders)]
     for encoder, known in zip(text_encoders, kinds, strict=True):
         if type(encoder).__name__ not in known:
             found = ", ".join(type(encoder).__name__ for encoder in text_encoders)
@@ -70,17 +79,37 @@ def check_joint_text(folder: Path, config: Any, text_encoders: list[nn.Module]) 
     if len(found) < 2 or found != wanted[: len(found)]:
         raise InputError(f"{folder}: text encoders of the classes {', '.join(found)}; {', '.join(wanted)} are honoured.")
     clips = [encoder.config for encoder in text_encoders[:2]]
-    given = {
-        "joint_attention_dim": [each.config.hidden_size for each in text_encoders[2:]] or [config.joint_attention_dim],
-        "pooled_projection_dim": [each.projection_dim for each in clips],
-    }
+    states = [each.config.hidden_size for each in text_encoders[2:]] or [config.joint_attention_dim]
+    check_widths(folder, config, joint_attention_dim=states, pooled_projection_dim=[each.projection_dim for each in clips])
+    taken = config.joint_attention_dim
+    if sum(each.hidden_size for each in clips) > taken:
+        raise InputError(f"{folder}: the two CLIPs together are wider than the denoiser's joint_attention_dim={taken}.")
+
+
+def check_pooled_text(folder: Path, config: Any, text_encoders: list[nn.Module]) -> None:
+    """InputError unless a CLIP and a T5 have the widths that the denoiser takes."""
+    found = [type(encoder).__name__ for encoder in text_encoders]
+    if found != ["CLIPTextModel", "T5EncoderModel"]:
+        raise InputError(
+            f"{folder}: text encoders of the classes {', '.join(found)}; CLIPTextModel, T5EncoderModel are honoured."
+        )
+    clip, t5 = (encoder.config.hidden_size for encoder in text_encoders)
+    check_widths(folder, config, joint_attention_dim=[t5], pooled_projection_dim=[clip])
+
+
+def check_widths(folder: Path, config: Any, **given: list[int]) -> None:
+    """InputError where the widths of text, together, are not what the denoiser's configuration has by that name."""
     for name, widths in given.items():
         if sum(widths) != config[name]:
             told = " + ".join(map(str, widths))
             raise InputError(f"{folder}: the text encoders give {told}, and the denoiser has {name}={config[name]}.")
-    taken = config.joint_attention_dim
-    if sum(each.hidden_size for each in clips) > taken:
-        raise InputError(f"{folder}: the two CLIPs together are wider than the denoiser's joint_attention_dim={taken}.")
+
+
+TEXT_CHECKS: dict[str, Callable[[Path, Any, list[nn.Module]], None]] = {
+    "joint": check_joint_text,
+    "pooled": check_pooled_text,
+}
+"""By how text is read (common.diffusion.text_encoding), where that is not by the widths of hidden states alone."""
 
 
 def check_added_conditions(folder: Path, config: Any, text_encoders: list[nn.Module]) -> None:

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from common.audio.spectrogram import Spectrogram
-from common.denoisers.denoiser import Conditions, architecture_of
+from common.denoisers.denoiser import GUIDANCE, Conditions, architecture_of
 from common.diffusion.images import to_uint8
 from common.diffusion.latents import encode_images, scale_latents, unscale_latents
-from common.diffusion.sampling import describe_scheduler, sample_latents
+from common.diffusion.sampling import describe_scheduler, sample_latents, with_guidance
 from common.diffusion.text_encoding import encode_text, size_conditions
 
+UNCHANGED = ("time_ids", *GUIDANCE)  # conditions that are not of text
 PIXELS_AT_ONCE = 2**22  # through an autoencoder: 16 images of 512 x 512, or 4 of 1024 x 1024
 
 
@@ -28,9 +29,11 @@ def at_once(batch_size: int, height: int, width: int) -> int:
 class LatentDiffusion:
     """The parts of a diffusers pipeline that pruning and distillation need.
 
-    latent_shape is (channels, height, width) of one latent; tokenizers and text encoders are None without text, the second
-    ones None except in Stable Diffusion XL and 3, the third ones except in 3. zeros_for_empty: the condition of no caption is
-    zeros, not that of "" (XL). sound: what its images stand for, where the folder tells (AudioDiffusion's mel).
+    latent_shape is (channels, height, width) of one latent; tokenizers and text encoders are None without text, the second ones
+    None except in Stable Diffusion XL and 3 and FLUX.1, the third ones except in 3. zeros_for_empty: the condition of no
+    caption is zeros, not that of "" (XL). told_guidance: the guidance scale that a denoiser which is told it (FLUX.1-dev)
+    is trained and scored with: its pipeline's own. sound: what its images stand for, where the folder tells
+    (AudioDiffusion's mel).
     """
 
     name: str
@@ -45,6 +48,7 @@ class LatentDiffusion:
     tokenizer_3: Any = None
     text_encoder_3: nn.Module | None = None
     zeros_for_empty: bool = False
+    told_guidance: float = 1.0
     sound: Spectrogram | None = None
     _fingerprint: str = ""
 
@@ -65,7 +69,7 @@ class LatentDiffusion:
 
     @property
     def text_encoders(self) -> list[nn.Module]:
-        """None, one, the two of Stable Diffusion XL, or the three of 3."""
+        """None, one, the two of Stable Diffusion XL and FLUX.1, or the three of 3."""
         found = (self.text_encoder, self.text_encoder_2, self.text_encoder_3)
         return [encoder for encoder in found if encoder is not None]
 
@@ -98,13 +102,13 @@ class LatentDiffusion:
         conditions = encode_text(encoders, captions, architecture.reads_text, width)
         if "text_embeds" in conditions:
             conditions["time_ids"] = size_conditions(*self.image_size, len(captions)).to(self.device)
-        return conditions
+        return with_guidance(self.denoiser, conditions, self.told_guidance)
 
     def null_condition(self) -> Conditions:
         """The condition of no caption, one row."""
         conditions = self.encode_captions([""])
         if self.zeros_for_empty:
-            conditions |= {name: torch.zeros_like(value) for name, value in conditions.items() if name != "time_ids"}
+            conditions |= {name: torch.zeros_like(value) for name, value in conditions.items() if name not in UNCHANGED}
         return conditions
 
     def sample(

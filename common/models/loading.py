@@ -16,7 +16,7 @@ from common.models.latent_diffusion import LatentDiffusion
 from common.models.lora import fuse_lora
 from common.models.mel_settings import read_mel
 from common.models.parts import load_part
-from common.models.pipeline_defaults import settle_sample_size, settle_scheduler, settle_text_length
+from common.models.pipeline_defaults import settle_sample_size, settle_scheduler, settle_text_length, told_guidance
 from common.models.single_file import folder_of_file, is_single_file
 from common.runtime.strict_json import read_json
 
@@ -73,6 +73,7 @@ def put_together(name: str, folder: Path, index: dict[str, Any], parts: dict[str
         scheduler=settle_scheduler(index, parts["scheduler"]),
         **{part: parts.get(part) for part in (*TOKENIZERS, *TEXT_ENCODERS)},
         zeros_for_empty=of_xl and bool(index.get("force_zeros_for_empty_prompt", True)),
+        told_guidance=told_guidance(index),
     )
 
 

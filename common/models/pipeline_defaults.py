@@ -7,11 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from common.denoisers.denoiser import architecture_of
 from common.errors import InputError
+from common.models.latent_diffusion import LatentDiffusion
 
 PATCHED = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
 """Those that mend configurations of early versions when they are built."""
-EXTRA_LARGE_SIZE = 128  # of latents, where the U-Net of Stable Diffusion XL tells none
+LARGE_SIZE = 128  # of latents, where a network tells none
+OF_LARGE_SIZE = ("StableDiffusionXL", "Flux")  # pipelines that take it then
 EARLY_SIZE = 64  # of Stable Diffusion 1, where a version of diffusers before EARLY_VERSION has written less
 EARLY_VERSION = "0.9.0"
 BINNED_SIZES = (32, 64, 128)  # of latents, to whose aspect ratios PixArt's pipelines round
@@ -36,37 +39,50 @@ def settle_sample_size(folder: Path, index: dict[str, Any], denoiser: nn.Module)
 
     size, name = denoiser.config.get("sample_size"), str(index.get("_class_name", ""))
     version = parse(parse(denoiser.config.get("_diffusers_version") or EARLY_VERSION).base_version)
-    if size is None and name.startswith("StableDiffusionXL"):
-        denoiser.register_to_config(sample_size=EXTRA_LARGE_SIZE)
+    if size is None and name.startswith(OF_LARGE_SIZE):
+        denoiser.register_to_config(sample_size=LARGE_SIZE)
     elif size is None:
         raise InputError(
-            f"{folder}: unet/config.json tells no sample_size; write the height of its latents there (64 for images of 512 "
-            "pixels and an autoencoder of 8), or [height, width]."
+            f"{folder}: {architecture_of(denoiser).part}/config.json tells no sample_size; write the height of its latents "
+            "there (64 for images of 512 pixels and an autoencoder of 8), or [height, width]."
         )
     elif name in PATCHED and isinstance(size, int) and size < EARLY_SIZE and version < parse(EARLY_VERSION):
         denoiser.register_to_config(sample_size=EARLY_SIZE)
     else:
         sides = [size, size] if isinstance(size, int) else size
         if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(type(n) is int and n > 0 for n in sides):
-            raise InputError(f"{folder}: unet/config.json sets sample_size={size!r}: one or two numbers above 0 are needed.")
+            part = architecture_of(denoiser).part
+            raise InputError(f"{folder}: {part}/config.json sets sample_size={size!r}: one or two numbers above 0 are needed.")
 
 
 def text_length(index: dict[str, Any]) -> int | None:
-    """How many tokens the pipeline of `index` lets its last tokenizer give (PixArt-Sigma 300, Stable Diffusion 3's T5 256).
+    """How many tokens the pipeline of `index` lets its last tokenizer give; None: as many as it does.
 
-    None: as many as it does.
+    PixArt-Sigma's 300, Stable Diffusion 3's 256, FLUX.1's 512.
     """
+    return default(index, "max_sequence_length")
+
+
+def told_guidance(index: dict[str, Any]) -> float:
+    """The guidance scale with which the pipeline of `index` is called unless it is told another: 1 where it takes none."""
+    scale = default(index, "guidance_scale")
+    return 1.0 if scale is None else float(scale)
+
+
+def default(index: dict[str, Any], argument: str) -> Any:
+    """What the pipeline of `index` takes for an argument of its call; None where it is of no class or takes no such one."""
     import diffusers
 
     kind: Any = getattr(diffusers, str(index.get("_class_name", "")), None)
-    length = inspect.signature(kind.__call__).parameters.get("max_sequence_length") if callable(kind) else None
-    return None if length is None else length.default
+    found = inspect.signature(kind.__call__).parameters.get(argument) if callable(kind) else None
+    return None if found is None else found.default
 
 
-def call_options(index: dict[str, Any], tokenizers: Sequence[Any], latent_height: int) -> dict[str, Any]:
-    """What a call of the pipeline of `index` has to be told, besides the prompt, to draw as this project does.
+def call_options(index: dict[str, Any], teacher: LatentDiffusion) -> dict[str, Any]:
+    """What a call of the teacher's pipeline, that of `index`, has to be told, besides the prompt, to draw as this project does.
 
-    Its own number of tokens where its text encoder has places for fewer, and that a size which its class does not know stays.
+    Its own number of tokens where its text encoder has places for fewer, a size that FLUX's class does not have of itself, and
+    that one which PixArt's does not know stays.
     """
     import diffusers
 
@@ -74,9 +90,12 @@ def call_options(index: dict[str, Any], tokenizers: Sequence[Any], latent_height
     known = inspect.signature(kind.__call__).parameters if callable(kind) else {}
     found: dict[str, Any] = {}
     length = text_length(index)
-    if length is not None and tokenizers and tokenizers[-1].model_max_length < length:
-        found["max_sequence_length"] = tokenizers[-1].model_max_length
-    if "use_resolution_binning" in known and latent_height not in BINNED_SIZES:
+    if length is not None and teacher.tokenizers and teacher.tokenizers[-1].model_max_length < length:
+        found["max_sequence_length"] = teacher.tokenizers[-1].model_max_length
+    _, *size = teacher.latent_shape
+    if str(index.get("_class_name", "")).startswith("Flux") and size != [LARGE_SIZE, LARGE_SIZE]:
+        found |= dict(zip(("height", "width"), teacher.image_size, strict=True))
+    if "use_resolution_binning" in known and size[0] not in BINNED_SIZES:
         found["use_resolution_binning"] = False
     return found
 

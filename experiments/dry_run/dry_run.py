@@ -123,8 +123,15 @@ def print_distillation(job: JobCost, gpu: Gpu) -> None:
         print(f"fits into {job.settings.gpu} ({gpu.memory:.0f} GiB), {told} gradient checkpointing")
     else:
         print(f"does not fit into {job.settings.gpu} ({gpu.memory:.0f} GiB)")
-        advice = ", ".join(smaller(job.settings, "distilling"))
-        print(textwrap.fill(f"lower, checkpoint or halve: {advice}; or another GPU", WIDTH, break_on_hyphens=False))
+        beside = sum(fixed.values()) / GIB + RESERVE
+        advice = f"lower, checkpoint or halve: {', '.join(smaller(job.settings, 'distilling'))}; or another GPU"
+        if beside > gpu.memory:
+            average = "" if not settings.ema_decay else "; distill.ema_decay=null keeps no average of the weights"
+            advice = (
+                f"at no batch size: {beside:.0f} GiB are held beside activations. Over several devices "
+                f"distill.trainer.strategy=fsdp gives each a part of the student's{average}"
+            )
+        print(textwrap.fill(advice, WIDTH, break_on_hyphens=False))
 
 
 def print_assumptions(job: JobCost, gpu: Gpu) -> None:

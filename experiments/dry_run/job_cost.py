@@ -18,7 +18,7 @@ from common.data.teacher_samples import TeacherSamples
 from common.denoisers.denoiser import CLIP_TOKENS, architecture_of
 from common.denoisers.unet import guidance_size
 from common.diffusion.noise_schedule import check_learns_from_noise
-from common.diffusion.sampling import predict
+from common.diffusion.sampling import predict, set_timesteps
 from common.diffusion.text_encoding import token_count
 from common.models.architectures import pipeline_of
 from common.models.latent_diffusion import LatentDiffusion
@@ -29,7 +29,7 @@ from common.pruning.plan import apply_plan
 from common.training.block_local import LocalOutputs, list_segments
 from common.training.distillation import needs_teacher, needs_whole_student
 from common.training.features import FeatureHooks
-from experiments.evaluation.samples import check_sampling, evaluation_scheduler
+from experiments.evaluation.samples import check_sampling
 from experiments.shared.settings import CalibrationSettings, Settings
 from experiments.training.distill_student import feature_pairs
 
@@ -65,7 +65,7 @@ def calibration_size(settings: CalibrationSettings, teacher: LatentDiffusion) ->
         guidance_scale=settings.guidance_scale,
         rows=settings.data_rows,
         timesteps=teacher.scheduler.config.num_train_timesteps,
-        captioned=captioned and guidance_size(teacher.denoiser) is None,
+        captioned=captioned and not architecture_of(teacher.denoiser).guidance(teacher.denoiser, 1.0),
     )
 
 
@@ -131,11 +131,11 @@ class JobCost:
     def samples_at_once(self) -> int:
         return self.settings.evaluation.micro_batch_size or self.settings.evaluation.batch_size
 
-    def passes(self, steps: int) -> int:
-        """Forward passes of the sampler in `steps` steps: one more than those for some."""
-        scheduler = evaluation_scheduler(self.settings.evaluation.scheduler, self.teacher.scheduler)
+    def passes(self, scheduler: Any, steps: int) -> int:
+        """Forward passes of a sampler in `steps` steps: one more than those for some."""
         scheduler = type(scheduler).from_config(scheduler.config)
-        scheduler.set_timesteps(steps)
+        even = architecture_of(self.teacher.denoiser).even_sigmas
+        set_timesteps(scheduler, steps, torch.empty(self.teacher.latent_shape), even)
         return len(scheduler.timesteps)
 
     def inputs(self, batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]:

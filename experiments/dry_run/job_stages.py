@@ -13,6 +13,7 @@ from common.cost.peak_memory import forward_bytes, step_bytes
 from common.diffusion.sampling import predict
 from common.models.latent_diffusion import at_once
 from experiments.dry_run.job_cost import SINGLE_BYTES, JobCost, calibration_size
+from experiments.evaluation.samples import evaluation_scheduler
 from experiments.training.distill_student import TRAINING_PRECISIONS
 
 
@@ -60,9 +61,7 @@ def drawing(job: JobCost) -> Stage | None:
     count = data["images"]
     inputs, conditions = job.inputs(at_once * rows)
     held = sum(job.resident().values()) + forward_bytes(denoiser, lambda: predict(denoiser, *inputs, conditions), job.half)
-    scheduler = type(job.teacher.scheduler).from_config(job.teacher.scheduler.config)
-    scheduler.set_timesteps(data["steps"])
-    operations = 2 * job.macs["teacher"].total * count * rows * len(scheduler.timesteps)
+    operations = 2 * job.macs["teacher"].total * count * rows * job.passes(job.teacher.scheduler, data["steps"])
     what = f"{count:,} training samples, {data['steps']} steps, {at_once} at once"
     return Stage("drawing", what, operations, job.half, held)
 
@@ -109,7 +108,8 @@ def distilling(job: JobCost) -> Stage | None:
 def sampled(job: JobCost) -> tuple[int, int]:
     """Samples through the teacher's denoiser and through the student's, for all that is measured."""
     settings, trained = job.settings.evaluation, bool(job.settings.distill.steps)
-    passes = [job.passes(steps) for steps in (settings.steps, *settings.more_steps)]
+    scheduler = evaluation_scheduler(settings.scheduler, job.teacher.scheduler)
+    passes = [job.passes(scheduler, steps) for steps in (settings.steps, *settings.more_steps)]
     each = settings.images * job.guided * sum(passes)
     return each, (1 + trained) * each + on_the_way(job) * settings.images * job.guided * passes[0]
 

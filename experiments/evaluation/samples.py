@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.denoisers.denoiser import architecture_of
 from common.diffusion.images import with_channels
 from common.diffusion.noise_schedule import check_noise, is_flow, same_noise
 from common.diffusion.sampling import set_timesteps
@@ -83,7 +84,8 @@ def check_sampling(settings: Settings, teacher: LatentDiffusion) -> None:
         if steps > trained:
             raise InputError(f"{name}={steps}: the teacher's schedule has {trained} timesteps, which is the most.")
         try:
-            set_timesteps(type(scheduler).from_config(scheduler.config), steps, torch.zeros(teacher.latent_shape))
+            even = architecture_of(teacher.denoiser).even_sigmas
+            set_timesteps(type(scheduler).from_config(scheduler.config), steps, torch.zeros(teacher.latent_shape), even)
         except Exception as error:
             raise InputError(f"{name}={steps}: {type(scheduler).__name__} cannot take it: {first_line(error)}.") from error
 

@@ -31,7 +31,7 @@ def load_part(folder, name):
 
 
 def load(folder):
-    """Denoiser, autoencoder, scheduler, and what is told of the pipeline."""
+    """Denoiser, autoencoder, scheduler, the pipeline (None where it could not be built), and what is told of it."""
     index = json.loads((folder / "model_index.json").read_text())
     autoencoder = "vae" if "vae" in index else "vqvae"
     part = "transformer" if "transformer" in index else "unet"
@@ -40,12 +40,12 @@ def load(folder):
             folder, trust_remote_code=True, torch_dtype=torch.float32, local_files_only=True
         )
         told = {"pipeline": type(pipeline).__name__, "reason": None}
-        return getattr(pipeline, part), getattr(pipeline, autoencoder), pipeline.scheduler, told
+        return getattr(pipeline, part), getattr(pipeline, autoencoder), pipeline.scheduler, pipeline, told
     except Exception as error:  # a pipeline class that this version of diffusers, or what is installed, does not have
         told = {"pipeline": None, "reason": " ".join(str(error).split())[:300] or type(error).__name__}
     denoiser, decoder = (load_part(folder, name) for name in (part, autoencoder))
     scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder, subfolder="scheduler")
-    return denoiser, decoder, scheduler, told
+    return denoiser, decoder, scheduler, None, told
 
 
 @torch.no_grad()
@@ -76,6 +76,26 @@ def draw(denoiser, autoencoder, scheduler, given, steps, guidance):
             empty = predict(timestep, "empty")
             output = empty + guidance * (output - empty)
         latents = scheduler.step(output, timestep, latents).prev_sample
+    return decoded(autoencoder, latents)
+
+
+def draw_packed(pipeline, given, steps, guidance):
+    """Final latents and images by FLUX's pipeline itself, whose network takes latents as tokens."""
+    noise, factor = given["noise"], pipeline.vae_scale_factor
+    size = dict(zip(("height", "width"), (factor * side for side in noise.shape[2:]), strict=True))
+    names = {"encoder_hidden_states": "prompt_embeds", "pooled_projections": "pooled_prompt_embeds"}
+    text = {ours: given[f"conditions.{theirs}"] for theirs, ours in names.items()}
+    if pipeline.transformer.config.guidance_embeds:
+        text["guidance_scale"] = guidance
+    elif guidance > 1:
+        text |= {f"negative_{ours}": given[f"empty.{theirs}"] for theirs, ours in names.items()} | {"true_cfg_scale": guidance}
+    tokens = pipeline._pack_latents(noise, *noise.shape)
+    drawn = pipeline(latents=tokens, num_inference_steps=steps, output_type="latent", **size, **text).images
+    return decoded(pipeline.vae, pipeline._unpack_latents(drawn, *size.values(), factor))
+
+
+def decoded(autoencoder, latents):
+    """The latents, and the images that they become."""
     config, shift, spread = autoencoder.config, autoencoder.config.get("shift_factor") or 0.0, 1.0
     if config.get("latents_mean") is not None:
         shift, spread = (latents.new_tensor(config[name]).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
@@ -84,8 +104,9 @@ def draw(denoiser, autoencoder, scheduler, given, steps, guidance):
 
 def main():
     folder, given, drawn, steps, guidance = sys.argv[1:]
-    *parts, told = load(Path(folder))
-    found = draw(*parts, load_file(given), int(steps), float(guidance))
+    *parts, pipeline, told = load(Path(folder))
+    arguments = load_file(given), int(steps), float(guidance)
+    found = draw_packed(pipeline, *arguments) if hasattr(pipeline, "_pack_latents") else draw(*parts, *arguments)
     save_file({name: value.contiguous() for name, value in found.items()}, drawn)
     print(json.dumps(told))
 

@@ -23,6 +23,7 @@ DENOISERS = {
     "bk_sdm_v2_tiny": 326_825_604,
     "pixart_sigma": 610_856_096,
     "sd3_medium": 2_028_328_000,
+    "flux1_dev": 11_901_408_320,
 }
 
 

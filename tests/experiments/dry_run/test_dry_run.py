@@ -94,6 +94,16 @@ def test_stable_diffusion_3():
     assert macs.total > macs.without_attention_products > 3.0e12  # 24 blocks over 4096 tokens of the image and 333 of text
 
 
+def test_flux_that_is_told_its_guidance_is_called_once_a_step():
+    words = ("scale=one_gpu", "teacher=flux1_dev", "method=laptop_diff", "budget.guidance_scale=3.5")
+    found = JobCost(typed_settings(compose_config("config", *words)))
+    assert found.token_lengths == [77, 512] and found.tokens == 512 and found.guided == 1
+    inputs, conditions = found.inputs(2)
+    assert inputs[0].shape == (2, 16, 128, 128) and conditions["guidance"].shape == (2,)
+    assert found.passes(found.teacher.scheduler, 4) == 4
+    assert {conditions[name].shape for name in ("encoder_hidden_states", "pooled_projections")} == {(2, 512, 4096), (2, 768)}
+
+
 def test_utilisation_is_that_of_bk_sdm_s_300_hours(bk_sdm):
     """Its script encodes images and captions in every step, which jobs here do once."""
     on_the_way = bk_sdm.image_operations["encode"] + bk_sdm.image_operations["read"]
@@ -128,7 +138,8 @@ def test_what_is_published_of_a_data_set_is_what_is_encoded():
         encoding(job("scale=paper", "teacher=sd15", "method=bk_sdm", f"task/data=laion_{name}")) for name in ("212k", "2m")
     ]
     assert stages[1].operations / stages[0].operations == pytest.approx(2_256_472 / 212_776)
-    assert job("scale=paper", "method=bk_sdm").passes(25) == 26
+    found = job("scale=paper", "method=bk_sdm")
+    assert found.passes(found.teacher.scheduler, 25) == 26
 
 
 def dry(*arguments, outputs):
@@ -186,6 +197,11 @@ def test_what_does_not_fit_is_told_with_what_would(capsys):
     assert "does not fit into RTX3090 (24 GiB)\nlower, checkpoint or halve: distill.batch_size=128" in told
     dry_run(typed_settings(compose_config("config", *settings, "distill.batch_size=64", "distill.accumulate=2")))
     assert "fits into RTX3090 (24 GiB), with gradient checkpointing" in capsys.readouterr().out
+    dry_run(typed_settings(compose_config("config", *settings, "distill.batch_size=1", "teacher=sdxl", "task=t2i")))
+    told = " ".join(capsys.readouterr().out.split())
+    assert (
+        "does not fit into RTX3090 (24 GiB) at no batch size: " in told and "distill.trainer.strategy=fsdp gives each" in told
+    )
 
 
 def write_to_nobody():
