@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from common.denoisers.denoiser import architecture_of
 from common.errors import InputError
-from common.pruning.plan import Plan, own_settings
-
-WHOLE = ("identity", "skip")  # operations that leave nothing of a block
+from common.pruning.plan import WHOLE, Plan, own_settings
 
 
 def compact(student: nn.Module) -> tuple[nn.Module, dict[str, str]]:

@@ -14,7 +14,8 @@ from common.pruning.masks import MASK, masked_copy, masked_weights, plan_masks
 from common.runtime import strict_json
 
 PLAN_FILE, PLAN_TENSORS = "plan.json", "plan.safetensors"
-OPERATIONS = ("identity", "skip", "zero", "shortcut", "conv1x1", "avg_pool", "upsample", "resize", MASK, "drop")
+OPERATIONS = ("identity", "skip", "linear", "zero", "shortcut", "conv1x1", "avg_pool", "upsample", "resize", MASK, "drop")
+WHOLE = ("identity", "skip")  # of those that leave nothing of a block but what passes it
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,15 @@ from common.pruning.pruned_denoiser import build_replacement
 
 
 def removed_parameters(edit: Edit, unet: nn.Module) -> int:
-    """How many parameters go with an edit: all at its site but a kept shortcut or a new convolution's; of a "mask" and a
-    "resize" their part."""
+    """How many parameters go with an edit: all at its site but a kept shortcut, or what is new there.
+
+    Of a "mask" and a "resize" their part.
+    """
     module: Any = unet.get_submodule(edit.site)
     kept = 0
     if edit.operation == "mask":
         return edit.sizes["pruned"]
-    if edit.operation in ("resize", "conv1x1") and edit.sizes:
+    if edit.operation in ("resize", "conv1x1", "linear") and edit.sizes:
         with torch.device("meta"):
             kept = count_parameters(build_replacement(copy.deepcopy(module).to("meta"), edit.to_dict()))
     if edit.operation == "shortcut" and getattr(module, "conv_shortcut", None) is not None:

@@ -10,6 +10,7 @@ the sizes that the operation needs:
 
     identity                        the module's input goes on unchanged
     skip     returns                a block's inputs of these names go on unchanged, in the order in which it returns them
+    linear   returns, maps          the same, with a linear map of it added to each input that `maps` gives a width
     zero                            the module's output is zero: the residual branch around it vanishes
     shortcut                        a ResNet block, or an attention that adds its own input, loses its residual branch and
                                     keeps its shortcut (1x1 or identity) and its divisor
@@ -70,6 +71,27 @@ class Skip(nn.Module):
         given = self.signature.bind(*args, **kwargs).arguments
         found = tuple(given[name] for name in self.returns)
         return found if len(found) > 1 else found[0]
+
+
+class LinearMaps(Skip):
+    """Adds to a block's arguments a linear map of each; maps: their widths by name, of those that get one."""
+
+    def __init__(self, signature: inspect.Signature, returns: Sequence[str], maps: dict[str, int]):
+        super().__init__(signature, returns)
+        self.mapped = tuple(maps)
+        for name, width in maps.items():
+            self.register_parameter(f"{name}_weight", nn.Parameter(torch.zeros(width, width)))
+            self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(width)))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = self.signature.bind(*args, **kwargs).arguments
+        found = tuple(self.changed(name, given[name]) for name in self.returns)
+        return found if len(found) > 1 else found[0]
+
+    def changed(self, name: str, stream: torch.Tensor) -> torch.Tensor:
+        if name not in self.mapped:
+            return stream
+        return stream + F.linear(stream, getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias"))
 
 
 class Zero(nn.Module):
@@ -185,10 +207,15 @@ REPLACEMENTS = (Identity, Skip, Zero, Shortcut, Conv1x1, AveragePool, NearestUps
 def build_replacement(module: nn.Module, edit: dict[str, Any]) -> nn.Module:
     """The module that stands at edit["site"] after the edit, on the device and in the type of `module`'s weights."""
     operation = edit["operation"]
-    if operation in ("identity", "skip"):
+    if operation in ("identity", "skip", "linear"):
         passing: nn.Module = Identity(as_tuple=isinstance(module, Transformer2DModel))
         if operation == "skip":
             passing = Skip(inspect.signature(module.forward), edit["returns"])
+        if operation == "linear":
+            weight = next(module.parameters())
+            passing = LinearMaps(inspect.signature(module.forward), edit["returns"], edit["maps"]).to(
+                weight.device, weight.dtype
+            )
         for name in READ_ON_BLOCKS:
             if hasattr(module, name):
                 setattr(passing, name, getattr(module, name))

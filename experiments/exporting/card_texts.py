@@ -26,6 +26,7 @@ from experiments.shared.row import BESIDE, Row
 OPERATIONS = {
     "identity": "its input goes on unchanged",
     "skip": "what passes it goes on unchanged",
+    "linear": "a linear map of what passes it is added",
     "zero": "its residual branch gives zero",
     "shortcut": "only the shortcut is left",
     "conv1x1": "a 1x1 convolution in its place",

@@ -23,6 +23,7 @@ from common.runtime.content import content_name
 from common.runtime.locks import locked
 from common.runtime.seeding import generator_for
 from common.scoring.calibration import Calibration, build_calibration
+from common.scoring.linear_maps import fit_linear_maps
 from experiments.evaluation.alignment import CaptionAlignment
 from experiments.evaluation.measure_cost import cost_of_plan
 from experiments.shared.job import Job
@@ -111,7 +112,9 @@ def make_plans(job: Job) -> dict[str, Plan]:
         lock = functools.partial(locked, shared, f"scores are being computed in {scores}")
         with first_enters(lock), job.autocast():
             if method.budget is None:
-                return method.plan(teacher.denoiser, calibration, known, scores)
+                plan = method.plan(teacher.denoiser, calibration, known, scores)
+                linear = job.settings.replacement == "linear"
+                return fit_linear_maps(teacher.denoiser, plan, calibration) if linear else plan
             plan, reached = least_within(
                 method,
                 lambda other: other.plan(teacher.denoiser, calibration, known, scores),

@@ -15,8 +15,9 @@ from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.budget import forecast_within
 from common.pruning.method import Method
 from common.runtime.processes import check_shares
+from common.scoring.linear_maps import list_intervals
 from common.training.block_local import check_has_blocks
-from experiments.dry_run.job_cost import calibration_size
+from experiments.dry_run.job_cost import calibration_size, check_replacement
 from experiments.evaluation.evaluate import check_image_size
 from experiments.evaluation.samples import check_sampling
 from experiments.shared.job import Job
@@ -74,6 +75,7 @@ def check_parts(job: Job) -> None:
         feature_pairs(distill.features, teacher.denoiser, teacher.denoiser)
     if distill.steps and distill.local_weight:
         check_has_blocks(teacher.denoiser)
+    check_replacement(settings, teacher)
 
 
 def check_steps(settings: Settings, method: Method) -> None:
@@ -90,4 +92,7 @@ def check_steps(settings: Settings, method: Method) -> None:
 
 def check_forecast(settings: Settings, teacher: LatentDiffusion, method: Method) -> None:
     """InputError for what the method's forecast finds wrong with this teacher: a k or a ratio out of reach, say."""
-    forecast_within(method, shape_twin(teacher.denoiser), calibration_size(settings.calibration, teacher))
+    check_replacement(settings, teacher)
+    found = forecast_within(method, shape_twin(teacher.denoiser), calibration_size(settings.calibration, teacher))
+    if settings.replacement == "linear" and found.plan is not None:
+        list_intervals(teacher.denoiser, found.plan.edits)

@@ -224,6 +224,7 @@ class Settings:
     device: str
     inference_precision: Literal[32, "bf16"]
     init: Literal["preserved", "scratch"]
+    replacement: Literal["identity", "linear"]
     objectives: Annotated[tuple[str, ...], MinLen(1)]
     table: PaperTable | None
     layer_check: LayerCheckSettings
