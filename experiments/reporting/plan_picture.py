@@ -153,8 +153,8 @@ def draw_plan(denoiser: nn.Module, plan: Plan, path: Path) -> None:
         score = plan.scores.get(box.site)
         if score is not None:
             lines.append(short_score(score))
-        if whole is not None and whole.operation == "shortcut":
-            lines.append("(shortcut)")
+        if whole is not None and whole.operation in ("shortcut", "linear"):
+            lines.append(f"({whole.operation})")
         if inside:
             scores = [edit.score for edit in inside if edit.score is not None]
             lines.append(f"{len(inside)} inside" + (f"\n{score_range(scores)}" if scores else ""))
