@@ -4,11 +4,11 @@ The names that other projects import are here too (PUBLIC): common.load_teacher,
 loaded when first asked for, so that `import common` stays cheap.
 """
 
-from common.runtime import torchao_import, torchvision_import
+from common.runtime import library_messages, torchvision_import
 from common.runtime.lazy_names import names_of
 
 torchvision_import.install()
-torchao_import.install()
+library_messages.install()
 
 PUBLIC = {
     "load_teacher": "common.models.loading",

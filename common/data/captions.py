@@ -37,7 +37,7 @@ def read_table(path: Path) -> Iterator[dict[str, Any]]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is damaged: it is no UTF-8 text ({error}).") from error
+        raise InputError(f"{path} is no UTF-8 text ({error}).") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}.") from error
 
@@ -199,7 +199,11 @@ def read_prompts(path: Path, setting: str = "evaluation.prompts") -> tuple[list[
     if kind not in PROMPT_FILES:
         raise InputError(f"{setting}={path}: its ending is none of {', '.join(PROMPT_FILES)}.")
     lines = []
-    for row in read_table(path):
+    try:
+        table = list(read_table(path))
+    except InputError as error:
+        raise InputError(f"{setting}: {error}") from error
+    for row in table:
         columns = columns_like(row, PROMPT_COLUMNS)
         if row and not columns:
             raise InputError(f"{path} has the columns {listed(row)}, none of {', '.join(PROMPT_COLUMNS)}.")

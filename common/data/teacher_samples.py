@@ -155,7 +155,7 @@ class TeacherSamples:
                     bar.advance(len(own))
                 return {"latents": torch.cat(latents), "guidance_scale": torch.full((len(rows),), float(self.guidance_scale))}
 
-            with progress_bar(f"drawing the teacher's samples, {self.split}", len(self), done=len(self) - left) as bar:
+            with progress_bar(f"teacher's samples, {self.split}", len(self), done=len(self) - left) as bar:
                 fill_shards(waiting, draw, bar.advance)
         return open_columns(shards)["latents"]
 

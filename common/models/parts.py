@@ -19,17 +19,13 @@ from common.runtime.strict_json import read_json
 LFS_POINTER = 1024  # bytes: more than a pointer has
 
 
-def quiet_libraries() -> None:
-    """Keeps diffusers and transformers from drawing bars while they load and save: the project's own tell of it.
-
-    And diffusers from telling that it ignores an entry of a configuration: which are known, check_settings says.
-    """
+def without_library_bars() -> None:
+    """Keeps diffusers and transformers from drawing bars while they load and save: the project's own tell of it."""
     import diffusers
     import transformers
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.get_logger("diffusers.configuration_utils").setLevel(diffusers.logging.ERROR)
 
 
 def class_of(library: str, class_name: str) -> Any:
@@ -48,7 +44,7 @@ def class_of(library: str, class_name: str) -> Any:
 
 def load_part(folder: Path, name: str, library: str, class_name: str, network: bool) -> Any:
     """One part of a pipeline folder, by the library and class that model_index.json names; `network`: it has weights."""
-    quiet_libraries()
+    without_library_bars()
     if not (folder / name).is_dir():
         raise InputError(f"{folder} lacks its part {name!r} ({class_name}), which model_index.json names.")
     settings = config_file(folder, name)

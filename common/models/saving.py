@@ -11,7 +11,7 @@ from torch import nn
 from common.models.hub import PARTS, TEXT_ENCODERS, denoiser_part
 from common.models.latent_diffusion import LatentDiffusion
 from common.models.loading import autoencoder_part, load_autoencoder, load_denoiser, read_index
-from common.models.parts import quiet_libraries
+from common.models.parts import without_library_bars
 from common.models.weight_files import best_weights, weight_format
 from common.runtime.files import whole_folder
 from common.runtime.strict_json import to_json
@@ -89,7 +89,7 @@ def clean_configs(folder: Path) -> None:
 
 def save_whole(part: Any, folder: Path) -> None:
     """part.save_pretrained(folder), whole or not at all, with clean_configs."""
-    quiet_libraries()
+    without_library_bars()
     with whole_folder(Path(folder)) as scratch:
         part.save_pretrained(scratch)
         clean_configs(scratch)

@@ -38,8 +38,14 @@ class Budget:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def shown(costs: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {UNITS[name].format(value)}" for name, value in costs.items())
+def shown(costs: Mapping[str, float], beside: Mapping[str, float] | None = None) -> str:
+    """The costs in words; of those that would read like the ones `beside` them, and are others, all digits."""
+
+    def told(name: str, value: float) -> str:
+        short, other = UNITS[name].format(value), (beside or {}).get(name, value)
+        return short if value == other or short != UNITS[name].format(other) else f"{value:.4g}"
+
+    return ", ".join(f"{name} {told(name, value)}" for name, value in costs.items())
 
 
 def bounds_of(method: Any) -> dict[str, float]:
@@ -56,12 +62,14 @@ def least_within(
     costs: Callable[[Made, str], float],
     intact: Callable[[str], float],
     only: Collection[str] = tuple(UNITS),
+    tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[Made, dict[str, float]]:
     """What `make` gives of the method whose knob is the least that keeps to its budget, and what that costs, by name.
 
     method: a dataclass with a `budget` and the name of a setting from 0 to 1 as its `knob`. costs: one figure of what was made.
-    intact: the same figure of the teacher. only: the bounds that are looked at. InputError, naming the nearest, where the
-    budget cannot be reached, and where the teacher keeps to it; and what `make` raises where it refuses every value.
+    intact: the same figure of the teacher. only: the bounds that are looked at. tell: is told of each value that was tried.
+    InputError, naming the nearest, where the budget cannot be reached, and where the teacher keeps to it; and what `make`
+    raises where it refuses every value.
     """
     bounds = bounds_of(method)
     budget = {name: bound for name, bound in bounds.items() if name in only}
@@ -78,6 +86,7 @@ def least_within(
             made = make(replace(method, **{method.knob: value}, budget=None))
         except InputError as error:  # more than can be removed
             high, refused = value, error
+            tell(f"method.{method.knob}={value:g}: {error}")
             continue
         found: dict[str, float] = {}
         for name, bound in budget.items():
@@ -87,12 +96,13 @@ def least_within(
                 break
         else:
             high, best = value, (made, found)
+        tell(f"method.{method.knob}={value:g}: {shown(found, budget)}")
     if best is not None:
         return best
-    told = f"method.budget: {shown(budget)} cannot be reached"
+    told = f"method.budget: {shown(budget, None if nearest is None else nearest[1])} cannot be reached"
     if nearest is None:
         raise InputError(f"{told}: {refused}")
-    raise InputError(f"{told}; the nearest is {shown(nearest[1])}, at method.{method.knob}={nearest[0]:g}.")
+    raise InputError(f"{told}; the nearest is {shown(nearest[1], budget)}, at method.{method.knob}={nearest[0]:g}.")
 
 
 def forecast_within(method: Any, unet: nn.Module, size: CalibrationSize) -> Forecast:

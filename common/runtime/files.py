@@ -87,8 +87,18 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
+        readable_as_others(scratch)
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
+
+
+def readable_as_others(folder: Path) -> None:
+    """Gives the files in a folder the permissions that new files have: safetensors gives its own to the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | 0o666 & ~mask)
 
 
 def check_writable(folder: Path, setting: str) -> None:

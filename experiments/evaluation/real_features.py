@@ -42,7 +42,7 @@ class Reference:
             return {"features": extract_features(self.extractor, self.data.images[needed[rows.start : rows.stop]])}
 
         name = content_name("real", self.job.features_identity, self.job.data_identity, self.split, needed.tolist())
-        parts = cached_batches("features of real images", self.job.cache / name, len(needed), FEATURES_AT_ONCE, compute)
+        parts = cached_batches("features of the data", self.job.cache / name, len(needed), FEATURES_AT_ONCE, compute)
         return torch.cat([part["features"] for _, part in parts])
 
     @property

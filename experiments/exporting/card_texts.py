@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.models.hub import is_repository
-from common.runtime.files import SHIPPED
+from common.models.hub import is_repository, shipped_teachers
 from common.shown_text import code_block, code_span, markdown_text
 from experiments.reporting.job_report import metrics_note
 from experiments.reporting.metric_table import find_metric, metric_text
@@ -141,7 +140,7 @@ def training_text(row: Row) -> str:
 def limits(row: Row) -> str:
     """What a reader must not expect."""
     lines = ["It draws what its teacher draws, with what pruning took away; biases of the teacher and of its data are in it."]
-    if (SHIPPED / row["settings"]["teacher"]["path"] / "model_index.json").is_file():
+    if row["settings"]["teacher"]["path"] in shipped_teachers():
         lines.append("The teacher is a small one, trained from scratch for experiments at small scale: no product.")
     if row["protocol"]["images"] < 5000:
         lines.append(f"Distances over {row['protocol']['images']} samples are coarse, and compare within one protocol only.")

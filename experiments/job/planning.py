@@ -1,6 +1,7 @@
 """The planning stage of a job: what is calibrated on, the plan of each part, and the pruned pipeline."""
 
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from common.pruning.plan import PLAN_FILE, Plan, apply_plan, has_masks
 from common.runtime.collectives import first_enters, on_first
 from common.runtime.content import content_name
 from common.runtime.locks import locked
+from common.runtime.processes import is_first
 from common.runtime.seeding import generator_for
 from common.scoring.calibration import Calibration, build_calibration
 from common.scoring.linear_maps import fit_linear_maps
@@ -120,6 +122,7 @@ def make_plans(job: Job) -> dict[str, Plan]:
                 lambda other: other.plan(teacher.denoiser, calibration, known, scores),
                 functools.partial(cost_of_plan, job),
                 lambda name: 1.0 if name == "latency_ratio" else cost_of_plan(job, Plan(method="", edits=()), name),
+                tell=lambda line: print(line, file=sys.stderr, flush=True) if is_first() else None,
             )
         return replace(plan, settings=plan.settings | {"budget": method.budget, "budget_reached": reached})
 

@@ -1,5 +1,6 @@
 """What a job needs before it takes its folder, and every check that needs the teacher: the last things before any work."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from common.errors import InputError
 from common.models.latent_diffusion import LatentDiffusion
 from common.pruning.budget import forecast_within
 from common.pruning.method import Method
+from common.runtime.collectives import on_first
 from common.runtime.processes import check_shares
 from common.scoring.linear_maps import list_intervals
 from common.training.block_local import check_has_blocks
@@ -71,6 +73,10 @@ def check_parts(job: Job) -> None:
     check_sampling(settings, teacher)
     check_steps(settings, method)
     check_forecast(settings, teacher, method)
+    if 0 < distill.steps <= distill.schedule.warmup:
+        whole = f"{distill.steps} steps are within a warm-up of {distill.schedule.warmup}"
+        told = f"distill.steps: {whole}: the learning rate does not reach its peak (distill.schedule.warmup=0)"
+        on_first(lambda: print(told, file=sys.stderr, flush=True))
     if distill.steps and distill.feature_weight:
         feature_pairs(distill.features, teacher.denoiser, teacher.denoiser)
     if distill.steps and distill.local_weight:

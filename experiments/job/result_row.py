@@ -43,11 +43,11 @@ def result_row(
     by model, and `by_steps`.
     """
     folder, captions, plan, names = job.folder, job.prompts.captions, plans["denoiser"], list(models.by_name())
-    with job.stage("measuring"):
+    with job.stage("timing"):
         costs = measure_cost(job, models, plans)
         masked = masked_parts(models.student, plans)
         sparse_files = export_sparse(masked, folder / "sparse")
-    with job.stage("drawing"):
+    with job.stage("plotting"):
         drawn = draw_job(job, plans, masked, images)
     row: Row = {
         "settings": job.described,

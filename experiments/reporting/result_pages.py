@@ -22,12 +22,21 @@ from experiments.shared.row import Row
 
 
 def shown_command(command: str) -> str:
-    """The command without where it wrote; one that no shell would read, as it is."""
+    """The command without where it wrote and where else it read: of an absolute path its last part is left.
+
+    One that no shell would read is given as it is.
+    """
     try:
         words = shlex.split(command)
     except ValueError:  # a row that somebody edited
         return command
-    return shlex.join(word for word in words if not word.startswith(("outputs=", "logging=")))
+    return shlex.join(place_left_out(word) for word in words if not word.startswith(("outputs=", "logging=")))
+
+
+def place_left_out(word: str) -> str:
+    """A word of a command, "setting=value", with a path of this machine as its name alone."""
+    name, equals, value = word.partition("=")
+    return f"{name}={Path(value).name}" if equals and Path(value).is_absolute() else word
 
 
 def table_of_jobs(rows: Sequence[Row]) -> str:

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from multiprocessing import current_process
 from pathlib import Path
 from typing import Any, NoReturn
@@ -121,13 +122,37 @@ def composition_error(error: Exception) -> str:
     """What Hydra finds wrong with the command line, in one line; of a choice that is not there, with those that are."""
     message = " ".join(str(error).partition("Config search path:")[0].split())
     if unknown := re.match(r"Could not override '([^']+)'", message):
-        return f"{unknown[1]}: there is no such setting (python run.py --cfg job shows all there are)"
+        return f"{unknown[1]}: there is no such setting{likely(unknown[1])} (python run.py --cfg job shows all there are)"
     missing = getattr(error, "missing_cfg_file", None)
     if missing and "Available options" not in message:
         group = ROOT / "conf" / Path(missing).parts[0]
         options = sorted(str(path.relative_to(group).with_suffix("")) for path in group.rglob("*.yaml"))
         return f"{message} {f'Available options: {chr(32).join(options)}' if options else ''}".strip()
     return message
+
+
+def likely(name: str) -> str:
+    """What a person who gave a setting that is not there may have meant: another name, or another option of its group."""
+    import yaml
+
+    def read(path: Path, prefix: str = "") -> set[str]:
+        return settings_in(yaml.safe_load(path.read_text(encoding="utf-8")), prefix)
+
+    conf = ROOT / "conf"
+    options = {path: read(path, f"{path.parent.name}.") for path in conf.glob("*/*.yaml")}
+    having = sorted(f"{path.parent.name}={path.stem}" for path, settings in options.items() if name in settings)
+    if having:
+        return f" here; it is one of {', '.join(having)}"
+    near = get_close_matches(name, sorted(read(conf / "config.yaml").union(*options.values())), n=1, cutoff=0.8)
+    return f"; {near[0]} is one" if near else ""
+
+
+def settings_in(values: Any, prefix: str = "") -> set[str]:
+    """The names of settings in a mapping, those inside others with dots, groups' lists of defaults apart."""
+    if not isinstance(values, dict):
+        return set()
+    own = {f"{prefix}{name}" for name in values if name not in ("defaults", "_target_")}
+    return own.union(*(settings_in(value, f"{prefix}{name}.") for name, value in values.items()))
 
 
 def end_unread() -> NoReturn:

@@ -33,7 +33,7 @@ def smaller(settings: Settings, stage: str) -> list[str]:
             f"distill.gradient_checkpointing={str(recipe.gradient_checkpointing).lower()}",
             f"distill.trainer.precision={recipe.trainer['precision']}",
         ]
-    if stage in ("measuring", "deployment"):
+    if stage in ("measuring", "timing", "deployment"):
         return [f"evaluation.micro_batch_size={at_once}"]
     if stage == "metrics":
         return [
@@ -51,6 +51,7 @@ ADVICE = {
     "distilling": f"lower the first of {{}}, checkpoint gradients (true), or train with bf16-mixed; {ANOTHER}. On more devices "
     "the same one goes on",
     "measuring": f"lower {{}}; {GOES_ON}",
+    "timing": f"lower {{}}; {GOES_ON}",
     "deployment": f"lower {{}}; {GOES_ON}",
     "metrics": f"lower {{}}; {GOES_ON}",
 }

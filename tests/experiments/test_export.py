@@ -21,6 +21,7 @@ from common.models.loading import load_denoiser, load_teacher
 from common.models.saving import save_student
 from common.pruning.plan import apply_plan
 from experiments import export as command
+from experiments.exporting.card_texts import limits
 from tests.small_students import as_teacher, expected, numbers, plan_of, small_unet, untraced  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -176,6 +177,27 @@ def test_the_card_tells_the_row(described):
     assert 'DiffusionPipeline.from_pretrained(".", trust_remote_code=True)' in body
     saved = json.loads((folder / "result.json").read_text())
     assert saved["models"] == row["models"] and str(job) not in json.dumps(saved)
+
+
+def test_a_card_tells_nothing_of_this_machine(tiny_teacher_folder, tmp_path):
+    """Neither where a teacher's folder is, nor that it is one of the small ones that ship, which any absolute path was."""
+    job = tmp_path / "job"
+    row = make_job(job, tiny_teacher_folder)
+    row["settings"]["teacher"]["path"] = str(tiny_teacher_folder)
+    row["command"] = (
+        f"python run.py teacher.path={tiny_teacher_folder} 'task.data.prompts={tmp_path}/my prompts.txt' method.k=3"
+    )
+    assert "trained from scratch" not in limits(row)
+    row["settings"]["teacher"]["path"], there = "emoji_t2i", row["settings"]["teacher"]["path"]
+    assert "trained from scratch" in limits(row)
+    row["settings"]["teacher"]["path"] = there
+    (tmp_path / "export").mkdir()
+    command.copy_beside(job, row, tmp_path / "export")
+    told = (tmp_path / "export" / "result.json").read_text()
+    assert str(tmp_path.parent) not in told and str(tiny_teacher_folder.parent) not in told
+    assert (
+        f"teacher.path={tiny_teacher_folder.name} 'task.data.prompts=my prompts.txt' method.k=3" in json.loads(told)["command"]
+    )
 
 
 @pytest.mark.exhaustive

@@ -66,7 +66,7 @@ def test_blank_ones_are_counted_and_what_is_no_text_is_none(tmp_path, name, text
         ("a.json", "[", "is damaged: "),
         ("a.json", "[]", "holds no prompt"),
         ("a.jsonl", '{"text": "a"}\n[1]\n', "damaged in line 2: each line must hold a JSON object"),
-        ("a.csv", b"text\n\xe9t\xe9\n", "is damaged: it is no UTF-8 text"),
+        ("a.csv", b"text\n\xe9t\xe9\n", "is no UTF-8 text"),
     ],
 )
 def test_what_is_no_list_of_prompts_is_one_line(tmp_path, name, text, expected):

@@ -97,6 +97,13 @@ def test_prompts_that_teach_little_are_refused(tiny_teacher, tmp_path, lines):
         drawn(tiny_teacher, tmp_path, prompts=str(path))
 
 
+def test_a_file_of_prompts_that_cannot_be_read_is_named_by_its_setting(tmp_path):
+    (tmp_path / "wide.txt").write_bytes("a cat\n".encode("utf-16"))
+    for name, told in (("nothere.txt", "cannot be read: it is missing"), ("wide.txt", "is no UTF-8 text")):
+        with pytest.raises(InputError, match=f"task.data.prompts: .*{name} {told}"):
+            _ = TeacherSamples(split="train", **PROTOCOL, prompts=str(tmp_path / name)).captions
+
+
 def test_prompts_and_teacher_must_fit(tiny_teacher, tiny_uig_teacher_folder, prompts, tmp_path):
     with pytest.raises(InputError, match=r"task\.data\.prompts=None: the teacher .* takes prompts; give a file of prompts"):
         drawn(tiny_teacher, tmp_path, prompts=None)

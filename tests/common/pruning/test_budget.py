@@ -58,8 +58,17 @@ def test_out_of_reach_tells_the_nearest():
         InputError, match=r"parameters 100 cannot be reached; the nearest is parameters 500, at method.ratio=0.5"
     ):
         search(parameters=100, most=0.5)
+    with pytest.raises(InputError, match=r"latency_ratio 0.1 cannot be reached; the nearest is latency_ratio 0.1016, at"):
+        search(latency_ratio=0.1, most=0.8984375)  # which would both be 0.10
     with pytest.raises(InputError, match=r"cannot be reached: too much"):
         search(parameters=100, most=0.0)
+
+
+def test_each_value_that_is_tried_is_told():
+    lines = []
+    arguments = (lambda method: method.ratio, lambda ratio, name: 1000 * (1 - ratio), lambda name: 1000)
+    least_within(Share(None, {"parameters": 600}), *arguments, tell=lines.append)
+    assert len(lines) == HALVINGS and lines[0] == "method.ratio=0.5: parameters 500"
 
 
 METHODS = {

@@ -71,6 +71,17 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path):
     assert list((tmp_path / "new" / "out").iterdir()) == []
 
 
+def test_files_of_a_folder_can_be_read_by_whom_new_files_can(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    with whole_folder(tmp_path / "student") as scratch:
+        save_file({"weight": torch.zeros(2)}, scratch / "model.safetensors")
+        (scratch / "plain.json").write_text("{}")
+    weights, plain = (tmp_path / "student" / name for name in ("model.safetensors", "plain.json"))
+    assert weights.stat().st_mode & 0o777 == plain.stat().st_mode & 0o777
+
+
 def test_a_refusal_that_safetensors_says_in_words_is_understood(tmp_path):
     from safetensors import SafetensorError
 

@@ -6,6 +6,7 @@ import hydra
 import pytest
 
 from common.errors import InputError
+from experiments.evaluation.real_features import Reference
 from experiments.evaluation.samples import shared_samples
 from experiments.shared.job import Job
 from experiments.shared.job_id import configuration_of, job_folder, job_settings, register_job_folder
@@ -45,13 +46,27 @@ def test_empty_prompts_are_told_once_however_many_numbers_of_steps(prompts, caps
     [
         ("evaluation.images=5", r"prompts\.txt has 4 prompts: evaluation.images=5 can be 4 at most"),
         ("task=uig", "task=uig takes no captions; give null"),
-        ("evaluation.prompts=/nowhere.txt", "/nowhere.txt cannot be read: it is missing"),
+        ("evaluation.prompts=/nowhere.txt", "evaluation.prompts: /nowhere.txt cannot be read: it is missing"),
         ("evaluation.prompts=/nowhere.csv", "/nowhere.csv cannot be read: it is missing"),
     ],
 )
 def test_what_cannot_be_used_is_told(prompts, override, expected):
     with pytest.raises(InputError, match=expected):
         _ = Job(compose(f"evaluation.prompts={prompts}", override)).prompts
+
+
+def test_of_what_the_teacher_drew_prompts_are_those_that_nothing_is_compared_with(tmp_path):
+    """Its samples of the very prompts of the reference would be nearer to that than other samples of it are."""
+    (tmp_path / "prompts.txt").write_text("".join(f"thing {number}\n" for number in range(40)))
+    data = ["task/data=teacher_samples", f"task.data.prompts={tmp_path}/prompts.txt", "task.data.images=20"]
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        cfg = hydra.compose("config", [*data, "evaluation.images=6", f"outputs={tmp_path}"], return_hydra_config=True)
+    job = Job(cfg)
+    reference = Reference(job, "train")
+    compared = [job.data("train").captions[row] for row in reference.order[len(reference.held_back) :].tolist()]
+    held = [job.data("train").captions[row] for row in reference.held_back.tolist()]
+    assert list(job.prompts.captions) == held and not set(held) & set(compared)
+    assert set(job.with_evaluation(images=15).prompts.captions).isdisjoint(compared[4:])
 
 
 def test_jobs_and_the_teachers_samples_follow_what_the_file_holds(prompts):
