@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.models.hub import shipped_teachers
 from common.runtime.files import ROOT, SHIPPED, write_text
 from common.shown_text import code_block, code_span, markdown_text
 from experiments.exporting.card_texts import (
@@ -40,8 +41,10 @@ PIPELINE_TAGS = {"t2i": "text-to-image", "uig": "unconditional-image-generation"
 
 def licence_files(row: Row) -> list[Path]:
     """LICENSES.md of the data that a shipped teacher was trained on, as its card names it, with the texts beside it."""
-    card = SHIPPED / row["settings"]["teacher"]["path"] / "README.md"
-    found = re.search(r"`(data/\w+)`", card.read_text(encoding="utf-8")) if card.is_file() else None
+    name = row["settings"]["teacher"]["path"]
+    card = SHIPPED / name / "README.md"
+    known = name in shipped_teachers() and card.is_file()
+    found = re.search(r"`(data/\w+)`", card.read_text(encoding="utf-8")) if known else None
     folder = ROOT / found.group(1) if found else None
     return [] if folder is None else sorted(folder.glob("LICENSE*"))
 
