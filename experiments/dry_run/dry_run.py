@@ -69,6 +69,15 @@ def millions(count: int) -> str:
     return f"{count / 1e6:,.2f}M"
 
 
+def gibibytes(size: float) -> str:
+    """To two places; of what would round to nothing its first digit."""
+    return f"{size / GIB:.2f}" if not 0 < size / GIB < 0.005 else f"{size / GIB:.1g}"
+
+
+def in_hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 0.05 or not hours else "<0.1"
+
+
 def giga(macs: int) -> str:
     """MACs in the unit that suits them."""
     return f"{macs / 1e9:,.1f}G" if macs >= 1e9 else f"{macs / 1e6:,.1f}M"
@@ -84,8 +93,8 @@ def print_stages(stages: list[Stage], gpu: Gpu, settings: Settings) -> float:
         total += hours
         memory = f"{stage.memory / GIB + RESERVE:.1f}" if stage.memory else ""
         mark = " !" if stage.memory / GIB + RESERVE > gpu.memory else ""
-        print(f"{stage.name:<11} {stage.what:<49}{hours:>8.1f}{memory:>8}{mark}")
-    print(f"{'sum':<61}{total:>8.1f}")
+        print(f"{stage.name:<11} {stage.what:<49}{in_hours(hours):>8}{memory:>8}{mark}")
+    print(f"{'sum':<61}{in_hours(total):>8}")
     over = [stage.name for stage in stages if stage.memory / GIB + RESERVE > gpu.memory]
     if over:
         told = f"! more than the {gpu.memory:.0f} GiB of {settings.gpu}: "
@@ -112,11 +121,11 @@ def print_distillation(job: JobCost, gpu: Gpu) -> None:
     told = "with" if settings.gradient_checkpointing else "without"
     print(f"\n{f'a distillation step of {settings.batch_size}, {precision}':<61}{'GiB':>16}")
     for name, size in fixed.items():
-        print(f"{name:<61}{size / GIB:>16.2f}")
+        print(f"{name:<61}{gibibytes(size):>16}")
     for again, size in held.items():
         chosen = again == settings.gradient_checkpointing
         label = f"activations {'with' if again else 'without'} gradient checkpointing"
-        print(f"{label if chosen else f'({label}: {size / GIB:.2f})':<61}" + (f"{size / GIB:>16.2f}" if chosen else ""))
+        print(f"{label if chosen else f'({label}: {gibibytes(size)})':<61}" + (f"{gibibytes(size):>16}" if chosen else ""))
     total = (sum(fixed.values()) + held[settings.gradient_checkpointing]) / GIB + RESERVE
     print(f"{f'sum, with {RESERVE:.0f} GiB for CUDA itself':<61}{total:>16.2f}")
     if total <= gpu.memory:
