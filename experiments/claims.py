@@ -21,7 +21,7 @@ from experiments.reporting.lookup import find_all
 from experiments.reporting.metric_table import find_metric, negligible
 from experiments.reporting.page import rendered
 from experiments.reporting.paper_table import markdown
-from experiments.reporting.rows import ROWS_FILE, comparable, read_rows
+from experiments.reporting.rows import ROWS_FILE, comparable, page_place, read_rows
 from experiments.shared.command_line import one_line_errors
 from experiments.shared.row import Row
 from experiments.sweeps.result_index import fault_lines, write_index
@@ -46,7 +46,7 @@ class Evidence:
         self.folder = folder
         by_task: dict[str, list[Row]] = {}
         for row in read_rows([folder]):
-            by_task.setdefault(row["settings"]["task"]["name"], []).append(row)
+            by_task.setdefault(page_place(row), []).append(row)
         self.noise_by_task = {task: SeedNoise(rows) for task, rows in sorted(by_task.items())}
         if not any(noise.families for noise in self.noise_by_task.values()):
             raise InputError(
@@ -79,7 +79,7 @@ class Evidence:
 
     def noise(self, rows: Sequence[Row]) -> SeedNoise:
         """What seeds do to figures of the rows: these tell where they were run with several, else all of their task."""
-        return SeedNoise(rows, self.noise_by_task[rows[0]["settings"]["task"]["name"]]) if rows else SeedNoise([])
+        return SeedNoise(rows, self.noise_by_task[page_place(rows[0])]) if rows else SeedNoise([])
 
 
 def cases(check: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], list[Mapping[str, Any]]]]:

@@ -2,9 +2,10 @@
 
     python -m experiments.publish outputs --out experiments/results
 
-<out>/<task>/<experiment>/ holds README.md (the command, a paper's table beside ours, all jobs), rows.jsonl (a result row a
-line), a picture for each metric, and samples.webp (the teacher's and every student's from equal seeds). Of several sweeps of
-an experiment the one with most finished jobs is shown. <out>/<task>/laptop_diff/additivity/ shows experiments.additivity.
+<out>/<task>/<experiment>/, of another teacher than the task's own <out>/<task>/<teacher>/<experiment>/, holds README.md
+(the command, a paper's table beside ours, all jobs), rows.jsonl (a result row a line), a picture for each metric, and
+samples.webp (the teacher's and every student's from equal seeds). Of several sweeps of an experiment the one with most
+finished jobs is shown. <out>/<task>/laptop_diff/additivity/ shows experiments.additivity.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 from common.errors import InputError
 from common.shown_text import spelt_out
 from experiments.reporting.result_pages import shown_command, write_additivity, write_page
-from experiments.reporting.rows import read_rows
+from experiments.reporting.rows import page_place, read_rows
 from experiments.shared.command_line import error_line, one_line_errors
 from experiments.shared.row import Row
 from experiments.sweeps.result_index import write_index
@@ -37,11 +38,6 @@ class Shown:
     rank: tuple[float, ...]  # the largest is published: most rows, then the latest
 
 
-def task_of(row: Row) -> str:
-    """The task that was chosen; its name where none was."""
-    return row.get("choices", {}).get("task") or row["settings"]["task"]["name"]
-
-
 def found_by(path: Path, outputs: Path) -> Iterator[Shown]:
     """What the sweep described in sweep.json at `path` has found, task by task; nothing where it is of no experiment."""
     sweep = read_sweep(path.parent)
@@ -55,12 +51,12 @@ def found_by(path: Path, outputs: Path) -> Iterator[Shown]:
         return
     rows = {Path(row["path"]).parent: row for row in read_rows(there)}
     tasks = [
-        task_of(rows[folder]) if (folder := outputs / record["folder"]) in rows else Path(record["folder"]).parts[0]
+        page_place(rows[folder]) if (folder := outputs / record["folder"]) in rows else Path(record["folder"]).parts[0]
         for record in records
     ]
     unknown = max(0, (sweep.get("jobs") or 0) - len(records)) if len(set(tasks)) == 1 else 0  # killed before they ended
-    for task in dict.fromkeys(task_of(row) for row in rows.values()):
-        own = {folder: row for folder, row in rows.items() if task_of(row) == task}
+    for task in dict.fromkeys(map(page_place, rows.values())):
+        own = {folder: row for folder, row in rows.items() if page_place(row) == task}
         about = {
             "command": shown_command(sweep["command"]),
             "experiment": sweep["experiment"],

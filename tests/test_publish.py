@@ -12,7 +12,7 @@ from PIL import Image
 from common.runtime.files import ROOT, write_json
 from experiments.publish import publish
 from experiments.reporting import job_report, sample_sheet
-from experiments.reporting.rows import flat, read_rows
+from experiments.reporting.rows import flat, page_place, read_rows
 from experiments.shared import job as jobs
 from experiments.shared.prompts import Prompts
 from experiments.sweeps.objectives import is_figure
@@ -79,6 +79,22 @@ def test_each_task_has_its_pages(outputs, capsys):
     (pages / "faults.md").touch()
     again = (published(outputs) / "README.md").read_text()
     assert "[claims.md](t2i/claims.md)" in again and "[faults.md](faults.md)" in again and "faults.md" not in index
+
+
+def test_another_teacher_has_pages_of_its_own(outputs):
+    """And its rows do not tell what seeds do to the task's own."""
+    for folder, teacher in (("t2i/m/a", "small_t2i"), ("t2i/m/b", "small_dit")):
+        path = outputs / folder / "result.json"
+        row = json.loads(path.read_text())
+        write_json(path, row | {"choices": row["choices"] | {"task": "t2i", "teacher": teacher}})
+    recorded(outputs, "one", ["t2i/m/a"])
+    recorded(outputs, "other", ["t2i/m/b"])
+    pages = published(outputs)
+    assert [page_place(row) for row in read_rows([pages / "t2i" / "x"])] == ["t2i"]
+    assert [page_place(row) for row in read_rows([pages / "t2i" / "small_dit"])] == ["t2i/small_dit"]
+    assert "# x/main, t2i/small_dit" in (pages / "t2i/small_dit/x/main/README.md").read_text()
+    index = (pages / "README.md").read_text()
+    assert "[x/main](t2i/x/main/README.md)" in index and "[small_dit/x/main](t2i/small_dit/x/main/README.md)" in index
 
 
 @pytest.mark.exhaustive

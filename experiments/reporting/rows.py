@@ -27,6 +27,15 @@ COUNTS = (  # whole numbers beside the metrics of a model
     "images",
 )
 CHOICES = ("task", "scale", "teacher", "method", "distill", "experiment", "preset")  # groups whose option a row names
+
+
+def page_place(row: Row) -> str:
+    """Below what folder a row's page is: the task that was chosen, and the teacher's name where that is not the task's own."""
+    chosen = row.get("choices", {})
+    task, teacher = chosen.get("task") or row["settings"]["task"]["name"], chosen.get("teacher")
+    return task if teacher is None or teacher.endswith(f"_{task}") else f"{task}/{teacher}"
+
+
 TELLING = ("distill", "init", "seed", "distill.output_weight", "distill.feature_weight", "distill.accumulate", "preset")
 METHODS = {  # as their papers call them; one from elsewhere is called as on the command line
     "bk_sdm": "BK-SDM",

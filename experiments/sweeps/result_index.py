@@ -16,7 +16,7 @@ def index_lines(path: Path, folder: Path) -> list[str]:
     """The index's line about the page beside sweep.json at `path`."""
     sweep, name = read_sweep(path.parent), path.parent.relative_to(folder)
     title = (sweep["table"] or {}).get("title")
-    link = f"[{markdown_text(sweep['experiment'])}]({name}/README.md)"
+    link = f"[{markdown_text('/'.join(name.parts[1:]))}]({name}/README.md)"
     return [f"- {link}{f': {markdown_text(title)}' if title else ''}  \n  {code_span(sweep['command'])}"]
 
 
