@@ -17,7 +17,6 @@ whole blocks is a stock class with fewer of them (stock/, with the map of its bl
 """
 
 import argparse
-import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,16 +60,13 @@ def check_numbers(arguments: argparse.Namespace) -> None:
 
 def copy_beside(job: Path, row: dict[str, Any], folder: Path) -> None:
     """Pictures, licences and the result row (without where things are on this machine) beside the student."""
-    from experiments.exporting.card_texts import teacher_name
     from experiments.exporting.model_card import PICTURES, licence_files
-    from experiments.reporting.result_pages import shown_command
+    from experiments.reporting.result_pages import shown_command, without_places
 
     for path in [*(job / name for name in PICTURES), *licence_files(row)]:
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
-    settings = copy.deepcopy(row["settings"])
-    settings["teacher"]["path"] = teacher_name(row)
-    write_json(folder / "result.json", {**row, "settings": settings, "command": shown_command(row["command"])})
+    write_json(folder / "result.json", {**without_places(row), "command": shown_command(row["command"])})
 
 
 def print_report(found: dict[str, Any], formats: dict[str, Any]) -> None:

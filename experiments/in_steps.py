@@ -42,7 +42,7 @@ def parameters(row: Row) -> tuple[int, int]:
 
 def others(overrides: Sequence[str]) -> list[str]:
     """The settings without those that say how a student is made."""
-    return [word for word in overrides if not word.startswith(("method", "distill", "preset"))]
+    return [word for word in overrides if not word.startswith(("method", "distill", "preset", "replacement"))]
 
 
 def pruned_in_stages(folder: Path, overrides: Sequence[str], removed: float, stages: int, steps: int) -> Row:

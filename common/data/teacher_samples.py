@@ -160,6 +160,24 @@ class TeacherSamples:
         return open_columns(shards)["latents"]
 
 
+def rows_apart(
+    captions: Sequence[str] | None, total: int, count: int, generator: torch.Generator
+) -> tuple[list[int], list[int]]:
+    """A draw of `count` rows (of half of all at most) to be held back, and the others, which have none of their captions.
+
+    captions: of each of the `total` rows. Where several rows have one caption, one of them is held back and the others are
+    left out; without captions, or with a single one for all, no more than the rows themselves are apart.
+    """
+    order = torch.randperm(total, generator=generator).tolist()
+    if captions is None or len(set(captions)) < 2:
+        return order[: min(count, total // 2)], order[min(count, total // 2) :]
+    first = {captions[row]: row for row in reversed(order)}  # of each caption the row that comes first
+    own = [row for row in order if first[captions[row]] == row]
+    held = own[: min(count, len(own) // 2)]
+    gone = {captions[row] for row in held}
+    return held, [row for row in order if captions[row] not in gone]
+
+
 def latents_of(teacher: LatentDiffusion, images: Any, batch_size: int = 64) -> torch.Tensor:
     """Latents (count, *latent_shape) on the CPU: as the teacher of this autoencoder drew them, else of encoded images."""
     if isinstance(images, DrawnImages) and images.teacher.autoencoder is teacher.autoencoder:

@@ -32,12 +32,14 @@ def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, t
     architecture = architecture_of(denoiser)
     packed = denoiser.config.in_channels // architecture.latent_shape(denoiser)[0]  # FLUX takes patches for channels
     variances = architecture.part == "transformer" and denoiser.config.out_channels == 2 * latents
+    what = "U-Net" if architecture.part == "unet" else architecture.part
+    places = f", {packed} places of which are a token" if packed > 1 else ""
     for side in ("in_channels", "out_channels"):
         channels = getattr(denoiser.config, side) or denoiser.config.in_channels
         if channels != packed * latents and not (side == "out_channels" and variances):
             raise InputError(
-                f"{folder}: the U-Net has {side}={channels}, and the autoencoder's latents have {latents} channels; jobs take "
-                "U-Nets from latents to latents (neither inpainting's nor learned variances)."
+                f"{folder}: the {what} has {side}={channels}, and the autoencoder's latents have {latents} channels{places}; "
+                f"jobs take {what}s from latents to latents (neither inpainting's nor learned variances)."
             )
     patch, shape = math.isqrt(packed), architecture.latent_shape(denoiser)
     if shape[1] % patch or shape[2] % patch:

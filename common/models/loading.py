@@ -73,7 +73,7 @@ def put_together(name: str, folder: Path, index: dict[str, Any], parts: dict[str
         scheduler=settle_scheduler(index, parts["scheduler"]),
         **{part: parts.get(part) for part in (*TOKENIZERS, *TEXT_ENCODERS)},
         zeros_for_empty=of_xl and bool(index.get("force_zeros_for_empty_prompt", True)),
-        told_guidance=told_guidance(index),
+        told_guidance=told_guidance(folder, index, denoiser),
     )
 
 

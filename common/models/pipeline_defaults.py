@@ -60,16 +60,24 @@ def text_length(index: dict[str, Any]) -> int | None:
 
     PixArt-Sigma's 300, Stable Diffusion 3's 256, FLUX.1's 512.
     """
-    return default(index, "max_sequence_length")
+    return call_default(index, "max_sequence_length")
 
 
-def told_guidance(index: dict[str, Any]) -> float:
-    """The guidance scale with which the pipeline of `index` is called unless it is told another: 1 where it takes none."""
-    scale = default(index, "guidance_scale")
+def told_guidance(folder: Path, index: dict[str, Any], denoiser: nn.Module) -> float:
+    """The guidance scale with which the pipeline of `index` is called unless it is told another: 1 where it takes none.
+
+    InputError where the denoiser is told its scale and the index names no such pipeline.
+    """
+    scale = call_default(index, "guidance_scale")
+    if scale is None and architecture_of(denoiser).guidance(denoiser, 1.0):
+        raise InputError(
+            f"{folder}/model_index.json names no pipeline (_class_name) at whose guidance scale its {type(denoiser).__name__}, "
+            "which is told one, could be trained."
+        )
     return 1.0 if scale is None else float(scale)
 
 
-def default(index: dict[str, Any], argument: str) -> Any:
+def call_default(index: dict[str, Any], argument: str) -> Any:
     """What the pipeline of `index` takes for an argument of its call; None where it is of no class or takes no such one."""
     import diffusers
 

@@ -43,7 +43,7 @@ def shown(costs: Mapping[str, float], beside: Mapping[str, float] | None = None)
 
     def told(name: str, value: float) -> str:
         short, other = UNITS[name].format(value), (beside or {}).get(name, value)
-        return short if value == other or short != UNITS[name].format(other) else f"{value:.4g}"
+        return short if value == other or short != UNITS[name].format(other) else f"{value:,.10g}"
 
     return ", ".join(f"{name} {told(name, value)}" for name, value in costs.items())
 

@@ -3,11 +3,9 @@
 import logging
 
 LOGGERS = (
-    *(
-        "torchao",
-        "torch.utils._pytree",
-        "diffusers.quantizers.torchao.torchao_quantizer",
-    ),  # each time that diffusers looks for it
+    "torchao",  # of kernels for other machines, each time that diffusers looks for it; so do the next two
+    "torch.utils._pytree",
+    "diffusers.quantizers.torchao.torchao_quantizer",
     "diffusers.configuration_utils",  # that entries are ignored: which are known, common.models.honoured_settings says
     "diffusers.models.modeling_utils",  # that a cast keeps no module in float32; what a file lacks, common.models.parts says
     "transformers.utils.import_utils",  # that torchvision is not there for classes which no job uses

@@ -24,8 +24,9 @@ from common.scoring.calibration import Calibration
 from common.scoring.noisy_batches import noisy_batches
 
 RIDGE = 1e-4  # of each input's mean square
-BATCH_SIZE = 32  # rows in one forward pass
+TOKENS_AT_ONCE = 2**13  # in double precision
 
+IMAGE = "hidden_states"
 Streams = dict[str, torch.Tensor]
 
 
@@ -48,7 +49,8 @@ def check_has_streams(network: nn.Module) -> None:
 
 
 def list_intervals(network: nn.Module, edits: Sequence[Edit]) -> list[Interval]:
-    """Runs of whole blocks that the edits remove, each within one list of blocks.
+    """Runs of whole blocks that the edits remove, each within one list; blocks that an earlier plan has left nothing of may
+    lie between.
 
     InputError for a denoiser that is no transformer, and where no whole block is removed.
     """
@@ -56,14 +58,20 @@ def list_intervals(network: nn.Module, edits: Sequence[Edit]) -> list[Interval]:
     gone = {edit.site for edit in edits if edit.operation in WHOLE}
     found = []
     blocks = dict(architecture_of(network).blocks(network))
-    for _, group in groupby(blocks, key=lambda site: site.rpartition(".")[0]):
-        for removed, run in groupby(group, key=gone.__contains__):
+    for name in dict.fromkeys(site.rpartition(".")[0] for site in blocks):
+        beside = [f"{name}.{child}" for child, module in network.get_submodule(name).named_children() if computes(module)]
+        for removed, run in groupby(beside, key=gone.__contains__):
             if removed:
                 sites = list(run)
                 found.append(Interval(sites[0], sites[-1], blocks[sites[0]].streams))
     if not found:
         raise InputError("replacement=linear: the plan removes no whole block; take replacement=identity.")
     return found
+
+
+def computes(module: nn.Module) -> bool:
+    """Whether a module is more than what an identity is."""
+    return next(module.parameters(), None) is not None
 
 
 @contextmanager
@@ -105,10 +113,11 @@ class LeastSquares:
         self.product: torch.Tensor | float = 0.0
 
     def add(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-        rows, added = (tensor.flatten(0, -2).double() for tensor in (inputs, outputs - inputs))
-        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
-        self.gram = self.gram + rows.T @ rows
-        self.product = self.product + rows.T @ added
+        chunks = (tensor.flatten(0, -2).split(TOKENS_AT_ONCE) for tensor in (inputs, outputs))
+        for given, made in zip(*chunks, strict=True):
+            rows = torch.cat([given.double(), given.new_ones(len(given), 1, dtype=torch.float64)], 1)
+            self.gram = self.gram + rows.T @ rows
+            self.product = self.product + rows.T @ (made.double() - rows[:, :-1])
 
     def solve(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The weight (width, width) and the bias (width,); a ridge pulls what the rows do not tell towards the identity."""
@@ -135,22 +144,31 @@ def with_maps(
     return replace(plan, edits=tuple(edits.values()), tensors=tensors, settings=settings)
 
 
+def read_after(network: nn.Module, each: Interval, streams: Streams) -> Streams:
+    """Of what an interval gives, by stream, what the network reads: after its last block the image alone."""
+    *_, last = (site for site, _ in architecture_of(network).blocks(network))
+    return {IMAGE: streams[IMAGE]} if each.last == last and IMAGE in streams else streams
+
+
 @torch.no_grad()
-def fit_linear_maps(network: nn.Module, plan: Plan, calibration: Calibration) -> Plan:
+def fit_linear_maps(network: nn.Module, plan: Plan, calibration: Calibration, batch_size: int = 32) -> Plan:
     """The plan with linear maps in the place of the blocks that it removes whole.
 
     network: the unpruned transformer, on the calibration's device. calibration: whose training rows, with noise on them, the
-    maps are fitted to. InputError for a U-Net, for a plan that removes no whole block, and without training rows.
+    maps are fitted to; batch_size of them go through the network at once. InputError for a U-Net, for a plan that removes no
+    whole block or brings weights of its own (those of a student that others have trained), and without training rows.
     """
+    if plan.tensors:
+        raise InputError("replacement=linear: the plan brings weights or masks of its own; take replacement=identity.")
     intervals = list_intervals(network, plan.edits)
     found: dict[tuple[str, str], LeastSquares] = {}
 
     def see(each: Interval, inputs: Streams, outputs: Streams) -> None:
-        for stream, made in outputs.items():
+        for stream, made in read_after(network, each, outputs).items():
             found.setdefault((each.first, stream), LeastSquares()).add(inputs[stream], made)
 
     with watched(network, intervals, see):
-        for batch in noisy_batches(calibration, "even", BATCH_SIZE, guided=False, seed=0):
+        for batch in noisy_batches(calibration, "even", batch_size, guided=False, seed=0):
             predict(network, batch.latents, batch.timesteps, batch.conditions)
     like = next(network.parameters())
     solved = {name: each.solve() for name, each in found.items()}
@@ -164,7 +182,7 @@ def empty_linear_maps(network: nn.Module, plan: Plan) -> Plan:
     widths: dict[tuple[str, str], torch.Tensor] = {}
 
     def see(each: Interval, inputs: Streams, outputs: Streams) -> None:
-        widths.update({(each.first, stream): made for stream, made in outputs.items()})
+        widths.update({(each.first, stream): made for stream, made in read_after(network, each, outputs).items()})
 
     with watched(network, intervals, see):
         arguments, conditions = probe_inputs(network)

@@ -136,10 +136,11 @@ def print_distillation(job: JobCost, gpu: Gpu) -> None:
         advice = f"lower, checkpoint or halve: {', '.join(smaller(job.settings, 'distilling'))}; or another GPU"
         if beside > gpu.memory:
             average = "" if not settings.ema_decay else "; distill.ema_decay=null keeps no average of the weights"
-            advice = (
-                f"at no batch size: {beside:.0f} GiB are held beside activations. Over several devices "
-                f"distill.trainer.strategy=fsdp gives each a part of the student's{average}"
-            )
+            whole = sum(size for name, size in fixed.items() if not name.startswith("student")) / GIB + RESERVE
+            shared = f"Over several devices distill.trainer.strategy=fsdp gives each a part of the student's{average}"
+            if whole > gpu.memory:
+                shared = f"{whole:.0f} of them are not the student's, and held by each of several devices: take a larger GPU"
+            advice = f"at no batch size: {beside:.0f} GiB are held beside activations. {shared}"
         print(textwrap.fill(advice, WIDTH, break_on_hyphens=False))
 
 

@@ -20,18 +20,18 @@ from common.denoisers.unet import guidance_size
 from common.diffusion.noise_schedule import check_learns_from_noise
 from common.diffusion.sampling import predict, set_timesteps
 from common.diffusion.text_encoding import token_count
-from common.errors import InputError
 from common.models.architectures import pipeline_of
 from common.models.latent_diffusion import LatentDiffusion
 from common.models.pipeline_defaults import text_length
 from common.pruning.budget import forecast_within
 from common.pruning.forecast import CalibrationSize
 from common.pruning.plan import apply_plan
-from common.scoring.linear_maps import check_has_streams, empty_linear_maps
+from common.scoring.linear_maps import empty_linear_maps
 from common.training.block_local import LocalOutputs, list_segments
 from common.training.distillation import needs_teacher, needs_whole_student
 from common.training.features import FeatureHooks
 from experiments.evaluation.samples import check_sampling
+from experiments.shared.replacement import check_replacement
 from experiments.shared.settings import CalibrationSettings, Settings
 from experiments.training.distill_student import feature_pairs
 
@@ -71,20 +71,6 @@ def calibration_size(settings: CalibrationSettings, teacher: LatentDiffusion) ->
     )
 
 
-def check_replacement(settings: Settings, teacher: LatentDiffusion) -> None:
-    """InputError where linear maps cannot stand for what is removed: of a U-Net, within a budget, in blocks trained alone."""
-    if settings.replacement != "linear":
-        return
-    check_has_streams(teacher.denoiser)
-    if settings.method.get("budget") is not None:
-        raise InputError("replacement=linear adds parameters, which method.budget does not know of; give method.ratio.")
-    if settings.distill.steps and settings.distill.local_weight:
-        raise InputError(
-            "replacement=linear: distill.local_weight trains blocks towards what came out of removed ones, which the maps now "
-            "stand for; take one of the two."
-        )
-
-
 class JobCost:
     """A job by its settings: `teacher` and `student` on the meta device, `forecast` of its method, and what they take."""
 
@@ -99,11 +85,11 @@ class JobCost:
         check_sampling(settings, self.teacher)
         if settings.distill.steps:
             check_learns_from_noise(self.teacher.scheduler, guidance_size(self.teacher.denoiser) is not None)
+        check_replacement(settings, self.teacher.denoiser)
         self.method = hydra.utils.instantiate(settings.method, _convert_="all")
         size = calibration_size(settings.calibration, self.teacher)
         self.forecast = forecast_within(self.method, self.teacher.denoiser, size)
         plan = self.forecast.plan
-        check_replacement(settings, self.teacher)
         if settings.replacement == "linear" and plan is not None:
             plan = empty_linear_maps(self.teacher.denoiser, plan)
         self.student = copy.deepcopy(self.teacher.denoiser) if plan is None else apply_plan(self.teacher.denoiser, plan)

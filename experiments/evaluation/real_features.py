@@ -4,6 +4,7 @@ from functools import cached_property
 
 import torch
 
+from common.data.teacher_samples import DrawnImages, rows_apart
 from common.metrics.distances import frechet_of, kernel_distance_of
 from common.metrics.jackknife import Figures
 from common.runtime.content import content_name
@@ -18,7 +19,8 @@ class Reference:
     """Features of a split's real images, computed when they are first asked for and kept for all jobs.
 
     extractor: what they are of; frechet, kernel: the names of its distances. names: of every image of the data set, or None.
-    held_back: numbers of the images that nothing is compared with, as many as are sampled (half of a small set).
+    held_back: numbers of the images that nothing is compared with, as many as are sampled (half of a small set); of samples of
+    the teacher's, images of other prompts than those that are compared with.
     """
 
     def __init__(self, job: Job, split: str):
@@ -27,8 +29,10 @@ class Reference:
         self.frechet, self.kernel = (f"{kind}_{self.extractor.name}" for kind in (self.extractor.distance, "kd"))
         self.names = getattr(self.data, "names", None)
         evaluation = job.settings.evaluation
-        self.order = torch.randperm(len(self.data), generator=generator_for(evaluation.seed, 2))
-        self.held_back = self.order[: min(evaluation.images, len(self.data) // 2)]
+        drawn = isinstance(self.data.images, DrawnImages)
+        captions = getattr(self.data, "captions", None) if drawn else None
+        held_back, others = rows_apart(captions, len(self.data), evaluation.images, generator_for(evaluation.seed, 2))
+        self.order, self.held_back = torch.tensor([*held_back, *others]), torch.tensor(held_back)
 
     @cached_property
     def _computed(self) -> torch.Tensor:

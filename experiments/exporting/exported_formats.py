@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from common.diffusion.noise_schedule import is_flow, same_noise
-from common.diffusion.sampling import denoise
+from common.diffusion.sampling import denoise, with_guidance
 from common.errors import InputError
 from common.export.graphs import ExportedPart, exported_parts
 from common.export.onnx_openvino import (
@@ -81,7 +81,7 @@ def loads_alone(folder: Path, teacher: LatentDiffusion, guidance: float, seed: i
     from safetensors.torch import load_file, save_file
 
     noise, conditions, empty = given_noise(teacher, 1, seed)
-    guidance = guidance if conditions else 1.0
+    conditions, guidance = with_guidance(teacher.denoiser, conditions, guidance), guidance if conditions else 1.0
     given = {"noise": noise} | {f"conditions.{name}": value.contiguous() for name, value in conditions.items()}
     given |= {f"empty.{name}": value.contiguous() for name, value in empty.items()}
     with tempfile.TemporaryDirectory() as scratch:

@@ -72,7 +72,7 @@ def draw(denoiser, autoencoder, scheduler, given, steps, guidance):
 
     for timestep in scheduler.timesteps:
         output = predict(timestep, "conditions")
-        if guidance > 1:
+        if guidance > 1 and "conditions.timestep_cond" not in given:
             empty = predict(timestep, "empty")
             output = empty + guidance * (output - empty)
         latents = scheduler.step(output, timestep, latents).prev_sample
@@ -105,6 +105,8 @@ def decoded(autoencoder, latents):
 def main():
     folder, given, drawn, steps, guidance = sys.argv[1:]
     *parts, pipeline, told = load(Path(folder))
+    if pipeline is None and "img_ids" in inspect.signature(parts[0].forward).parameters:
+        raise SystemExit(f"diffusers cannot build the pipeline, without which such a network does not draw: {told['reason']}")
     arguments = load_file(given), int(steps), float(guidance)
     found = draw_packed(pipeline, *arguments) if hasattr(pipeline, "_pack_latents") else draw(*parts, *arguments)
     save_file({name: value.contiguous() for name, value in found.items()}, drawn)

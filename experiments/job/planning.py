@@ -115,8 +115,9 @@ def make_plans(job: Job) -> dict[str, Plan]:
         with first_enters(lock), job.autocast():
             if method.budget is None:
                 plan = method.plan(teacher.denoiser, calibration, known, scores)
-                linear = job.settings.replacement == "linear"
-                return fit_linear_maps(teacher.denoiser, plan, calibration) if linear else plan
+                if job.settings.replacement == "linear":
+                    plan = fit_linear_maps(teacher.denoiser, plan, calibration, job.settings.evaluation.batch_size)
+                return plan
             plan, reached = least_within(
                 method,
                 lambda other: other.plan(teacher.denoiser, calibration, known, scores),

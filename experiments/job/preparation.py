@@ -19,11 +19,12 @@ from common.runtime.collectives import on_first
 from common.runtime.processes import check_shares
 from common.scoring.linear_maps import list_intervals
 from common.training.block_local import check_has_blocks
-from experiments.dry_run.job_cost import calibration_size, check_replacement
+from experiments.dry_run.job_cost import calibration_size
 from experiments.evaluation.evaluate import check_image_size
 from experiments.evaluation.samples import check_sampling
 from experiments.shared.job import Job
 from experiments.shared.job_id import check_unchanged
+from experiments.shared.replacement import check_replacement
 from experiments.shared.settings import Settings
 from experiments.shared.teacher_sound import check_sound
 from experiments.training.cached_latents import check_captions
@@ -73,7 +74,7 @@ def check_parts(job: Job) -> None:
     check_sampling(settings, teacher)
     check_steps(settings, method)
     check_forecast(settings, teacher, method)
-    if 0 < distill.steps <= distill.schedule.warmup:
+    if 0 < distill.steps < distill.schedule.warmup:
         whole = f"{distill.steps} steps are within a warm-up of {distill.schedule.warmup}"
         told = f"distill.steps: {whole}: the learning rate does not reach its peak (distill.schedule.warmup=0)"
         on_first(lambda: print(told, file=sys.stderr, flush=True))
@@ -81,7 +82,6 @@ def check_parts(job: Job) -> None:
         feature_pairs(distill.features, teacher.denoiser, teacher.denoiser)
     if distill.steps and distill.local_weight:
         check_has_blocks(teacher.denoiser)
-    check_replacement(settings, teacher)
 
 
 def check_steps(settings: Settings, method: Method) -> None:
@@ -98,7 +98,7 @@ def check_steps(settings: Settings, method: Method) -> None:
 
 def check_forecast(settings: Settings, teacher: LatentDiffusion, method: Method) -> None:
     """InputError for what the method's forecast finds wrong with this teacher: a k or a ratio out of reach, say."""
-    check_replacement(settings, teacher)
+    check_replacement(settings, teacher.denoiser)
     found = forecast_within(method, shape_twin(teacher.denoiser), calibration_size(settings.calibration, teacher))
     if settings.replacement == "linear" and found.plan is not None:
         list_intervals(teacher.denoiser, found.plan.edits)

@@ -4,6 +4,7 @@ What a job has left beside its row may have been deleted: the page is made of wh
 """
 
 import io
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,10 +34,24 @@ def shown_command(command: str) -> str:
     return shlex.join(place_left_out(word) for word in words if not word.startswith(("outputs=", "logging=")))
 
 
+PLACE = re.compile(r"(?<![\w.:/])~?/(?:[^\s,\[\]{}'\"/]+/)*([^\s,\[\]{}'\"/]+)")  # a path of this machine, and its last part
+
+
 def place_left_out(word: str) -> str:
-    """A word of a command, "setting=value", with a path of this machine as its name alone."""
+    """A word of a command, "setting=value", with a path of this machine, also inside lists and mappings, as its name alone."""
     name, equals, value = word.partition("=")
-    return f"{name}={Path(value).name}" if equals and Path(value).is_absolute() else word
+    if equals and Path(value).expanduser().is_absolute():
+        return f"{name}={Path(value).name}"
+    return name + equals + PLACE.sub(r"\1", value) if equals else word
+
+
+def without_places(value: Any) -> Any:
+    """Settings and what is in them, paths of this machine as their names alone."""
+    if isinstance(value, dict):
+        return {name: without_places(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(each) for each in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def table_of_jobs(rows: Sequence[Row]) -> str:

@@ -20,6 +20,7 @@ from common.runtime.signals import Ended, raised_signals
 from common.shown_text import one_line
 from experiments.shared.streams import print_what_can_be_printed
 
+SHOWN = 6  # options of a group in a message
 GO_ON = "the same command then goes on from here"
 REFUSALS = {  # of the system: what a person does about them
     errno.ENOSPC: f"free some; {GO_ON}",
@@ -136,14 +137,23 @@ def likely(name: str) -> str:
     import yaml
 
     def read(path: Path, prefix: str = "") -> set[str]:
-        return settings_in(yaml.safe_load(path.read_text(encoding="utf-8")), prefix)
+        text = path.read_text(encoding="utf-8")
+        if "@package" in text.partition("\n")[0]:  # its settings are other groups'
+            return set()
+        values = yaml.safe_load(text)
+        bases = [path.with_name(f"{base}.yaml") for base in (values or {}).get("defaults", []) if isinstance(base, str)]
+        return settings_in(values, prefix).union(*(read(base, prefix) for base in bases if base.is_file()))
 
-    conf = ROOT / "conf"
-    options = {path: read(path, f"{path.parent.name}.") for path in conf.glob("*/*.yaml")}
-    having = sorted(f"{path.parent.name}={path.stem}" for path, settings in options.items() if name in settings)
-    if having:
-        return f" here; it is one of {', '.join(having)}"
-    near = get_close_matches(name, sorted(read(conf / "config.yaml").union(*options.values())), n=1, cutoff=0.8)
+    conf, command = ROOT / "conf", Path(sys.argv[0]).stem
+    own = conf / f"{command}.yaml"
+    options = {path: read(path, ".".join([*path.relative_to(conf).parent.parts, ""])) for path in conf.glob("*/**/*.yaml")}
+    groups = {path: str(path.relative_to(conf).parent) for path in options}
+    having = sorted(f"{groups[path]}={path.stem}" for path, settings in options.items() if name in settings)
+    if having and command == "run":
+        return f" here; it is one of {', '.join(having[:SHOWN])}{' and others' if len(having) > SHOWN else ''}"
+    known = read(own if own.is_file() else conf / "config.yaml").union(*options.values())
+    alike = sorted(each for each in known if each.count(".") == name.count("."))
+    near = get_close_matches(name, alike, n=1, cutoff=0.8)
     return f"; {near[0]} is one" if near else ""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from common.data.captions import read_prompts
-from common.data.teacher_samples import TeacherSamples
+from common.data.teacher_samples import TeacherSamples, rows_apart
 from common.errors import InputError
 from common.runtime.seeding import generator_for
 from common.shown_text import spelt_out
@@ -40,11 +40,13 @@ def evaluation_prompts(settings: Settings, data: Any) -> Prompts:
         return Prompts(prompts_of_file(settings, hasattr(data, "captions")))
     if not hasattr(data, "captions"):
         return Prompts([""] * evaluation.images)
-    # of what the teacher drew, the prompts whose samples are held back (experiments.evaluation.real_features.Reference): the
-    # teacher would be nearer to samples of the very prompts that it is given than samples of other prompts are
-    drawn = isinstance(data, TeacherSamples)
-    order = torch.randperm(len(data), generator=generator_for(evaluation.seed, 2 if drawn else 1)).tolist()
-    order = order[: max(1, min(evaluation.images, len(data) // 2))] if drawn else order
+    if isinstance(data, TeacherSamples):
+        # those whose samples are held back (experiments.evaluation.real_features.Reference): the teacher would be nearer to
+        # samples of the very prompts that it is given than samples of other prompts are
+        order, others = rows_apart(data.captions, len(data), evaluation.images, generator_for(evaluation.seed, 2))
+        order = order or others
+    else:
+        order = torch.randperm(len(data), generator=generator_for(evaluation.seed, 1)).tolist()
     chosen = [order[position % len(order)] for position in range(evaluation.images)]
     names = None if data.names is None else [data.names[i] for i in chosen]
     return Prompts([data.captions[i] for i in chosen], names)

@@ -183,10 +183,10 @@ def test_a_card_tells_nothing_of_this_machine(tiny_teacher_folder, tmp_path):
     """Neither where a teacher's folder is, nor that it is one of the small ones that ship, which any absolute path was."""
     job = tmp_path / "job"
     row = make_job(job, tiny_teacher_folder)
-    row["settings"]["teacher"]["path"] = str(tiny_teacher_folder)
-    row["command"] = (
-        f"python run.py teacher.path={tiny_teacher_folder} 'task.data.prompts={tmp_path}/my prompts.txt' method.k=3"
-    )
+    row["settings"]["teacher"] = {"path": str(tiny_teacher_folder), "lora": f"{tmp_path}/style.safetensors"}
+    row["settings"]["task"]["data"] |= {"prompts": f"{tmp_path}/my prompts.txt", "more": [f"{tmp_path}/a.txt"]}
+    places = f"'task.data.prompts={tmp_path}/my prompts.txt' 'more=[{tmp_path}/a,~/b/c]'"
+    row["command"] = f"python run.py teacher.path={tiny_teacher_folder} {places} method.k=3"
     assert "trained from scratch" not in limits(row)
     row["settings"]["teacher"]["path"], there = "emoji_t2i", row["settings"]["teacher"]["path"]
     assert "trained from scratch" in limits(row)
@@ -195,9 +195,8 @@ def test_a_card_tells_nothing_of_this_machine(tiny_teacher_folder, tmp_path):
     command.copy_beside(job, row, tmp_path / "export")
     told = (tmp_path / "export" / "result.json").read_text()
     assert str(tmp_path.parent) not in told and str(tiny_teacher_folder.parent) not in told
-    assert (
-        f"teacher.path={tiny_teacher_folder.name} 'task.data.prompts=my prompts.txt' method.k=3" in json.loads(told)["command"]
-    )
+    names = "'task.data.prompts=my prompts.txt' 'more=[a,c]'"
+    assert f"teacher.path={tiny_teacher_folder.name} {names} method.k=3" in json.loads(told)["command"]
 
 
 @pytest.mark.exhaustive

@@ -120,7 +120,17 @@ def test_what_does_not_fit_is_told(tmp_path):
     with pytest.raises(InputError, match="give 24, and the denoiser has joint_attention_dim=32"):
         load_teacher(str(folder))
     folder = write_flux(tmp_path / "latents", in_channels=32)
-    with pytest.raises(InputError, match="has in_channels=32, and the autoencoder's latents have 4 channels"):
+    with pytest.raises(
+        InputError, match="the transformer has in_channels=32, and the autoencoder's latents have 4 channels, 4 places of"
+    ):
+        load_teacher(str(folder))
+    folder = write_flux(tmp_path / "patches")
+    write(folder / "transformer" / "config.json", patch_size=2)
+    with pytest.raises(InputError, match="sets patch_size=2"):
+        load_teacher(str(folder))
+    folder = write_flux(tmp_path / "nameless")
+    write(folder / "model_index.json", _class_name="DiffusionPipeline")
+    with pytest.raises(InputError, match="names no pipeline .* at whose guidance scale its FluxTransformer2DModel"):
         load_teacher(str(folder))
     folder = write_flux(tmp_path / "one")
     write(folder / "model_index.json", text_encoder_2=[None, None], tokenizer_2=[None, None])

@@ -58,7 +58,7 @@ def test_out_of_reach_tells_the_nearest():
         InputError, match=r"parameters 100 cannot be reached; the nearest is parameters 500, at method.ratio=0.5"
     ):
         search(parameters=100, most=0.5)
-    with pytest.raises(InputError, match=r"latency_ratio 0.1 cannot be reached; the nearest is latency_ratio 0.1016, at"):
+    with pytest.raises(InputError, match=r"latency_ratio 0.1 cannot be reached; the nearest is latency_ratio 0.1015625, at"):
         search(latency_ratio=0.1, most=0.8984375)  # which would both be 0.10
     with pytest.raises(InputError, match=r"cannot be reached: too much"):
         search(parameters=100, most=0.0)

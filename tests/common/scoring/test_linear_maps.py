@@ -1,6 +1,7 @@
 """Linear maps in the place of removed blocks: least squares by hand, on every family; saved, loaded, counted, in jobs."""
 
 import json
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -15,7 +16,7 @@ from common.pruning.plan_table import parameters_that_go
 from common.scoring.calibration import build_calibration
 from common.scoring.linear_maps import RIDGE, empty_linear_maps, fit_linear_maps, list_intervals
 from tests.commands import run
-from tests.common.denoisers.test_families import inputs, network  # noqa: F401
+from tests.common.denoisers.test_families import NETWORKS, inputs, network  # noqa: F401
 from tests.small_jobs import job, the_row
 
 
@@ -105,6 +106,37 @@ def test_their_shapes_are_known_without_weights(network, calibration):  # noqa: 
     assert count_parameters(apply_plan(twin, empty)) == count_parameters(apply_plan(network, fitted))
 
 
+def test_a_student_pruned_again_keeps_its_maps_apart(network, calibration):  # noqa: F811
+    """What lies between two blocks that go is a map of an earlier plan, or an identity: only over the latter one map goes."""
+    sites = [layer.site for layer in list_layers(network)]
+    runs = [sites[start : start + 3] for start in range(len(sites) - 2)]
+    three = next((run for run in runs if len({site.rpartition(".")[0] for site in run}) == 1), None)
+    if three is None:
+        pytest.skip("no three blocks beside each other")
+    middle = Plan("some", tuple(layer.edit for layer in list_layers(network) if layer.site == three[1]))
+    ends = tuple(layer.edit for layer in list_layers(network) if layer.site in (three[0], three[2]))
+    mapped, skipped = apply_plan(network, fit_linear_maps(network, middle, calibration)), apply_plan(network, middle)
+    assert [(each.first, each.last) for each in list_intervals(mapped, ends)] == [(three[0], three[0]), (three[2], three[2])]
+    assert [(each.first, each.last) for each in list_intervals(skipped, ends)] == [(three[0], three[2])]
+    again = apply_plan(mapped, fit_linear_maps(mapped, Plan("some", ends), calibration))
+    assert [name for name in again.state_dict() if name.startswith(f"{three[1]}.")]
+
+
+def test_after_the_last_block_only_the_image_is_mapped():
+    torch.manual_seed(0)
+    flux = diffusers.FluxTransformer2DModel(**NETWORKS["FluxTransformer2DModel"]).eval()
+    (edit,) = empty_linear_maps(flux, without(flux, 3)).edits
+    assert edit.sizes == {"returns": ["encoder_hidden_states", "hidden_states"], "maps": {"hidden_states": 32}}
+    (edit,) = empty_linear_maps(flux, without(flux, 2)).edits
+    assert set(edit.sizes["maps"]) == {"encoder_hidden_states", "hidden_states"}
+
+
+def test_a_plan_with_weights_of_its_own_is_refused(tiny_dit):
+    plan = without(tiny_dit.denoiser, 0)
+    with pytest.raises(InputError, match="brings weights or masks of its own"):
+        fit_linear_maps(tiny_dit.denoiser, replace(plan, tensors={"a.weight": torch.zeros(1)}), None)
+
+
 def test_what_cannot_become_a_map_is_told(tiny_dit, tiny_teacher):
     with pytest.raises(InputError, match="UNet2DConditionModel is no diffusion transformer"):
         list_intervals(tiny_teacher.denoiser, without(tiny_teacher.denoiser, 0).edits)
@@ -117,12 +149,15 @@ def test_what_cannot_become_a_map_is_told(tiny_dit, tiny_teacher):
     [
         (["method.budget={parameters: 1000}", "method.ratio=null"], "adds parameters, which method.budget does not know of"),
         (["distill.local_weight=1"], "take one of the two"),
+        (["init=scratch"], "init=scratch keeps nothing"),
+        (["method=published", "method.path=nowhere"], "a published student is measured as it is"),
         (["method.granularity=half_block"], "the plan removes no whole block"),
         (["replacement=affine"], "replacement='affine' is none of identity, linear"),
     ],
 )
 def test_bad_settings_are_told_before_any_work(tiny_dit_folder, tmp_path, words, told):
-    given = ["method.ratio=0.4", "replacement=linear", "distill=bk_sdm", "distill.steps=2", *words]
+    size = [] if "method=published" in words else ["method.ratio=0.4"]
+    given = [*size, "replacement=linear", "distill=bk_sdm", "distill.steps=2", *words]
     done = run(*job("t2i", tiny_dit_folder, tmp_path, *given, method="magnitude"))
     *before, last = done.stderr.splitlines()
     assert done.returncode == 2 and told in last and before in ([], ["stage: loading"]), done.stderr

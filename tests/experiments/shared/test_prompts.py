@@ -55,18 +55,20 @@ def test_what_cannot_be_used_is_told(prompts, override, expected):
         _ = Job(compose(f"evaluation.prompts={prompts}", override)).prompts
 
 
-def test_of_what_the_teacher_drew_prompts_are_those_that_nothing_is_compared_with(tmp_path):
+@pytest.mark.parametrize("prompts", [100, 40, 12])  # more than samples, and fewer
+def test_of_what_the_teacher_drew_prompts_are_those_that_nothing_is_compared_with(tmp_path, prompts):
     """Its samples of the very prompts of the reference would be nearer to that than other samples of it are."""
-    (tmp_path / "prompts.txt").write_text("".join(f"thing {number}\n" for number in range(40)))
-    data = ["task/data=teacher_samples", f"task.data.prompts={tmp_path}/prompts.txt", "task.data.images=20"]
+    (tmp_path / "prompts.txt").write_text("".join(f"thing {number}\n" for number in range(prompts)))
+    data = ["task/data=teacher_samples", f"task.data.prompts={tmp_path}/prompts.txt", "task.data.images=60"]
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         cfg = hydra.compose("config", [*data, "evaluation.images=6", f"outputs={tmp_path}"], return_hydra_config=True)
     job = Job(cfg)
     reference = Reference(job, "train")
     compared = [job.data("train").captions[row] for row in reference.order[len(reference.held_back) :].tolist()]
     held = [job.data("train").captions[row] for row in reference.held_back.tolist()]
-    assert list(job.prompts.captions) == held and not set(held) & set(compared)
-    assert set(job.with_evaluation(images=15).prompts.captions).isdisjoint(compared[4:])
+    wanted = min(6, len(set(job.data("train").captions)) // 2)
+    assert len(held) == len(set(held)) == wanted and not set(held) & set(compared) and len(compared) > 20
+    assert list(job.prompts.captions) == [held[position % wanted] for position in range(6)]
 
 
 def test_jobs_and_the_teachers_samples_follow_what_the_file_holds(prompts):
