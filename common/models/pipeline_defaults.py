@@ -66,10 +66,10 @@ def text_length(index: dict[str, Any]) -> int | None:
 def told_guidance(folder: Path, index: dict[str, Any], denoiser: nn.Module) -> float:
     """The guidance scale with which the pipeline of `index` is called unless it is told another: 1 where it takes none.
 
-    InputError where the denoiser is told its scale and the index names no such pipeline.
+    InputError where the denoiser learns with the scale as an input (FLUX.1-dev) and the index names no such pipeline.
     """
     scale = call_default(index, "guidance_scale")
-    if scale is None and architecture_of(denoiser).guidance(denoiser, 1.0):
+    if scale is None and "guidance" in architecture_of(denoiser).guidance(denoiser, 1.0):
         raise InputError(
             f"{folder}/model_index.json names no pipeline (_class_name) at whose guidance scale its {type(denoiser).__name__}, "
             "which is told one, could be trained."
