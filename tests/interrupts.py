@@ -26,7 +26,7 @@ STAGES = {  # what a log says as they begin
     "distilling": "distilling: ",
     "measuring": "stage: measuring",
     "sampling": "sampling: (pruned|distilled): ",
-    "drawing": "stage: drawing",
+    "plotting": "stage: plotting",
 }
 TRAINED = {"autoencoder": "*/*/*/distill/autoencoder", "distilling": "*/*/*/distill"}
 TASKS = {"l1_diff": "uig", "magnitude": "uag"}

@@ -59,7 +59,7 @@ def test_a_log_tells_of_each_stage_and_of_the_loss(finished):
     told = finished[1].stderr
     assert not any(character in told for character in "\r\x1b")
     stages = [line.removeprefix("stage: ") for line in told.splitlines() if line.startswith("stage: ") and "done" not in line]
-    assert stages == ["loading", "scoring", "distilling", "measuring", "measuring", "drawing"]
+    assert stages == ["loading", "scoring", "distilling", "measuring", "timing", "plotting"]
     for work in ("scoring operators: 0 of ", "encoding images: 0 of ", "distilling: 0 of 6", "sampling: distilled: 0 of 16"):
         assert f"\n{work}" in told
     assert re.search(r"^distilling: 6 of 6 done in \d+:\d\d, loss \d+\.\d{4}$", told, re.MULTILINE)
