@@ -172,7 +172,7 @@ def test_a_changed_method_is_another_job(tiny_teacher_folder, tmp_path):
 BROKEN_PLANS = {
     "The method's plan is a NoneType; a common.Plan is needed": None,
     "'nope', which this UNet2DConditionModel does not have": Plan("a", (Edit("nope", "zero"),)),
-    "by 'remove'; there are identity, skip, zero,": Plan("a", (Edit("conv_in", "remove"),)),
+    "by 'remove'; there are identity, skip, linear, zero,": Plan("a", (Edit("conv_in", "remove"),)),
     "plan of 1 edits leaves a network that does not run": Plan("a", (Edit("up_blocks.0.resnets.0", "identity"),)),
     "does not run: not enough values to unpack": Plan("a", (Edit("down_blocks.0", "identity"),)),
 }

@@ -16,7 +16,8 @@ def index_lines(path: Path, folder: Path) -> list[str]:
     """The index's line about the page beside sweep.json at `path`."""
     sweep, name = read_sweep(path.parent), path.parent.relative_to(folder)
     title = (sweep["table"] or {}).get("title")
-    link = f"[{markdown_text('/'.join(name.parts[1:]))}]({name}/README.md)"
+    _, other, teacher = sweep["task"].partition("/")  # of another teacher than the task's own (reporting.rows.page_place)
+    link = f"[{markdown_text(f'{teacher}{other}' + sweep['experiment'])}]({name}/README.md)"
     return [f"- {link}{f': {markdown_text(title)}' if title else ''}  \n  {code_span(sweep['command'])}"]
 
 
