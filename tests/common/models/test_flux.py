@@ -13,12 +13,12 @@ from common.models.pipeline_defaults import call_options
 from common.models.saving import save_student
 from common.pruning.layers import list_layers
 from common.pruning.plan import Plan, apply_plan
-from experiments.adapter import adapt_lora
 from experiments.exporting.exported_formats import loads_alone
 from tests.commands import run
 from tests.common.models.test_stable_diffusion_3 import PIECES
 from tests.conftest import letters_tokenizer, small_autoencoder
 from tests.small_jobs import job
+from tests.transformer_lora import check_lora
 
 CAPTIONS = ["  A Red apple ", "", "a house with a very long description " * 20]
 
@@ -139,29 +139,9 @@ def test_what_does_not_fit_is_told(tmp_path):
 
 
 def test_a_lora_of_the_teacher(folder, tmp_path, capsys):
-    """Added to the teacher's weights, and carried over to a student without the weights of blocks that are gone."""
-    pytest.importorskip("peft")
-    from peft import LoraConfig
-    from peft.utils import get_peft_model_state_dict
-
-    torch.manual_seed(3)
-    tuned = FluxTransformer2DModel.from_pretrained(folder / "transformer")
-    tuned.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "proj_mlp"], init_lora_weights=False))
-    state = get_peft_model_state_dict(tuned)
-    FluxPipeline.save_lora_weights(tmp_path, transformer_lora_layers=state, weight_name="style.safetensors")
-    plain, fused = load_teacher(str(folder)), load_teacher(str(folder), lora=str(tmp_path / "style.safetensors"))
-    site = "single_transformer_blocks.1.proj_mlp"
-    added = state[f"{site}.lora_B.weight"] @ state[f"{site}.lora_A.weight"]
-    change = fused.denoiser.get_submodule(site).weight - plain.denoiser.get_submodule(site).weight
-    torch.testing.assert_close(change, added, rtol=1e-4, atol=1e-5)
-
-    plan = Plan("some", tuple(layer.edit for layer in list_layers(plain.denoiser)[2:3]))
-    student = plain.with_parts(denoiser=apply_plan(plain.denoiser, plan))
-    adapt_lora(student, "FluxPipeline", plan, tmp_path / "style.safetensors", tmp_path / "own.safetensors")
+    """Carried over to a student without the weights of blocks that are gone."""
+    check_lora(folder, FluxPipeline, ["to_q", "proj_mlp"], "single_transformer_blocks.1.proj_mlp", 2, tmp_path)
     assert "12 of 16 weights have a place" in " ".join(capsys.readouterr().out.split())
-    expected = apply_plan(fused.denoiser, plan)
-    for name, weight in expected.state_dict().items():
-        torch.testing.assert_close(student.denoiser.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
 
 
 def test_a_student_draws_without_this_project(folder, tmp_path):

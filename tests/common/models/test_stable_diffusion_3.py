@@ -9,12 +9,10 @@ from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel, 
 
 from common.errors import InputError
 from common.models.loading import load_teacher
-from common.pruning.layers import list_layers
-from common.pruning.plan import Plan, apply_plan
-from experiments.adapter import adapt_lora
 from tests.commands import run
 from tests.conftest import letters_tokenizer, small_autoencoder
 from tests.small_jobs import job
+from tests.transformer_lora import check_lora
 
 CAPTIONS = ["  A Red apple ", "", "a house with a very long description " * 20]
 PIECES = [
@@ -140,29 +138,9 @@ def test_what_does_not_fit_is_told(tmp_path):
 
 
 def test_a_lora_of_the_teacher(folder, tmp_path, capsys):
-    """Added to the teacher's weights, and carried over to a student, whose pipeline loads the file as it is."""
-    pytest.importorskip("peft")
-    from peft import LoraConfig
-    from peft.utils import get_peft_model_state_dict
-
-    torch.manual_seed(3)
-    tuned = SD3Transformer2DModel.from_pretrained(folder / "transformer")
-    tuned.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_out.0"], init_lora_weights=False))
-    state = get_peft_model_state_dict(tuned)
-    StableDiffusion3Pipeline.save_lora_weights(tmp_path, transformer_lora_layers=state, weight_name="style.safetensors")
-    plain, fused = load_teacher(str(folder)), load_teacher(str(folder), lora=str(tmp_path / "style.safetensors"))
-    site = "transformer_blocks.2.attn.to_q"
-    added = state[f"{site}.lora_B.weight"] @ state[f"{site}.lora_A.weight"]
-    change = fused.denoiser.get_submodule(site).weight - plain.denoiser.get_submodule(site).weight
-    torch.testing.assert_close(change, added, rtol=1e-4, atol=1e-5)
-
-    plan = Plan("some", tuple(layer.edit for layer in list_layers(plain.denoiser)[1:2]))
-    student = plain.with_parts(denoiser=apply_plan(plain.denoiser, plan))
-    adapt_lora(student, "StableDiffusion3Pipeline", plan, tmp_path / "style.safetensors", tmp_path / "own.safetensors")
+    """Carried over to a student, whose pipeline loads the file as it is."""
+    check_lora(folder, StableDiffusion3Pipeline, ["to_q", "to_out.0"], "transformer_blocks.2.attn.to_q", 1, tmp_path)
     assert "16 of 20 weights have a place" in " ".join(capsys.readouterr().out.split())  # four of block 1, which is gone
-    expected = apply_plan(fused.denoiser, plan)
-    for name, weight in expected.state_dict().items():
-        torch.testing.assert_close(student.denoiser.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
