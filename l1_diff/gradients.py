@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common.diffusion.autoencoders import decode, encode
 from common.diffusion.latents import pixels_for
 from common.diffusion.sampling import predict
 from common.errors import InputError
@@ -86,8 +87,6 @@ def reconstruction_losses(autoencoder: Any, images: torch.Tensor, batch_size: in
 
         def loss(chunk=chunk) -> torch.Tensor:
             pixels = pixels_for(autoencoder, chunk.to(weight.device)).to(weight.dtype)
-            encoded = autoencoder.encode(pixels)
-            latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
-            return F.mse_loss(autoencoder.decode(latents).sample.float(), pixels.float())
+            return F.mse_loss(decode(autoencoder, encode(autoencoder, pixels)).float(), pixels.float())
 
         yield len(chunk) / len(images), loss

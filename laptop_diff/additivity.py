@@ -75,7 +75,7 @@ def joint_losses(
             else:
                 changed = [predict(unet, batch.latents, batch.timesteps, batch.conditions) for batch in batches]
                 triples = zip(batches, outputs, changed, strict=True)
-                loss = sum(batch_loss(*triple, criterion == "task", guidance_scale) for triple in triples)
+                loss = sum(batch_loss(unet, *triple, criterion == "task", guidance_scale) for triple in triples)
         file.parts[name] = [loss]
         file.save()
         advance(1)

@@ -37,7 +37,7 @@ def output_losses(
 
         def output(batch: NoisyBatch = batch) -> torch.Tensor:
             predicted = predict(unet, batch.latents, batch.timesteps, batch.conditions)
-            return guide(predicted, len(batch.target), guidance_scale)
+            return guide(unet, predicted, len(batch.target), guidance_scale)
 
         original = output()
         for layer in layers:

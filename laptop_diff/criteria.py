@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
+from common.denoisers.denoiser import architecture_of
 from common.errors import InputError
 from common.pruning.layers import Layer, mean_magnitude, random_scores
 from common.pruning.plan import Edit
@@ -31,12 +32,12 @@ Criterion = Literal["output", "task", "alignment", "magnitude", "random"]
 CRITERIA = get_args(Criterion)
 
 
-def guide(output: torch.Tensor, rows: int, guidance_scale: float) -> torch.Tensor:
-    """Classifier-free guidance where `output` holds the rows twice; as it is otherwise."""
+def guide(unet: nn.Module, output: torch.Tensor, rows: int, guidance_scale: float) -> torch.Tensor:
+    """Classifier-free guidance, as the network's, where `output` holds the rows twice; as it is otherwise."""
     if len(output) == rows:
         return output
     without, conditioned = output.chunk(2)
-    return without + guidance_scale * (conditioned - without)
+    return architecture_of(unet).guided(without, conditioned, guidance_scale)
 
 
 def layer_losses(
@@ -87,10 +88,12 @@ def layer_losses(
     return {layer.site: sum(file.known(layer.site)[: len(parts)]) for layer in layers}
 
 
-def batch_loss(batch: NoisyBatch, intact: torch.Tensor, changed: torch.Tensor, task: bool, guidance_scale: float) -> float:
-    """This batch's share of the output loss, or of the change of the task loss, between two outputs (batch, ...)."""
+def batch_loss(
+    unet: nn.Module, batch: NoisyBatch, intact: torch.Tensor, changed: torch.Tensor, task: bool, guidance_scale: float
+) -> float:
+    """This batch's share of the output loss, or of the change of the task loss, between two outputs (batch, ...) of `unet`."""
     rows = len(batch.target)
-    intact, changed = (guide(output.float(), rows, guidance_scale) for output in (intact, changed))
+    intact, changed = (guide(unet, output.float(), rows, guidance_scale) for output in (intact, changed))
     if task:
         loss = (changed - batch.target).square().mean() - (intact - batch.target).square().mean()
     else:
@@ -104,7 +107,7 @@ def _batch_losses(
     """This batch's share of the loss of each layer."""
 
     def loss(intact: torch.Tensor, changed: torch.Tensor) -> float:
-        return batch_loss(batch, intact, changed, task, guidance_scale)
+        return batch_loss(unet, batch, intact, changed, task, guidance_scale)
 
     inputs = (batch.latents, batch.timesteps)
     return edited_outputs(unet, [layer.edit for layer in layers], {}, inputs, batch.conditions, copies, loss)

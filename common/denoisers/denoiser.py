@@ -85,6 +85,20 @@ class Denoiser:
         """One row of the condition (GUIDANCE) that tells the network its guidance scale; {} for one that is not told."""
         return {}
 
+    def guided(self, without: torch.Tensor, conditioned: torch.Tensor, scale: float) -> torch.Tensor:
+        """Classifier-free guidance (Ho and Salimans 2022) from predictions (batch, ...) without and with a condition."""
+        return without + scale * (conditioned - without)
+
+    def time_shift(self, config: Any, tokens: int, steps: int) -> float:
+        """The logarithm of a flow's shift, which depends on the size of the image: linear in the number of its tokens.
+
+        config: of the scheduler; tokens: patches of 2 x 2 latents (FLUX's, Stable Diffusion 3.5's and Qwen-Image's pipelines
+        in diffusers).
+        """
+        first, last = config.base_image_seq_len, config.max_image_seq_len
+        slope = (config.max_shift - config.base_shift) / (last - first)
+        return config.base_shift + slope * (tokens - first)
+
     def latent_shape(self, network: Any) -> tuple[int, int, int]:
         """(channels, height, width) of one latent."""
         size = network.config.sample_size

@@ -59,11 +59,12 @@ class PixArt(Transformer):
 
 
 class Sana(Transformer):
-    """Sana (arXiv 2410.10629): one stream of linear attention, without patches, that attends to text."""
+    """Sana (arXiv 2410.10629): one stream of linear attention, without patches, that attends to a language model's text."""
 
     streams: Mapping[str, tuple[str, ...]] = {"SanaTransformerBlock": ONE_STREAM}
     depths = ONE_LIST
-    reads_text = "masked"
+    text_encoders = ("Gemma2Model",)
+    reads_text = "instructed"
 
     def arguments(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> dict[str, Any]:
         return super().arguments(network, latents, timesteps * network.config.timestep_scale, conditions)
@@ -186,10 +187,19 @@ class Flux(Packed):
 
 
 class Flux2(Packed):
-    """FLUX.2: as FLUX.1, with four coordinates for a place, the last one of text, and no pooled text."""
+    """FLUX.2: as FLUX.1, with four coordinates for a place, the last one of text, which is a language model's."""
 
     streams: Mapping[str, tuple[str, ...]] = {"Flux2TransformerBlock": TEXT_FIRST, "Flux2SingleTransformerBlock": ONE_STREAM}
     depths = TWO_LISTS
+    reads_text = "chat"
+
+    def time_shift(self, config: Any, tokens: int, steps: int) -> float:
+        """Linear in tokens, by two lines that were fitted at 10 and at 200 steps, and linear in steps between them.
+
+        Beyond 4,300 tokens by the second line alone (FLUX.2's pipelines in diffusers).
+        """
+        few, many = 8.73809524e-05 * tokens + 1.89833333, 0.00016927 * tokens + 0.45666666
+        return many if tokens > 4300 else many + (few - many) * (200 - steps) / 190
 
     def arguments(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> dict[str, Any]:
         text = latents.new_zeros(conditions["encoder_hidden_states"].shape[1], 4)
@@ -203,10 +213,20 @@ class Flux2(Packed):
 
 
 class QwenImage(Packed):
-    """Qwen-Image (arXiv 2508.02324): blocks of two streams; `encoder_hidden_states_mask` (batch, tokens) tells padding."""
+    """Qwen-Image (arXiv 2508.02324): blocks of two streams; `encoder_hidden_states_mask` (batch, tokens) tells padding.
+
+    Text is a language model's.
+    """
 
     streams: Mapping[str, tuple[str, ...]] = {"QwenImageTransformerBlock": TEXT_FIRST}
     depths = ONE_LIST
+    reads_text = "described"
+
+    def guided(self, without: torch.Tensor, conditioned: torch.Tensor, scale: float) -> torch.Tensor:
+        """Of the length that the conditioned prediction has, token by token (its pipeline in diffusers)."""
+        found = tokens_of(super().guided(without, conditioned, scale))
+        length = tokens_of(conditioned).norm(dim=-1, keepdim=True)
+        return latents_of(found * length / found.norm(dim=-1, keepdim=True), conditioned.shape)
 
     def arguments(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> dict[str, Any]:
         shape = (1, latents.shape[2] // 2, latents.shape[3] // 2)

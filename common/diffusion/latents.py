@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.diffusion.autoencoders import encode, image_channels, latent_channels
 from common.diffusion.images import with_channels
 from common.errors import InputError
 from common.settings import is_finite_number
@@ -15,35 +16,51 @@ SMALLEST_SCALE = 1e-6  # beyond it latents leave the range of float32, or all ar
 
 def pixels_for(autoencoder: Any, images: torch.Tensor) -> torch.Tensor:
     """What an autoencoder encodes of uint8 images (batch, 1 or 3, height, width): float in [-1, 1], in its own channels."""
-    return with_channels(images, autoencoder.config.in_channels).float() / 127.5 - 1
+    return with_channels(images, image_channels(autoencoder.config)).float() / 127.5 - 1
 
 
-def scale_latents(config: Any, encoded: torch.Tensor) -> torch.Tensor:
+def scale_latents(autoencoder: Any, encoded: torch.Tensor) -> torch.Tensor:
     """(encoded - shift) * scaling_factor, or (encoded - mean) * scaling_factor / std, of (batch, channels, height, width).
 
     Shift, or mean and standard deviation of each channel, are those of the autoencoder's configuration: as diffusers'
-    pipelines of Stable Diffusion XL (means) and 3 (shift) have it.
+    pipelines of Stable Diffusion XL and Qwen-Image (means) and 3 (shift) have it. An autoencoder of FLUX.2 holds them as
+    the statistics of a batch norm, one for each place of a patch of 2 x 2.
     """
-    shift, spread = affine(config, encoded)
-    return (encoded - shift) * config.scaling_factor / spread
+    shift, spread = affine(autoencoder, encoded)
+    return (encoded - shift) * scaling_factor(autoencoder.config) / spread
 
 
-def unscale_latents(config: Any, latents: torch.Tensor) -> torch.Tensor:
+def unscale_latents(autoencoder: Any, latents: torch.Tensor) -> torch.Tensor:
     """What the autoencoder decodes: scale_latents backwards."""
-    shift, spread = affine(config, latents)
-    return latents * spread / config.scaling_factor + shift
+    shift, spread = affine(autoencoder, latents)
+    return latents * spread / scaling_factor(autoencoder.config) + shift
 
 
-def affine(config: Any, like: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor | float]:
-    """Shift and spread, numbers or (1, channels, 1, 1)."""
+def scaling_factor(config: Any) -> float:
+    """1 where the class has none (Qwen-Image, FLUX.2)."""
+    return config.get("scaling_factor", 1.0)
+
+
+def affine(autoencoder: Any, like: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    """Shift and spread: numbers, (1, channels, 1, 1), or of the size of `like`."""
+    config = autoencoder.config
+    if hasattr(autoencoder, "bn"):
+        norm, (height, width) = autoencoder.bn, like.shape[2:]
+        spread = (norm.running_var + config.batch_norm_eps).sqrt()
+        return tuple(patches(each.to(like), height, width) for each in (norm.running_mean, spread))
     if config.get("latents_mean") is None:
         return config.get("shift_factor") or 0.0, 1.0
     return tuple(like.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std))
 
 
+def patches(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(1, channels, height, width) of values (4 * channels,) for the four places of each patch of 2 x 2."""
+    return values.view(1, -1, 2, 2).repeat(1, 1, height // 2, width // 2)
+
+
 def check_scaling(folder: Path, config: Any) -> None:
     """InputError for a scaling factor, shift, means or deviations by which no latents can be scaled."""
-    scale, shift = config.scaling_factor, config.get("shift_factor")
+    scale, shift = scaling_factor(config), config.get("shift_factor")
     if not is_finite_number(scale) or not SMALLEST_SCALE <= abs(scale) <= 1 / SMALLEST_SCALE:
         raise InputError(
             f"{folder} sets scaling_factor={scale}: a number from {SMALLEST_SCALE:g} to {1 / SMALLEST_SCALE:g} is needed."
@@ -53,7 +70,7 @@ def check_scaling(folder: Path, config: Any) -> None:
     given = {name: config.get(name) for name in ("latents_mean", "latents_std")}
     if given["latents_mean"] is None and given["latents_std"] is None:
         return
-    channels = config.latent_channels
+    channels = latent_channels(config)
     for name, values in given.items():
         if not isinstance(values, list | tuple) or len(values) != channels or not all(map(is_finite_number, values)):
             raise InputError(
@@ -71,6 +88,5 @@ def encode_images(autoencoder: nn.Module, images: torch.Tensor, batch_size: int 
     quantisation."""
     chunks, device = [], next(autoencoder.parameters()).device
     for chunk in images.split(batch_size):
-        encoded = autoencoder.encode(pixels_for(autoencoder, chunk.to(device)))
-        chunks.append(encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents)
+        chunks.append(encode(autoencoder, pixels_for(autoencoder, chunk.to(device))))
     return torch.cat(chunks)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from common.denoisers.denoiser import GUIDANCE, Conditions, architecture_of
+from common.denoisers.denoiser import GUIDANCE, Conditions, Denoiser, architecture_of
 from common.runtime.seeding import seeded_normal
 
 
@@ -48,22 +48,17 @@ def row_generators(noise: torch.Tensor) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")) for digest in digests]
 
 
-def set_timesteps(scheduler: Any, steps: int, latents: torch.Tensor, even_sigmas: bool = False) -> None:
+def set_timesteps(scheduler: Any, steps: int, latents: torch.Tensor, architecture: Denoiser) -> None:
     """Spreads the steps over the schedule, of a flow whose shift depends on the size of the image by the size of the latents.
 
-    That shift's logarithm, mu, is linear in the number of tokens, patches of 2 x 2 latents (FLUX's and Stable Diffusion 3.5's
-    pipelines in diffusers). even_sigmas: from 1 to 1 / steps, before the shift, where the scheduler can be asked for that
-    (FLUX's pipelines).
+    As the pipelines of that architecture do (Denoiser.even_sigmas, Denoiser.time_shift).
     """
-    config = scheduler.config
+    config, even = scheduler.config, architecture.even_sigmas
     options: dict[str, Any] = {}
-    if even_sigmas and not config.get("use_flow_sigmas") and "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+    if even and not config.get("use_flow_sigmas") and "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
         options["sigmas"] = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).tolist()
     if config.get("use_dynamic_shifting"):
-        tokens = latents.shape[-2] * latents.shape[-1] / 4
-        first, last = config.base_image_seq_len, config.max_image_seq_len
-        slope = (config.max_shift - config.base_shift) / (last - first)
-        options["mu"] = config.base_shift + slope * (tokens - first)
+        options["mu"] = architecture.time_shift(config, latents.shape[-2] * latents.shape[-1] // 4, steps)
     scheduler.set_timesteps(steps, device=latents.device, **options)
 
 
@@ -79,12 +74,13 @@ def denoise(
 ) -> torch.Tensor:
     """From unit noise (batch, channels, height, width) to final latents of the same shape.
 
-    `null_condition` holds the condition without a caption, one row; it is used where guidance_scale > 1 (Ho and Salimans 2022:
-    without + guidance_scale * (conditioned - without)), but not of a denoiser that is told its scale (with_guidance).
+    `null_condition` holds the condition without a caption, one row; it is used where guidance_scale > 1
+    (Denoiser.guided), but not of a denoiser that is told its scale (with_guidance).
     `scheduler` is copied, so that its state is not shared; one that draws noise of its own draws it row by row.
     """
     scheduler = type(scheduler).from_config(scheduler.config)
-    set_timesteps(scheduler, steps, noise, architecture_of(denoiser).even_sigmas)
+    architecture: Any = architecture_of(denoiser)
+    set_timesteps(scheduler, steps, noise, architecture)
     conditions = with_guidance(denoiser, conditions, guidance_scale)
     guided = is_guided(conditions, guidance_scale)
     if guided:
@@ -98,7 +94,7 @@ def denoise(
         output = predict(denoiser, inputs, timestep, conditions).to(latents.dtype)  # from autocast's, for the scheduler
         if guided:
             without, conditioned = output.chunk(2)
-            output = without + guidance_scale * (conditioned - without)
+            output = architecture.guided(without, conditioned, guidance_scale)
         latents = scheduler.step(output, timestep, latents, **options).prev_sample
     return latents
 

@@ -1,12 +1,15 @@
-"""What the text encoders of Stable Diffusion 1, 2, XL and 3, of PixArt and of FLUX.1 make of captions.
+"""What text encoders make of captions: those of Stable Diffusion, PixArt, Sana, FLUX and Qwen-Image.
 
 Versions 1 and 2 have one encoder and condition on its last hidden state (of version 2, whose configuration leaves out the
 last layer, that is OpenCLIP's penultimate one). XL (arXiv 2307.01952, section 2.1) has two: their penultimate hidden states
 beside each other, the second one's pooled projection, and the sizes of section 2.2, which are constant here. Version 3
-(arXiv 2403.03206, appendix B.3) has those two and a T5 whose states follow theirs, or zeros where it was left out.
+(arXiv 2403.03206, appendix B.3) has those two and a T5 whose states follow theirs, or zeros where it was left out. Sana
+(2410.10629, section 3.1), FLUX.2-klein and Qwen-Image (2508.02324, section 2.1) read by a language model, whose captions
+stand in an instruction, in a turn of a chat, or both.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,12 @@ from common.errors import InputError
 CAPTIONS = {1: 512, 2: 64, 3: 64}  # encoded at once, by the number of encoders: two give all their hidden states
 TOKENS = 77  # as long as those captions are; of longer ones fewer go at once
 T5_TOKENS = 256  # of Stable Diffusion 3's T5, as diffusers' pipeline has it
+CHAT_STATES = (9, 18, 27)  # hidden states of FLUX.2-klein's language model, beside each other
+DESCRIBED = (  # what Qwen-Image's language model is asked, with its first 34 tokens left out of what it gives
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+DESCRIBED_TOKENS = 34
 
 
 def check_vocabulary(tokenizer: Any, folder: str | Path) -> None:
@@ -56,13 +65,24 @@ Encoder = tuple[Any, nn.Module]
 """A tokenizer and its text encoder."""
 
 
-def encode_text(encoders: Sequence[Encoder], captions: Sequence[str], reads: str = "states", width: int = 0) -> Conditions:
-    """The conditions of the captions, a row each: `encoder_hidden_states` (captions, tokens, width), and what READERS add.
+@dataclass(frozen=True)
+class Reading:
+    """How captions become conditions.
 
-    reads: how (READERS); width: of the states that the denoiser takes, of which "joint" alone asks.
+    how: by which of READERS. width: of the states that the denoiser takes, which "joint" asks for. instruction: what stands
+    before each caption but the empty one, for "instructed".
     """
+
+    how: str = "states"
+    width: int = 0
+    instruction: str = ""
+
+
+def encode_text(encoders: Sequence[Encoder], captions: Sequence[str], reading: Reading = Reading()) -> Conditions:
+    """The conditions of the captions, a row each: `encoder_hidden_states` (captions, tokens, width), and what READERS add."""
     size = max(1, CAPTIONS[len(encoders)] * TOKENS // max(TOKENS, *(tokenizer.model_max_length for tokenizer, _ in encoders)))
-    chunks = [READERS[reads](encoders, list(captions[start : start + size]), width) for start in range(0, len(captions), size)]
+    read = READERS[reading.how]
+    chunks = [read(encoders, list(captions[start : start + size]), reading) for start in range(0, len(captions), size)]
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
@@ -71,7 +91,7 @@ def ids_of(encoder: Encoder, captions: Sequence[str]) -> Any:
     return tokenized(encoder[0], captions).to(next(encoder[1].parameters()).device)
 
 
-def read_states(encoders: Sequence[Encoder], captions: Sequence[str], width: int) -> Conditions:
+def read_states(encoders: Sequence[Encoder], captions: Sequence[str], reading: Reading) -> Conditions:
     """Of one encoder its last states, of two (XL) the penultimate ones of both and `text_embeds` (captions, pooled width)."""
     if len(encoders) == 1:
         return {"encoder_hidden_states": encoders[0][1](ids_of(encoders[0], captions).input_ids).last_hidden_state}
@@ -86,7 +106,7 @@ def penultimate_states(encoders: Sequence[Encoder], captions: Sequence[str]) -> 
     return [output.hidden_states[-2] for output in outputs], projected
 
 
-def read_masked(encoders: Sequence[Encoder], captions: Sequence[str], width: int) -> Conditions:
+def read_masked(encoders: Sequence[Encoder], captions: Sequence[str], reading: Reading) -> Conditions:
     """Of one encoder, CLIP's or T5, that is told which tokens are padding, as the denoiser is by `encoder_attention_mask`."""
     plain = [caption.lower().strip() for caption in captions]  # as PixArt's pipelines do before anything else
     tokens = ids_of(encoders[0], plain)
@@ -94,38 +114,100 @@ def read_masked(encoders: Sequence[Encoder], captions: Sequence[str], width: int
     return {"encoder_hidden_states": states, "encoder_attention_mask": tokens.attention_mask.to(states)}
 
 
-def read_joint(encoders: Sequence[Encoder], captions: Sequence[str], width: int) -> Conditions:
-    """Of two CLIPs the penultimate states, `width` wide with zeros, before those of T5; `pooled_projections` of both CLIPs."""
+def read_joint(encoders: Sequence[Encoder], captions: Sequence[str], reading: Reading) -> Conditions:
+    """Of two CLIPs the penultimate states, widened by zeros, before those of T5; `pooled_projections` of both CLIPs."""
     states, pooled = penultimate_states(encoders[:2], captions)
     clip = torch.cat(states, -1)
-    clip = F.pad(clip, (0, width - clip.shape[-1]))
+    clip = F.pad(clip, (0, reading.width - clip.shape[-1]))
     if len(encoders) > 2:
         t5 = encoders[2][1](ids_of(encoders[2], captions).input_ids)[0]
     else:
-        t5 = clip.new_zeros(len(clip), T5_TOKENS, width)
+        t5 = clip.new_zeros(len(clip), T5_TOKENS, reading.width)
     return {"encoder_hidden_states": torch.cat([clip, t5], 1), "pooled_projections": torch.cat(pooled, -1)}
 
 
-def read_pooled(encoders: Sequence[Encoder], captions: Sequence[str], width: int) -> Conditions:
+def read_pooled(encoders: Sequence[Encoder], captions: Sequence[str], reading: Reading) -> Conditions:
     """Of a CLIP its pooled state, `pooled_projections`, and of a T5 its states, of padding, too."""
     pooled = encoders[0][1](ids_of(encoders[0], captions).input_ids).pooler_output
     states = encoders[1][1](ids_of(encoders[1], captions).input_ids)[0]
     return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
 
-READERS: dict[str, Callable[[Sequence[Encoder], Sequence[str], int], Conditions]] = {
+def read_instructed(encoders: Sequence[Encoder], captions: Sequence[str], reading: Reading) -> Conditions:
+    """Of a language model the first state and the last ones, as many as its tokenizer is long, and which are padding.
+
+    An instruction stands before each caption but the empty one, which is what no caption means; its states are left out,
+    but for the first one's.
+    """
+    tokenizer, encoder = encoders[0]
+    length, found = tokenizer.model_max_length, []
+    beside = len(tokenizer.encode(reading.instruction)) - 2 if reading.instruction else 0
+    for caption in captions:
+        text = reading.instruction + caption.lower().strip() if caption else caption
+        tokens = padded(tokenizer, [text], length + (beside if caption else 0), padding_side="right").to(encoder.device)
+        states = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
+        found.append([torch.cat([each[:, :1], each[:, 1 - length :]], 1) for each in (states, tokens.attention_mask)])
+    states, mask = (torch.cat(each) for each in zip(*found, strict=True))
+    return {"encoder_hidden_states": states, "encoder_attention_mask": mask.to(states)}
+
+
+def read_chat(encoders: Sequence[Encoder], captions: Sequence[str], reading: Reading) -> Conditions:
+    """Of a language model CHAT_STATES beside each other; each caption is what a user says, and padding is read, too."""
+    tokenizer, encoder = encoders[0]
+    asked = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    turns = [tokenizer.apply_chat_template([{"role": "user", "content": caption}], **asked) for caption in captions]
+    states = states_of(encoder, padded(tokenizer, turns, tokenizer.model_max_length))
+    return {"encoder_hidden_states": torch.cat([states[number] for number in CHAT_STATES], -1)}
+
+
+def read_described(encoders: Sequence[Encoder], captions: Sequence[str], reading: Reading) -> Conditions:
+    """Of a language model the last states after DESCRIBED_TOKENS of DESCRIBED, 0 where `encoder_hidden_states_mask` is."""
+    tokenizer, encoder = encoders[0]
+    asked = [DESCRIBED.format(caption) for caption in captions]
+    tokens = padded(tokenizer, asked, tokenizer.model_max_length + DESCRIBED_TOKENS, padding_side="right").to(encoder.device)
+    mask = tokens.attention_mask[:, DESCRIBED_TOKENS:]
+    states = states_of(encoder, tokens)[-1][:, DESCRIBED_TOKENS:]
+    return {"encoder_hidden_states": states * mask.to(states)[..., None], "encoder_hidden_states_mask": mask}
+
+
+def padded(tokenizer: Any, texts: list[str], length: int, **options: Any) -> Any:
+    """`input_ids` and `attention_mask` (texts, length), padded and cut to that length."""
+    return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt", **options)
+
+
+def states_of(encoder: Any, tokens: Any) -> tuple[torch.Tensor, ...]:
+    """All hidden states (texts, tokens, width) of a language model, without what it would say."""
+    tokens = tokens.to(encoder.device)
+    given = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
+    return language_model(encoder)(**given, output_hidden_states=True, use_cache=False).hidden_states
+
+
+def language_model(encoder: Any) -> Any:
+    """The part of a text encoder that gives states, without the head by which it would write."""
+    return encoder.get_decoder() if hasattr(encoder, "lm_head") else encoder
+
+
+READERS: dict[str, Callable[[Sequence[Encoder], Sequence[str], Reading], Conditions]] = {
     "states": read_states,
     "masked": read_masked,
     "joint": read_joint,
     "pooled": read_pooled,
+    "instructed": read_instructed,
+    "chat": read_chat,
+    "described": read_described,
 }
 
 
-def token_count(reads: str, lengths: Sequence[int]) -> int:
+def token_count(how: str, lengths: Sequence[int]) -> int:
     """How many states a caption has, of encoders that read so many tokens each."""
-    if reads == "joint":
+    if how == "joint":
         return lengths[0] + (lengths[2] if len(lengths) > 2 else T5_TOKENS)
-    return lengths[1] if reads == "pooled" else lengths[0]
+    return lengths[1] if how == "pooled" else lengths[0]
+
+
+def tokens_beside(reading: Reading) -> int:
+    """About how many tokens are read beside those of a caption, at four letters each where no tokenizer is at hand."""
+    return DESCRIBED_TOKENS if reading.how == "described" else len(reading.instruction) // 4
 
 
 def size_conditions(height: int, width: int, rows: int) -> torch.Tensor:

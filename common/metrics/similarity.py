@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common.diffusion.autoencoders import decode
 from common.diffusion.latents import encode_images, pixels_for
 
 
@@ -22,7 +23,7 @@ def peak_signal_to_noise(autoencoder: nn.Module, images: torch.Tensor, batch_siz
 def reconstruct_images(autoencoder: nn.Module, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
     """What is left in [-1, 1] of uint8 images (count, 3, height, width) after encoding and decoding."""
     chunks = images.split(batch_size)
-    decoded = [autoencoder.decode(encode_images(autoencoder, chunk)).sample.clamp(-1, 1).cpu() for chunk in chunks]
+    decoded = [decode(autoencoder, encode_images(autoencoder, chunk)).clamp(-1, 1).cpu() for chunk in chunks]
     return torch.cat(decoded)
 
 

@@ -120,8 +120,9 @@ def write_random_folder(
             torch.manual_seed(seed + position)
             part = (*part[:2], {**part[2], **(changes or {}).get(name, {})})
             if name.startswith("tokenizer"):
-                write = write_t5_tokenizer if part[1].startswith("T5") else write_tokenizer
-                write(scratch / name, part[2])
+                writers = {"T5": write_t5_tokenizer, "Gemma": write_gemma_tokenizer, "Qwen2": write_qwen_tokenizer}
+                kind = next((kind for kind in writers if part[1].startswith(kind)), None)
+                writers.get(kind, write_tokenizer)(scratch / name, part[2])
             elif name == "mel":
                 (scratch / name).mkdir()
                 (scratch / name / CONFIG_FILES[name]).write_text(
@@ -154,6 +155,31 @@ def write_t5_tokenizer(folder: Path, settings: dict[str, Any]) -> None:
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     pieces = [("\u2581", -2.0), *((letter, -3.0) for letter in string.ascii_lowercase + string.digits)]
     T5Tokenizer(vocab=[*special, *pieces], extra_ids=0, **settings).save_pretrained(folder)
+
+
+def write_gemma_tokenizer(folder: Path, settings: dict[str, Any]) -> None:
+    """Gemma's tokenizer without merges: printable characters of ASCII, and bytes for all others."""
+    from transformers import GemmaTokenizer
+
+    bytewise = [f"<0x{number:02X}>" for number in range(256)]
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *bytewise, *string.printable.replace(" ", "\u2581")]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    GemmaTokenizer(vocab=vocabulary, merges=[], **settings).save_pretrained(folder)
+
+
+def write_qwen_tokenizer(folder: Path, settings: dict[str, Any]) -> None:
+    """Qwen's byte-level tokenizer without merges, and turns of a chat as it has them."""
+    from tokenizers import pre_tokenizers
+    from transformers import Qwen2Tokenizer
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {token: number for number, token in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), *special])}
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], extra_special_tokens=special[1:], **settings)
+    tokenizer.chat_template = (
+        "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
 
 
 def write_tokenizer(folder: Path, settings: dict[str, Any]) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 from common.denoisers.denoiser import architecture_of
+from common.diffusion.autoencoders import image_channels, latent_channels
+from common.diffusion.text_encoding import CHAT_STATES
 from common.errors import InputError
 
 
@@ -28,7 +30,7 @@ def check_named_parts(folder: Path, named: Iterable[str]) -> None:
 
 def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, text_encoders: list[nn.Module]) -> None:
     """InputError with the two numbers when latents or text states of one part are not those that another takes."""
-    latents = autoencoder.config.get("vq_embed_dim") or autoencoder.config.latent_channels
+    latents = latent_channels(autoencoder.config)
     architecture = architecture_of(denoiser)
     packed = denoiser.config.in_channels // architecture.latent_shape(denoiser)[0]  # FLUX takes patches for channels
     variances = architecture.part == "transformer" and denoiser.config.out_channels == 2 * latents
@@ -36,6 +38,8 @@ def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, t
     places = f", {packed} places of which are a token" if packed > 1 else ""
     for side in ("in_channels", "out_channels"):
         channels = getattr(denoiser.config, side) or denoiser.config.in_channels
+        if side == "out_channels" and packed > 1 and denoiser.config.patch_size > 1:  # Qwen-Image tells those of a latent
+            channels *= denoiser.config.patch_size**2
         if channels != packed * latents and not (side == "out_channels" and variances):
             raise InputError(
                 f"{folder}: the {what} has {side}={channels}, and the autoencoder's latents have {latents} channels{places}; "
@@ -47,7 +51,7 @@ def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, t
             f"{folder}: {architecture.part}/config.json sets sample_size={denoiser.config.sample_size}, and the denoiser takes "
             f"latents in patches of {patch} x {patch}: even numbers are needed."
         )
-    images = {autoencoder.config.in_channels, autoencoder.config.out_channels}
+    images = {image_channels(autoencoder.config), autoencoder.config.get("out_channels", image_channels(autoencoder.config))}
     if images not in ({1}, {3}):
         raise InputError(
             f"{folder}: the autoencoder has {sorted(images)} channels of images; 3 (colour) or 1 (grey) are known."
@@ -90,13 +94,32 @@ def check_joint_text(folder: Path, config: Any, text_encoders: list[nn.Module]) 
 
 def check_pooled_text(folder: Path, config: Any, text_encoders: list[nn.Module]) -> None:
     """InputError unless a CLIP and a T5 have the widths that the denoiser takes."""
-    found = [type(encoder).__name__ for encoder in text_encoders]
-    if found != ["CLIPTextModel", "T5EncoderModel"]:
-        raise InputError(
-            f"{folder}: text encoders of the classes {', '.join(found)}; CLIPTextModel, T5EncoderModel are honoured."
-        )
-    clip, t5 = (encoder.config.hidden_size for encoder in text_encoders)
+    clip, t5 = (each.config.hidden_size for each in of_classes(folder, text_encoders, "CLIPTextModel", "T5EncoderModel"))
     check_widths(folder, config, joint_attention_dim=[t5], pooled_projection_dim=[clip])
+
+
+def check_chat_text(folder: Path, config: Any, text_encoders: list[nn.Module]) -> None:
+    """InputError unless a language model has the hidden states that are read, as wide as the denoiser takes them."""
+    (encoder,) = of_classes(folder, text_encoders, "Qwen3ForCausalLM")
+    layers = encoder.config.num_hidden_layers
+    if layers < max(CHAT_STATES):
+        told = ", ".join(map(str, CHAT_STATES))
+        raise InputError(f"{folder}: the text encoder has {layers} layers; the states after {told} are read.")
+    check_widths(folder, config, joint_attention_dim=[encoder.config.hidden_size] * len(CHAT_STATES))
+
+
+def check_described_text(folder: Path, config: Any, text_encoders: list[nn.Module]) -> None:
+    """InputError unless a language model is as wide as the denoiser takes text."""
+    (encoder,) = of_classes(folder, text_encoders, "Qwen2_5_VLForConditionalGeneration")
+    check_widths(folder, config, joint_attention_dim=[encoder.config.get_text_config().hidden_size])
+
+
+def of_classes(folder: Path, text_encoders: list[nn.Module], *wanted: str) -> list[Any]:
+    """The text encoders; InputError where they are not of these classes."""
+    found = [type(encoder).__name__ for encoder in text_encoders]
+    if found != list(wanted):
+        raise InputError(f"{folder}: text encoders of the classes {', '.join(found)}; {', '.join(wanted)} are honoured.")
+    return text_encoders
 
 
 def check_widths(folder: Path, config: Any, **given: list[int]) -> None:
@@ -110,6 +133,8 @@ def check_widths(folder: Path, config: Any, **given: list[int]) -> None:
 TEXT_CHECKS: dict[str, Callable[[Path, Any, list[nn.Module]], None]] = {
     "joint": check_joint_text,
     "pooled": check_pooled_text,
+    "chat": check_chat_text,
+    "described": check_described_text,
 }
 """By how text is read (common.diffusion.text_encoding), where that is not by the widths of hidden states alone."""
 
@@ -134,15 +159,14 @@ def check_tokenizers(folder: Path, tokenizers: Sequence[Any], text_encoders: lis
     """InputError where a tokenizer makes more tokens, or other ones, than its text encoder takes, or two differ in length."""
     lengths = []
     for tokenizer, encoder in zip(tokenizers, text_encoders, strict=False):
-        length, places = tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", None)
+        config: Any = encoder.config.get_text_config()
+        length, places = tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)
         largest = max(tokenizer.get_vocab().values())
         if places is not None and length > places:
             raise InputError(f"{folder}: the tokenizer has model_max_length={length}, the text encoder {places} places.")
         lengths += [] if places is None else [length]  # T5 has none, and a length of its own
-        if largest >= encoder.config.vocab_size:
-            raise InputError(
-                f"{folder}: the tokenizer has a token {largest}, the text encoder vocab_size={encoder.config.vocab_size}."
-            )
+        if largest >= config.vocab_size:
+            raise InputError(f"{folder}: the tokenizer has a token {largest}, the text encoder vocab_size={config.vocab_size}.")
     if len(set(lengths)) > 1:
         told = " and ".join(map(str, lengths))
         raise InputError(f"{folder}: the two tokenizers have model_max_length={told}; equal ones are needed.")

@@ -71,8 +71,6 @@ def check_settings(where: str, class_name: str, settings: dict[str, Any]) -> Non
     if kind is None:
         raise InputError(f"{where}: {class_name} is not a class this project can load; {known_classes(class_name)}")
     known = table()[kind]
-    if known.get("any"):
-        return
     free = {*known["built"], *entries(known["honoured"]), *entries(known["irrelevant"])} - set(known["only"])
     defaults = class_defaults(class_name)
     for name, value in settings.items():
@@ -83,7 +81,7 @@ def check_settings(where: str, class_name: str, settings: dict[str, Any]) -> Non
             raise InputError(
                 f"{where} sets {name}, which a {class_name} does not read: its class is one of Pruned{class_name}."
             )
-        if name in free:
+        if name in free or (known.get("any") and name not in known["only"]):
             continue
         values, why = known["only"].get(name, (None, None))
         if values is None:

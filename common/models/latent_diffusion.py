@@ -11,10 +11,11 @@ from torch import nn
 
 from common.audio.spectrogram import Spectrogram
 from common.denoisers.denoiser import GUIDANCE, Conditions, architecture_of
+from common.diffusion.autoencoders import decode, pixels_per_latent
 from common.diffusion.images import to_uint8
 from common.diffusion.latents import encode_images, scale_latents, unscale_latents
 from common.diffusion.sampling import describe_scheduler, sample_latents, with_guidance
-from common.diffusion.text_encoding import encode_text, size_conditions
+from common.diffusion.text_encoding import Reading, encode_text, size_conditions
 
 UNCHANGED = ("time_ids", *GUIDANCE)  # conditions that are not of text
 PIXELS_AT_ONCE = 2**22  # through an autoencoder: 16 images of 512 x 512, or 4 of 1024 x 1024
@@ -32,8 +33,9 @@ class LatentDiffusion:
     latent_shape is (channels, height, width) of one latent; tokenizers and text encoders are None without text, the second ones
     None except in Stable Diffusion XL and 3 and FLUX.1, the third ones except in 3. zeros_for_empty: the condition of no
     caption is zeros, not that of "" (XL). told_guidance: the guidance scale that a denoiser which is told it (FLUX.1-dev)
-    is trained and scored with: its pipeline's own. sound: what its images stand for, where the folder tells
-    (AudioDiffusion's mel).
+    is trained and scored with: its pipeline's own. instruction: what its pipeline asks of a language model for each caption
+    (Sana). distilled: to few steps that are not guided, as its pipeline tells (FLUX.2-klein). sound: what its images stand
+    for, where the folder tells (AudioDiffusion's mel).
     """
 
     name: str
@@ -49,6 +51,8 @@ class LatentDiffusion:
     text_encoder_3: nn.Module | None = None
     zeros_for_empty: bool = False
     told_guidance: float = 1.0
+    instruction: str = ""
+    distilled: bool = False
     sound: Spectrogram | None = None
     _fingerprint: str = ""
 
@@ -59,7 +63,7 @@ class LatentDiffusion:
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the images that latents of latent_shape become."""
-        factor = 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+        factor = pixels_per_latent(self.autoencoder.config)
         return (self.latent_shape[1] * factor, self.latent_shape[2] * factor)
 
     @property
@@ -91,15 +95,18 @@ class LatentDiffusion:
     def device(self) -> torch.device:
         return next(self.denoiser.parameters()).device
 
+    @property
+    def reading(self) -> Reading:
+        """How its text encoders make conditions of captions."""
+        architecture: Any = architecture_of(self.denoiser)
+        return Reading(architecture.reads_text, getattr(self.denoiser.config, architecture.text_width, 0), self.instruction)
+
     @torch.no_grad()
     def encode_captions(self, captions: list[str]) -> Conditions:
         """The denoiser's conditions for the captions, a row each (common/diffusion/text_encoding.py); {} without text."""
         if self.text_encoder is None:
             return {}
-        architecture: Any = architecture_of(self.denoiser)
-        width = getattr(self.denoiser.config, architecture.text_width, 0)
-        encoders = list(zip(self.tokenizers, self.text_encoders, strict=True))
-        conditions = encode_text(encoders, captions, architecture.reads_text, width)
+        conditions = encode_text(list(zip(self.tokenizers, self.text_encoders, strict=True)), captions, self.reading)
         if "text_embeds" in conditions:
             conditions["time_ids"] = size_conditions(*self.image_size, len(captions)).to(self.device)
         return with_guidance(self.denoiser, conditions, self.told_guidance)
@@ -124,7 +131,7 @@ class LatentDiffusion:
     def encode_images(self, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
         """Latents (count, *latent_shape) of uint8 images (count, 1 or 3, height, width): posterior means, scaled."""
         encoded = encode_images(self.autoencoder, images, at_once(batch_size, *images.shape[2:]))
-        return scale_latents(self.autoencoder.config, encoded.cpu())
+        return scale_latents(self.autoencoder, encoded.cpu())
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
@@ -133,7 +140,7 @@ class LatentDiffusion:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (batch, 1 or 3, height, width), in [-1, 1] but for what the decoder overshoots, on the teacher's device."""
-        return self.autoencoder.decode(unscale_latents(self.autoencoder.config, latents.to(self.device))).sample
+        return decode(self.autoencoder, unscale_latents(self.autoencoder, latents.to(self.device)))
 
     def fingerprint(self) -> str:
         """Changes with any weight or setting of the denoiser, autoencoder or text encoders, with scheduler and tokenizers.
@@ -143,14 +150,15 @@ class LatentDiffusion:
         """
         if self._fingerprint:
             return self._fingerprint
-        described = [describe_scheduler(self.scheduler), self.zeros_for_empty]
+        described: list[Any] = [describe_scheduler(self.scheduler), self.zeros_for_empty]
+        described += [self.instruction] if self.instruction else []
         described += [describe_network(network) for network in self.networks]
         described += [describe_tokenizer(each) for each in self.tokenizers]
         digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
         for network in self.networks:
             for name, tensor in network.state_dict().items():
                 digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
         self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
 

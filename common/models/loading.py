@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from common.denoisers.denoiser import architecture_of
+from common.diffusion.autoencoders import latent_channels, levels
 from common.diffusion.noise_schedule import check_noise
 from common.errors import InputError
 from common.models.compatibility import check_named_parts, check_parts_fit, check_tokenizers
@@ -16,7 +17,13 @@ from common.models.latent_diffusion import LatentDiffusion
 from common.models.lora import fuse_lora
 from common.models.mel_settings import read_mel
 from common.models.parts import load_part
-from common.models.pipeline_defaults import settle_sample_size, settle_scheduler, settle_text_length, told_guidance
+from common.models.pipeline_defaults import (
+    call_default,
+    settle_sample_size,
+    settle_scheduler,
+    settle_text_length,
+    told_guidance,
+)
 from common.models.single_file import folder_of_file, is_single_file
 from common.runtime.strict_json import read_json
 
@@ -74,6 +81,8 @@ def put_together(name: str, folder: Path, index: dict[str, Any], parts: dict[str
         **{part: parts.get(part) for part in (*TOKENIZERS, *TEXT_ENCODERS)},
         zeros_for_empty=of_xl and bool(index.get("force_zeros_for_empty_prompt", True)),
         told_guidance=told_guidance(folder, index, denoiser),
+        instruction="\n".join(call_default(index, "complex_human_instruction") or ()),
+        distilled=bool(index.get("is_distilled", False)),
     )
 
 
@@ -110,10 +119,9 @@ def other_autoencoder(path: str, own: nn.Module) -> nn.Module:
     found = load_autoencoder(folder) if whole else load_network(folder, "autoencoder")
     if type(found) is not type(own):
         raise InputError(f"teacher.vae={path} is a {type(found).__name__}, and the teacher's is a {type(own).__name__}.")
-    for name in ("latent_channels", "block_out_channels", "scaling_factor", "shift_factor", "vq_embed_dim"):
-        theirs, ours = found.config.get(name), own.config.get(name)
-        if name == "block_out_channels":
-            name, theirs, ours = "levels", len(theirs), len(ours)
+    counted = {"latent_channels": latent_channels, "levels": levels}
+    for name in ("latent_channels", "levels", "scaling_factor", "shift_factor", "latents_mean", "latents_std"):
+        theirs, ours = (counted.get(name, lambda config, name=name: config.get(name))(each.config) for each in (found, own))
         if theirs != ours:
             raise InputError(
                 f"teacher.vae={path} has other latents: {name}={theirs}, and the teacher's autoencoder has {ours}."

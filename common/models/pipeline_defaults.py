@@ -8,16 +8,17 @@ from typing import Any
 from torch import nn
 
 from common.denoisers.denoiser import architecture_of
+from common.diffusion.autoencoders import pixels_per_latent
 from common.errors import InputError
 from common.models.latent_diffusion import LatentDiffusion
 
 PATCHED = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
 """Those that mend configurations of early versions when they are built."""
 LARGE_SIZE = 128  # of latents, where a network tells none
-OF_LARGE_SIZE = ("StableDiffusionXL", "Flux")  # pipelines that take it then
+OF_LARGE_SIZE = ("StableDiffusionXL", "Flux", "QwenImage")  # pipelines that take it then
 EARLY_SIZE = 64  # of Stable Diffusion 1, where a version of diffusers before EARLY_VERSION has written less
 EARLY_VERSION = "0.9.0"
-BINNED_SIZES = (32, 64, 128)  # of latents, to whose aspect ratios PixArt's pipelines round
+BINNED_SIZES = (32, 64, 128)  # of latents, to whose aspect ratios PixArt's and Sana's pipelines round
 
 
 def settle_scheduler(index: dict[str, Any], scheduler: Any) -> Any:
@@ -58,7 +59,7 @@ def settle_sample_size(folder: Path, index: dict[str, Any], denoiser: nn.Module)
 def text_length(index: dict[str, Any]) -> int | None:
     """How many tokens the pipeline of `index` lets its last tokenizer give; None: as many as it does.
 
-    PixArt-Sigma's 300, Stable Diffusion 3's 256, FLUX.1's 512.
+    PixArt-Sigma's and Sana's 300, Stable Diffusion 3's 256, FLUX's and Qwen-Image's 512.
     """
     return call_default(index, "max_sequence_length")
 
@@ -89,8 +90,8 @@ def call_default(index: dict[str, Any], argument: str) -> Any:
 def call_options(index: dict[str, Any], teacher: LatentDiffusion) -> dict[str, Any]:
     """What a call of the teacher's pipeline, that of `index`, has to be told, besides the prompt, to draw as this project does.
 
-    Its own number of tokens where its text encoder has places for fewer, a size that FLUX's class does not have of itself, and
-    that one which PixArt's does not know stays.
+    Its own number of tokens where its text encoder has places for fewer, a size that the class of pipelines would not take of
+    itself, and that one which PixArt's or Sana's does not know stays.
     """
     import diffusers
 
@@ -100,10 +101,12 @@ def call_options(index: dict[str, Any], teacher: LatentDiffusion) -> dict[str, A
     length = text_length(index)
     if length is not None and teacher.tokenizers and teacher.tokenizers[-1].model_max_length < length:
         found["max_sequence_length"] = teacher.tokenizers[-1].model_max_length
-    _, *size = teacher.latent_shape
-    if str(index.get("_class_name", "")).startswith("Flux") and size != [LARGE_SIZE, LARGE_SIZE]:
+    height = call_default(index, "height")  # Sana's tells one, and FLUX's and Qwen-Image's have one of their own
+    if height is None and str(index.get("_class_name", "")).startswith(("Flux", "QwenImage")):
+        height = LARGE_SIZE * pixels_per_latent(teacher.autoencoder.config)
+    if height is not None and teacher.image_size != (height, height):
         found |= dict(zip(("height", "width"), teacher.image_size, strict=True))
-    if "use_resolution_binning" in known and size[0] not in BINNED_SIZES:
+    if "use_resolution_binning" in known and teacher.latent_shape[1] not in BINNED_SIZES:
         found["use_resolution_binning"] = False
     return found
 

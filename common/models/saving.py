@@ -62,7 +62,7 @@ def variant_alone(folder: Path) -> bool:
 def write_scaling_factor(folder: Path, autoencoder: nn.Module) -> None:
     """States the scaling factor in a config.json that leaves it to diffusers' default (see state_scaling_factor)."""
     config = json.loads((folder / "config.json").read_text())
-    if "scaling_factor" not in config:
+    if "scaling_factor" not in config and "scaling_factor" in autoencoder.config:
         written = {**config, "scaling_factor": autoencoder.config.scaling_factor}
         (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 

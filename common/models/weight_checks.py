@@ -9,6 +9,8 @@ from torch import nn
 from common.errors import InputError
 from common.models.weight_files import Weights, weight_format
 
+COUNTS = ("position_ids", "num_batches_tracked")  # tensors that hold whole numbers
+
 
 def check_stored_types(folder: Path, weights: Weights) -> None:
     """InputError naming the first tensor in the folder's weight files that holds no real numbers of 16 bits or more.
@@ -17,7 +19,7 @@ def check_stored_types(folder: Path, weights: Weights) -> None:
     """
     for path in sorted(path for path in folder.iterdir() if weight_format(path.name) == weights and path.suffix != ".json"):
         for name, kind in stored_types(path, weights.format):
-            if kind not in ("F16", "BF16", "F32", "F64") and not name.endswith("position_ids"):
+            if kind not in ("F16", "BF16", "F32", "F64") and not name.endswith(COUNTS):
                 raise InputError(
                     f"{path}: {name} is stored as {kind}, not as real numbers: give weights that are not quantised."
                 )

@@ -1,6 +1,7 @@
 """Keeps libraries from telling what nobody here can act on: kernels for other machines, casts, processors of images."""
 
 import logging
+import warnings
 
 LOGGERS = (
     "torchao",  # of kernels for other machines, each time that diffusers looks for it; so do the next two
@@ -16,3 +17,4 @@ def install() -> None:
     """Once, before anything can import them: errors alone are told."""
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # of norms that are not fused then

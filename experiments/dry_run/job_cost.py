@@ -17,9 +17,10 @@ from common.cost.peak_memory import step_bytes
 from common.data.teacher_samples import TeacherSamples
 from common.denoisers.denoiser import CLIP_TOKENS, architecture_of
 from common.denoisers.unet import guidance_size
+from common.diffusion.autoencoders import decode, encode, image_channels
 from common.diffusion.noise_schedule import check_learns_from_noise
 from common.diffusion.sampling import predict, set_timesteps
-from common.diffusion.text_encoding import token_count
+from common.diffusion.text_encoding import language_model, token_count, tokens_beside
 from common.models.architectures import pipeline_of
 from common.models.latent_diffusion import LatentDiffusion
 from common.models.pipeline_defaults import text_length
@@ -118,8 +119,8 @@ class JobCost:
     def token_lengths(self) -> list[int]:
         """How many tokens each text encoder reads."""
         places = [getattr(encoder.config, "max_position_embeddings", None) for encoder in self.text_encoders]  # T5 has none
-        length = text_length(pipeline_of(self.settings.teacher.config or self.settings.teacher.path)) or CLIP_TOKENS
-        return [each or length for each in places]
+        length = text_length(pipeline_of(self.settings.teacher.config or self.settings.teacher.path))
+        return [min(each, length) if each and length else each or length or CLIP_TOKENS for each in places]
 
     @property
     def half(self) -> bool:
@@ -139,8 +140,7 @@ class JobCost:
     def passes(self, scheduler: Any, steps: int) -> int:
         """Forward passes of a sampler in `steps` steps: one more than those for some."""
         scheduler = type(scheduler).from_config(scheduler.config)
-        even = architecture_of(self.teacher.denoiser).even_sigmas
-        set_timesteps(scheduler, steps, torch.empty(self.teacher.latent_shape), even)
+        set_timesteps(scheduler, steps, torch.empty(self.teacher.latent_shape), architecture_of(self.teacher.denoiser))
         return len(scheduler.timesteps)
 
     def inputs(self, batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]:
@@ -183,18 +183,20 @@ class JobCost:
         autoencoder = self.teacher.autoencoder
         latents = torch.empty(1, *self.teacher.latent_shape, device="meta")
         found = {
-            "encode": operations_of(lambda: autoencoder.encode(self.images(1))),
-            "decode": operations_of(lambda: autoencoder.decode(latents)),
+            "encode": operations_of(lambda: encode(autoencoder, self.images(1))),
+            "decode": operations_of(lambda: decode(autoencoder, latents)),
             "read": 0,
         }
+        beside = tokens_beside(self.teacher.reading)
         for encoder, length in zip(self.text_encoders, self.token_lengths, strict=True):
-            ids = torch.zeros(1, length, dtype=torch.long, device="meta")
-            found["read"] += operations_of(partial(encoder, ids))
+            ids = torch.zeros(1, length + beside, dtype=torch.long, device="meta")
+            seen = torch.zeros(1, 1, length + beside, length + beside, device="meta")
+            found["read"] += operations_of(partial(language_model(encoder), ids, attention_mask=seen))
         return found
 
     def images(self, count: int) -> torch.Tensor:
         """What the autoencoder encodes to latents of the teacher's shape."""
-        return torch.empty(count, self.teacher.autoencoder.config.in_channels, *self.teacher.image_size, device="meta")
+        return torch.empty(count, image_channels(self.teacher.autoencoder.config), *self.teacher.image_size, device="meta")
 
     def resident(self) -> dict[str, int]:
         """Bytes of the networks that a job holds all along, in single precision."""

@@ -10,6 +10,7 @@ import torch
 
 from common.cost.macs import count_parameters
 from common.cost.peak_memory import forward_bytes, step_bytes
+from common.diffusion.autoencoders import decode, encode
 from common.diffusion.sampling import predict
 from common.models.latent_diffusion import at_once
 from experiments.dry_run.job_cost import SINGLE_BYTES, JobCost, calibration_size
@@ -72,7 +73,7 @@ def encoding(job: JobCost) -> Stage | None:
         return None
     rows = job.training_images
     batch, autoencoder = at_once(job.settings.training_rows.batch_size, *job.teacher.image_size), job.teacher.autoencoder
-    held = sum(job.resident().values()) + forward_bytes(autoencoder, lambda: autoencoder.encode(job.images(batch)))
+    held = sum(job.resident().values()) + forward_bytes(autoencoder, lambda: encode(autoencoder, job.images(batch)))
     flip, once = job.settings.training_rows.flip, job.image_operations
     views = once["encode"] * (1 + flip)
     if job.draws_data:  # latents are there; mirrored ones are decoded, turned and encoded
@@ -136,7 +137,7 @@ def decoding(job: JobCost) -> Stage:
     settings, autoencoder = job.settings.evaluation, job.teacher.autoencoder
     batch = at_once(job.samples_at_once, *job.teacher.image_size)
     latents = torch.empty(batch, *job.teacher.latent_shape, device="meta")
-    held = job.measured() + forward_bytes(autoencoder, lambda: autoencoder.decode(latents))
+    held = job.measured() + forward_bytes(autoencoder, lambda: decode(autoencoder, latents))
     rounds = 1 + len(settings.more_steps)
     images = settings.images * ((2 + bool(job.settings.distill.steps)) * rounds + on_the_way(job))
     what = f"{images:,} images, {batch} at once"

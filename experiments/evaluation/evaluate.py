@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from common.diffusion.autoencoders import image_channels
 from common.errors import InputError
 from common.metrics.distances import caption_retrieval, feature_mse, frechet_distance
 from common.metrics.jackknife import Figures, estimate
@@ -103,7 +104,7 @@ def check_image_size(images: torch.Tensor, teacher: LatentDiffusion) -> None:
     if size != teacher.image_size:
         drawn, real = (" x ".join(map(str, shape)) for shape in (teacher.image_size, size))
         raise InputError(f"The teacher's images are {drawn}, those of the data {real}: give task.data of the teacher's size.")
-    if teacher.autoencoder.config.out_channels == 1 and images.shape[1] == 3:
+    if image_channels(teacher.autoencoder.config) == 1 and images.shape[1] == 3:
         first = images[:LOOKED_AT]
         if not (first == first[:, :1]).all():
             raise InputError("The teacher's images are grey, and those of the data in colour: give task.data of grey ones.")

@@ -77,6 +77,14 @@ def check_sampling(settings: Settings, teacher: LatentDiffusion) -> None:
             f"teacher's own, a {type(teacher.scheduler).__name__}."
         )
     check_noise("evaluation.scheduler", own)
+    scales = {"calibration.guidance_scale": settings.calibration.guidance_scale}
+    scales |= {"evaluation.guidance_scale": evaluation.guidance_scale}
+    for name, scale in scales.items():
+        if teacher.distilled and scale > 1:
+            raise InputError(
+                f"{name}={scale:g}: the teacher is distilled to few steps that are not guided (is_distilled in its "
+                "model_index.json): budget.guidance_scale=1 is needed."
+            )
     wanted = [("calibration.steps", teacher.scheduler, settings.calibration.steps), ("evaluation.steps", own, evaluation.steps)]
     wanted += [("evaluation.more_steps", own, steps) for steps in evaluation.more_steps]
     for name, scheduler, steps in wanted:
@@ -84,8 +92,8 @@ def check_sampling(settings: Settings, teacher: LatentDiffusion) -> None:
         if steps > trained:
             raise InputError(f"{name}={steps}: the teacher's schedule has {trained} timesteps, which is the most.")
         try:
-            even = architecture_of(teacher.denoiser).even_sigmas
-            set_timesteps(type(scheduler).from_config(scheduler.config), steps, torch.zeros(teacher.latent_shape), even)
+            again = type(scheduler).from_config(scheduler.config)
+            set_timesteps(again, steps, torch.zeros(teacher.latent_shape), architecture_of(teacher.denoiser))
         except Exception as error:
             raise InputError(f"{name}={steps}: {type(scheduler).__name__} cannot take it: {first_line(error)}.") from error
 

@@ -67,7 +67,8 @@ def draw(denoiser, autoencoder, scheduler, given, steps, guidance):
             return denoiser(inputs, timestep, **values).sample
         if "added_cond_kwargs" in inspect.signature(denoiser.forward).parameters:
             values["added_cond_kwargs"] = {key: values.pop(key, None) for key in ("resolution", "aspect_ratio")}
-        output = denoiser(hidden_states=inputs, timestep=timestep.expand(len(inputs)), **values).sample
+        timesteps = timestep.expand(len(inputs)) * denoiser.config.get("timestep_scale", 1.0)
+        output = denoiser(hidden_states=inputs, timestep=timesteps, **values).sample
         return output[:, : inputs.shape[1]]  # without a variance that it may have learned
 
     for timestep in scheduler.timesteps:
@@ -80,22 +81,37 @@ def draw(denoiser, autoencoder, scheduler, given, steps, guidance):
 
 
 def draw_packed(pipeline, given, steps, guidance):
-    """Final latents and images by FLUX's pipeline itself, whose network takes latents as tokens."""
+    """Final latents and images by the pipeline itself of FLUX or Qwen-Image, whose networks take latents as tokens."""
     noise, factor = given["noise"], pipeline.vae_scale_factor
     size = dict(zip(("height", "width"), (factor * side for side in noise.shape[2:]), strict=True))
-    names = {"encoder_hidden_states": "prompt_embeds", "pooled_projections": "pooled_prompt_embeds"}
+    names = {
+        "encoder_hidden_states": "prompt_embeds",
+        "encoder_hidden_states_mask": "prompt_embeds_mask",
+        "pooled_projections": "pooled_prompt_embeds",
+    }
+    names = {theirs: ours for theirs, ours in names.items() if f"conditions.{theirs}" in given}
     text = {ours: given[f"conditions.{theirs}"] for theirs, ours in names.items()}
-    if pipeline.transformer.config.guidance_embeds:
-        text["guidance_scale"] = guidance
-    elif guidance > 1:
-        text |= {f"negative_{ours}": given[f"empty.{theirs}"] for theirs, ours in names.items()} | {"true_cfg_scale": guidance}
-    tokens = pipeline._pack_latents(noise, *noise.shape)
+    second = "true_cfg_scale" if "true_cfg_scale" in inspect.signature(pipeline.__call__).parameters else "guidance_scale"
+    told = pipeline.transformer.config.guidance_embeds
+    text["guidance_scale" if told else second] = guidance
+    if guidance > 1 and not told:
+        text |= {f"negative_{ours}": given[f"empty.{theirs}"] for theirs, ours in names.items()}
+    patched = hasattr(pipeline, "_patchify_latents")  # FLUX.2's takes patches as channels, and gives what is decoded
+    tokens = pipeline._patchify_latents(noise) if patched else pipeline._pack_latents(noise, *noise.shape)
     drawn = pipeline(latents=tokens, num_inference_steps=steps, output_type="latent", **size, **text).images
+    if patched:
+        norm = pipeline.vae.bn
+        mean, variance = (each.view(1, -1, 1, 1) for each in (norm.running_mean, norm.running_var))
+        scaled = (pipeline._patchify_latents(drawn) - mean) / (variance + pipeline.vae.config.batch_norm_eps).sqrt()
+        return {"latents": pipeline._unpatchify_latents(scaled), "images": pipeline.vae.decode(drawn).sample}
     return decoded(pipeline.vae, pipeline._unpack_latents(drawn, *size.values(), factor))
 
 
 def decoded(autoencoder, latents):
     """The latents, and the images that they become."""
+    if latents.dim() == 5:  # of a video
+        mean, spread = (latents.new_tensor(autoencoder.config[n]).view(1, -1, 1, 1, 1) for n in ("latents_mean", "latents_std"))
+        return {"latents": latents[:, :, 0], "images": autoencoder.decode(latents * spread + mean).sample[:, :, 0]}
     config, shift, spread = autoencoder.config, autoencoder.config.get("shift_factor") or 0.0, 1.0
     if config.get("latents_mean") is not None:
         shift, spread = (latents.new_tensor(config[name]).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.denoisers.denoiser import Conditions
-from common.diffusion.text_encoding import encode_text
+from common.diffusion.text_encoding import Reading, encode_text
 from experiments.shared.settings import TeacherTraining, TrainedTextEncoder
 from experiments.teacher_training.text_encoder import build_text_encoder, train_tokenizer
 
@@ -98,7 +98,7 @@ class GivenCaptions(Unconditional):
 
     @torch.no_grad()
     def encoded(self, captions: Sequence[str]) -> Conditions:
-        return encode_text([(self.tokenizer, self.text_encoder)], captions, self.reads)
+        return encode_text([(self.tokenizer, self.text_encoder)], captions, Reading(self.reads))
 
     def columns(self) -> dict[str, torch.Tensor]:
         return self.encoded(self.captions)

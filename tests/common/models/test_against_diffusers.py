@@ -138,7 +138,7 @@ def test_latents_are_normalised_and_back(tiny_teacher_folder, tmp_path, entries)
     latents = teacher.encode_images(images)
     assert torch.allclose(latents, expected, atol=1e-6)
     assert torch.allclose(teacher.decode(latents), teacher.autoencoder.decode(encoded).sample, atol=1e-5)
-    assert torch.equal(scale_latents(teacher.autoencoder.config, encoded), latents)
+    assert torch.equal(scale_latents(teacher.autoencoder, encoded), latents)
     save_student(teacher, teacher, tmp_path / "student")
     assert torch.equal(load_student(teacher, tmp_path / "student").encode_images(images), latents)
 

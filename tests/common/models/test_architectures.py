@@ -24,7 +24,12 @@ DENOISERS = {
     "pixart_sigma": 610_856_096,
     "sd3_medium": 2_028_328_000,
     "flux1_dev": 11_901_408_320,
+    "sana_1600m": 1_604_462_752,
+    "flux2_klein_4b": 3_875_544_576,
+    "flux2_klein_base_4b": 3_875_544_576,
+    "qwen_image": 20_430_401_088,
 }
+ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}  # of heads that are 8 wide
 
 
 @pytest.mark.parametrize("name", DENOISERS)
@@ -56,6 +61,23 @@ def test_stable_diffusion_3_has_three_text_encoders():
     assert count_parameters(teacher.autoencoder) == 83_819_683
 
 
+@pytest.mark.parametrize(
+    ("name", "encoder", "autoencoder", "latents", "distilled"),
+    [  # Gemma 2 of 2 billion, Qwen3 of 4, Qwen2.5-VL of 7
+        ("sana_1600m", 2_614_341_888, 312_250_275, (32, 32, 32), False),
+        ("flux2_klein_4b", 4_022_468_096, 84_046_115, (32, 128, 128), True),
+        ("flux2_klein_base_4b", 4_022_468_096, 84_046_115, (32, 128, 128), False),
+        ("qwen_image", 8_292_166_656, 126_892_531, (16, 128, 128), False),
+    ],
+)
+def test_language_models_read_for_newer_transformers(name, encoder, autoencoder, latents, distilled):
+    teacher = meta_teacher(name)
+    assert count_parameters(teacher.text_encoder) == encoder
+    assert count_parameters(teacher.autoencoder) == autoencoder
+    assert teacher.latent_shape == latents and teacher.image_size == (1024, 1024)
+    assert teacher.distilled == distilled and bool(teacher.instruction) == name.startswith("sana")
+
+
 def test_a_random_folder_of_changed_settings(tmp_path):
     """PixArt's layout in small, with T5 and its tokenizer."""
     small = {"d_model": 32, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 64}
@@ -68,6 +90,42 @@ def test_a_random_folder_of_changed_settings(tmp_path):
     write_random_folder("pixart_sigma", tmp_path / "teacher", changes=changes)
     teacher = load_teacher(str(tmp_path / "teacher"))
     assert teacher.encode_captions(["a cat"])["encoder_hidden_states"].shape == (1, 300, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "denoiser", "vae"),
+    [
+        (
+            "sana_1600m",
+            {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "head_dim": 8, "vocab_size": 400},
+            {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 4, "num_cross_attention_heads": 2}
+            | {"cross_attention_head_dim": 4, "cross_attention_dim": 8, "caption_channels": 16},
+            {f"{half}_block_out_channels": [32] * 6 for half in ("encoder", "decoder")},
+        ),
+        (
+            "qwen_image",
+            {
+                "text_config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+                | {"intermediate_size": 16, "vocab_size": 400, "rope_parameters": ROPE},
+                "vision_config": {
+                    "depth": 1,
+                    "hidden_size": 16,
+                    "num_heads": 2,
+                    "intermediate_size": 16,
+                    "out_hidden_size": 16,
+                },
+            },
+            {"num_layers": 1, "num_attention_heads": 1, "joint_attention_dim": 16},
+            {"base_dim": 6, "num_res_blocks": 1},
+        ),
+    ],
+)
+def test_a_random_folder_that_a_language_model_reads_for(tmp_path, name, text, denoiser, vae):
+    changes = {"text_encoder": text, "transformer": denoiser, "vae": vae}
+    write_random_folder(name, tmp_path / "teacher", changes=changes)
+    teacher = load_teacher(str(tmp_path / "teacher"))
+    length = {"sana_1600m": 300, "qwen_image": 512}[name]
+    assert teacher.encode_captions(["a cat"])["encoder_hidden_states"].shape == (1, length, 16)
 
 
 def test_what_a_variant_shares_with_its_teacher_is_said_once():

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from common.cost.macs import count_parameters
+from common.diffusion.text_encoding import tokens_beside
 from experiments.dry_run.dry_run import gpu_hours
 from experiments.dry_run.job_cost import JobCost, optimizer_bytes
 from experiments.dry_run.job_stages import distilling, encoding, job_stages
@@ -102,6 +103,27 @@ def test_flux_that_is_told_its_guidance_is_called_once_a_step():
     assert inputs[0].shape == (2, 16, 128, 128) and conditions["guidance"].shape == (2,)
     assert found.passes(found.teacher.scheduler, 4) == 4
     assert {conditions[name].shape for name in ("encoder_hidden_states", "pooled_projections")} == {(2, 512, 4096), (2, 768)}
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "guided", "read"),  # operations of reading a caption by the sizes of the language models, in millions
+    [("sana_1600m", 300, 2, 2026), ("flux2_klein_4b", 512, 1, 3633), ("qwen_image", 512, 2, 6525)],
+)
+def test_captions_that_a_language_model_reads(name, tokens, guided, read):
+    words = ("scale=one_gpu", f"teacher={name}", "method=laptop_diff", f"budget.guidance_scale={1 if guided == 1 else 4}")
+    found = JobCost(typed_settings(compose_config("config", *words)))
+    assert found.tokens == tokens and found.guided == guided
+    assert found.inputs(2)[1]["encoder_hidden_states"].shape[:2] == (2, tokens)
+    beside = tokens_beside(found.teacher.reading)
+    assert (beside > 250) == (name == "sana_1600m")  # its instruction
+    assert found.image_operations["read"] / 2e6 / (tokens + beside) == pytest.approx(read, rel=0.05)  # and attention
+
+
+def test_a_distilled_teacher_is_not_guided(tmp_path):
+    done = dry("scale=one_gpu", "teacher=flux2_klein_4b", outputs=tmp_path / "outputs")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "error: calibration.guidance_scale=7.5: the teacher is distilled to few steps" in done.stderr
+    assert "budget.guidance_scale=1 is needed" in done.stderr
 
 
 def test_utilisation_is_that_of_bk_sdm_s_300_hours(bk_sdm):
