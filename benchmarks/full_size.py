@@ -36,18 +36,20 @@ TASKS = {
     "sd21_base": "t2i",
     "pixart_sigma": "t2i",
     "sd3_medium": "t2i",
+    "sana_1600m": "t2i",
     "ldm4_celebahq": "uig",
     "audio_diffusion": "uag",
 }
-CHANGES = {  # transformers for 256 pixels, and one of T5's 24 layers, which take 19 GB in float32
+CHANGES = {  # transformers for 256 pixels; one of T5's 24 layers, which take 19 GB in float32, and of Gemma's 26
     "pixart_sigma": {
         "transformer": {"sample_size": 32, "interpolation_scale": 0.5},
         "vae": {"sample_size": 256},
         "text_encoder": {"num_layers": 1},
     },
     "sd3_medium": {"transformer": {"sample_size": 32}, "vae": {"sample_size": 256}, "text_encoder_3": {"num_layers": 1}},
+    "sana_1600m": {"transformer": {"sample_size": 8}, "text_encoder": {"num_hidden_layers": 1}},
 }
-SIZES = {"pixart_sigma": 256, "sd3_medium": 256}  # of images, where it is not 512
+SIZES = dict.fromkeys(CHANGES, 256)  # of images, where it is not 512
 SMALL = [
     "calibration.num_conditions=1",
     "calibration.samples=1",

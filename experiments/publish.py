@@ -5,15 +5,17 @@
 <out>/<task>/<experiment>/, of another teacher than the task's own <out>/<task>/<teacher>/<experiment>/, holds README.md
 (the command, a paper's table beside ours, all jobs), rows.jsonl (a result row a line), a picture for each metric, and
 samples.webp (the teacher's and every student's from equal seeds). Of several sweeps of an experiment the one with most
-finished jobs is shown. <out>/<task>/laptop_diff/additivity/ shows experiments.additivity.
+finished jobs is shown, with the jobs of those that ask for the same of other seeds. <out>/<task>/laptop_diff/additivity/
+shows experiments.additivity.
 """
 
 import argparse
 import re
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from experiments.shared.command_line import error_line, one_line_errors
 from experiments.shared.row import Row
 from experiments.sweeps.result_index import write_index
 from experiments.sweeps.sweep import read_records, read_sweep
+
+OUTER_COMMA = re.compile(r",(?![^\[{(]*[\]})])")  # between values of a sweep, not inside one
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,34 @@ def found_by(path: Path, outputs: Path) -> Iterator[Shown]:
         yield Shown(path.parent.name, about, list(own.values()), done, (len(own), newest, path.stat().st_mtime))
 
 
+def asked(command: str) -> dict[str, set[str]]:
+    """What a sweep was asked for: the values of each setting."""
+    pairs = (word.partition("=") for word in shlex.split(command) if "=" in word)
+    return {name: set(OUTER_COMMA.split(value)) for name, _, value in pairs}
+
+
+def of_other_seeds(command: str, other: str) -> bool:
+    """Whether `other` asks for what `command` does, or for some of it, and at most of other seeds."""
+    ours, theirs = asked(command), asked(other)
+    return ours.keys() | {"seed"} == theirs.keys() | {"seed"} and all(
+        values <= ours[name] for name, values in theirs.items() if name != "seed"
+    )
+
+
+def together(found: Sequence[Shown]) -> Shown:
+    """Of the sweeps of an experiment the largest, with what those of other seeds have found besides."""
+    shown, *others = sorted(found, key=lambda each: each.rank, reverse=True)
+    for other in others:
+        known = {row["path"] for row in shown.rows}
+        more = [row for row in other.rows if row["path"] not in known]
+        if not more or not of_other_seeds(str(shown.sweep["command"]).splitlines()[0], other.sweep["command"]):
+            continue
+        both = {"command": f"{shown.sweep['command']}\n{other.sweep['command']}"}
+        both["jobs"] = shown.sweep["jobs"] + other.sweep["jobs"]
+        shown = replace(shown, sweep={**shown.sweep, **both}, rows=[*shown.rows, *more], done=shown.done + other.done)
+    return shown
+
+
 def safe(name: str) -> str:
     """A name as part of a path."""
     return re.sub(r"[^A-Za-z0-9_./-]", "-", name)
@@ -94,14 +126,15 @@ def publish(arguments: argparse.Namespace) -> None:
             print(spelt_out(f"not published: {what}: {error_line(error)}"), file=sys.stderr)
             failed = True
 
-    best: dict[Path, Shown] = {}
+    found: dict[Path, list[Shown]] = {}
     for path in sorted(outputs.glob("sweeps/*/sweep.json")):
         with attempt(str(path.parent)):
             for shown in found_by(path, outputs):
                 folder = out / safe(shown.sweep["task"]) / safe(shown.sweep["experiment"])
-                best[folder] = max(best.get(folder, shown), shown, key=lambda each: each.rank)
-    for folder, shown in best.items():
+                found.setdefault(folder, []).append(shown)
+    for folder, sweeps in found.items():
         with attempt(str(folder)):
+            shown = together(sweeps)
             write_page(shown.sweep, shown.rows, shown.done, folder)
             print(f"{shown.done} of {shown.sweep['jobs']} jobs of {shown.name}: {folder}")
     documents = sorted(outputs.glob("*/additivity/*/additivity.json"), key=lambda path: path.stat().st_mtime)
@@ -110,7 +143,7 @@ def publish(arguments: argparse.Namespace) -> None:
         with attempt(str(path)):
             write_additivity(path.parent, task, folder)
             print(f"additivity: {folder}")
-    if not (best or documents or failed):
+    if not (found or documents or failed):
         raise InputError(
             f"No sweep of an experiment with finished jobs below {outputs}: python run.py -m experiment=<name> first."
         )

@@ -101,10 +101,11 @@ def published(row: Row) -> dict[str, Any]:
 def write_page(sweep: Mapping[str, Any], rows: Sequence[Row], done: int, folder: Path) -> None:
     """README.md with its pictures, rows.jsonl (without where the rows lay) and sweep.json.
 
-    sweep: command, experiment, task, table, and the number of jobs that were asked for, of which `done` have a row.
+    sweep: command (a line each, where there are several), experiment, task, table, and the number of jobs that were asked
+    for, of which `done` have a row.
     """
     lines = [f"# {markdown_text(sweep['experiment'])}, {markdown_text(sweep['task'])}", ""]
-    lines += [f"    {spelt_out(sweep['command'])}", ""]
+    lines += [*(f"    {spelt_out(command)}" for command in sweep["command"].splitlines()), ""]
     if done < sweep["jobs"]:
         lines += [f"{done} of {sweep['jobs']} jobs: the others failed, or were deleted.", ""]
     if sweep["table"] is not None:

@@ -18,7 +18,8 @@ def index_lines(path: Path, folder: Path) -> list[str]:
     title = (sweep["table"] or {}).get("title")
     _, other, teacher = sweep["task"].partition("/")  # of another teacher than the task's own (reporting.rows.page_place)
     link = f"[{markdown_text(f'{teacher}{other}' + sweep['experiment'])}]({name}/README.md)"
-    return [f"- {link}{f': {markdown_text(title)}' if title else ''}  \n  {code_span(sweep['command'])}"]
+    commands = "  \n  ".join(map(code_span, sweep["command"].splitlines()))
+    return [f"- {link}{f': {markdown_text(title)}' if title else ''}  \n  {commands}"]
 
 
 def fault_lines(folder: Path) -> list[str]:
