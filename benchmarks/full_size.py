@@ -46,7 +46,8 @@ CHANGES = {  # transformers for 256 pixels; one of T5's 24 layers, which take 19
         "vae": {"sample_size": 256},
         "text_encoder": {"num_layers": 1},
     },
-    "sd3_medium": {"transformer": {"sample_size": 32}, "vae": {"sample_size": 256}, "text_encoder_3": {"num_layers": 1}},
+    "sd3_medium": {"transformer": {"sample_size": 32}, "vae": {"sample_size": 256}, "text_encoder_3": {"num_layers": 1}}
+    | {"text_encoder_2": {"num_hidden_layers": 1}},
     "sana_1600m": {"transformer": {"sample_size": 8}, "text_encoder": {"num_hidden_layers": 1}},
 }
 SIZES = dict.fromkeys(CHANGES, 256)  # of images, where it is not 512

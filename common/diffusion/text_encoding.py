@@ -22,6 +22,7 @@ from common.errors import InputError
 
 CAPTIONS = {1: 512, 2: 64, 3: 64}  # encoded at once, by the number of encoders: two give all their hidden states
 TOKENS = 77  # as long as those captions are; of longer ones fewer go at once
+READ_AT_ONCE = 16  # captions, by a language model of billions of weights
 T5_TOKENS = 256  # of Stable Diffusion 3's T5, as diffusers' pipeline has it
 CHAT_STATES = (9, 18, 27)  # hidden states of FLUX.2-klein's language model, beside each other
 DESCRIBED = (  # what Qwen-Image's language model is asked, with its first 34 tokens left out of what it gives
@@ -80,8 +81,9 @@ class Reading:
 
 def encode_text(encoders: Sequence[Encoder], captions: Sequence[str], reading: Reading = Reading()) -> Conditions:
     """The conditions of the captions, a row each: `encoder_hidden_states` (captions, tokens, width), and what READERS add."""
-    size = max(1, CAPTIONS[len(encoders)] * TOKENS // max(TOKENS, *(tokenizer.model_max_length for tokenizer, _ in encoders)))
-    read = READERS[reading.how]
+    read, longest = READERS[reading.how], max(TOKENS, *(tokenizer.model_max_length for tokenizer, _ in encoders))
+    of_language_model = read in (read_instructed, read_chat, read_described)
+    size = READ_AT_ONCE if of_language_model else max(1, CAPTIONS[len(encoders)] * TOKENS // longest)
     chunks = [read(encoders, list(captions[start : start + size]), reading) for start in range(0, len(captions), size)]
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
@@ -140,14 +142,18 @@ def read_instructed(encoders: Sequence[Encoder], captions: Sequence[str], readin
     but for the first one's.
     """
     tokenizer, encoder = encoders[0]
-    length, found = tokenizer.model_max_length, []
-    beside = len(tokenizer.encode(reading.instruction)) - 2 if reading.instruction else 0
-    for caption in captions:
-        text = reading.instruction + caption.lower().strip() if caption else caption
-        tokens = padded(tokenizer, [text], length + (beside if caption else 0), padding_side="right").to(encoder.device)
+    length, found = tokenizer.model_max_length, {}
+    for instruction in dict.fromkeys((reading.instruction, "")):
+        chosen = [row for row, caption in enumerate(captions) if (reading.instruction if caption else "") == instruction]
+        if not chosen:
+            continue
+        texts = [instruction + captions[row].lower().strip() for row in chosen]
+        beside = len(tokenizer.encode(instruction)) - 2 if instruction else 0
+        tokens = padded(tokenizer, texts, length + beside, padding_side="right").to(encoder.device)
         states = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
-        found.append([torch.cat([each[:, :1], each[:, 1 - length :]], 1) for each in (states, tokens.attention_mask)])
-    states, mask = (torch.cat(each) for each in zip(*found, strict=True))
+        kept = [torch.cat([each[:, :1], each[:, 1 - length :]], 1) for each in (states, tokens.attention_mask)]
+        found |= dict(zip(chosen, zip(*kept, strict=True), strict=True))
+    states, mask = (torch.stack(each) for each in zip(*(found[row] for row in range(len(captions))), strict=True))
     return {"encoder_hidden_states": states, "encoder_attention_mask": mask.to(states)}
 
 
@@ -156,7 +162,8 @@ def read_chat(encoders: Sequence[Encoder], captions: Sequence[str], reading: Rea
     tokenizer, encoder = encoders[0]
     asked = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
     turns = [tokenizer.apply_chat_template([{"role": "user", "content": caption}], **asked) for caption in captions]
-    states = states_of(encoder, padded(tokenizer, turns, tokenizer.model_max_length))
+    tokens = padded(tokenizer, turns, tokenizer.model_max_length)
+    states = states_of(encoder, tokens, output_hidden_states=True).hidden_states
     return {"encoder_hidden_states": torch.cat([states[number] for number in CHAT_STATES], -1)}
 
 
@@ -166,7 +173,7 @@ def read_described(encoders: Sequence[Encoder], captions: Sequence[str], reading
     asked = [DESCRIBED.format(caption) for caption in captions]
     tokens = padded(tokenizer, asked, tokenizer.model_max_length + DESCRIBED_TOKENS, padding_side="right").to(encoder.device)
     mask = tokens.attention_mask[:, DESCRIBED_TOKENS:]
-    states = states_of(encoder, tokens)[-1][:, DESCRIBED_TOKENS:]
+    states = states_of(encoder, tokens).last_hidden_state[:, DESCRIBED_TOKENS:]
     return {"encoder_hidden_states": states * mask.to(states)[..., None], "encoder_hidden_states_mask": mask}
 
 
@@ -175,11 +182,11 @@ def padded(tokenizer: Any, texts: list[str], length: int, **options: Any) -> Any
     return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt", **options)
 
 
-def states_of(encoder: Any, tokens: Any) -> tuple[torch.Tensor, ...]:
-    """All hidden states (texts, tokens, width) of a language model, without what it would say."""
+def states_of(encoder: Any, tokens: Any, **options: Any) -> Any:
+    """What a language model gives, of states (texts, tokens, width), without what it would say."""
     tokens = tokens.to(encoder.device)
     given = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
-    return language_model(encoder)(**given, output_hidden_states=True, use_cache=False).hidden_states
+    return language_model(encoder)(**given, use_cache=False, **options)
 
 
 def language_model(encoder: Any) -> Any:

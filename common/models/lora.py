@@ -74,7 +74,9 @@ def read_lora(kind: str, path: str, unet: nn.Module) -> tuple[Weights, dict[str,
 
     pipeline_class = getattr(diffusers, kind, None)
     if not hasattr(pipeline_class, "load_lora_weights"):
-        raise InputError(f"The LoRA {path}: a {kind} takes none; Stable Diffusion 1, 2, XL and 3, FLUX, Sana and Qwen-Image do.")
+        raise InputError(
+            f"The LoRA {path}: a {kind} takes none; Stable Diffusion 1, 2, XL and 3, FLUX, Sana and Qwen-Image do."
+        )
     if find_spec("peft") is None:
         raise InputError(f'The LoRA {path} needs peft: pip install -c constraints.txt -e ".[lora]"')
     place = lora_file(path)
