@@ -148,7 +148,7 @@ def read_instructed(encoders: Sequence[Encoder], captions: Sequence[str], readin
         if not chosen:
             continue
         texts = [instruction + captions[row].lower().strip() for row in chosen]
-        beside = len(tokenizer.encode(instruction)) - 2 if instruction else 0
+        beside = len(tokenizer(instruction, verbose=False).input_ids) - 2 if instruction else 0
         tokens = padded(tokenizer, texts, length + beside, padding_side="right").to(encoder.device)
         states = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
         kept = [torch.cat([each[:, :1], each[:, 1 - length :]], 1) for each in (states, tokens.attention_mask)]
