@@ -34,6 +34,7 @@ def shown_command(command: str) -> str:
     return shlex.join(place_left_out(word) for word in words if not word.startswith(("outputs=", "logging=")))
 
 
+DIGITS = 7
 PLACE = re.compile(r"(?<![\w.:/])~?/(?:[^\s,\[\]{}'\"/]+/)*([^\s,\[\]{}'\"/]+)")  # a path of this machine, and its last part
 
 
@@ -93,9 +94,19 @@ def write_group(rows: Sequence[Row], folder: Path, prefix: str) -> dict[Path, st
     return found | ({sheet: SAMPLES} if draw_sheet(rows, sheet) else {})
 
 
-def published(row: Row) -> dict[str, Any]:
-    """A row without where it lay and where its job wrote."""
-    return {key: shown_command(value) if key == "command" else value for key, value in row.items() if key != "path"}
+def published(row: Row) -> str:
+    """A row as JSON without where it lay and where its job wrote, its numbers with DIGITS digits."""
+    kept = {key: shown_command(value) if key == "command" else value for key, value in row.items() if key != "path"}
+    return to_json(with_digits(kept), separators=(",", ":"))
+
+
+def with_digits(value: Any) -> Any:
+    """A document whose floating-point numbers have DIGITS significant digits."""
+    if isinstance(value, dict):
+        return {name: with_digits(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_digits(each) for each in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def write_page(sweep: Mapping[str, Any], rows: Sequence[Row], done: int, folder: Path) -> None:
@@ -118,7 +129,7 @@ def write_page(sweep: Mapping[str, Any], rows: Sequence[Row], done: int, folder:
             told = ["Samples from equal seeds:", ""] if path.suffix == ".webp" else []
             lines += [*told, f"![{what}]({path.name})", ""]
         pictures += drawn
-    texts = [to_json(published(row)) for row in rows]
+    texts = [published(row) for row in rows]
     write_atomically(folder / ROWS_FILE, ("\n".join(texts) + "\n").encode())
     write_text(folder / "README.md", "\n".join(lines))
     write_json(folder / "sweep.json", sweep)
