@@ -92,7 +92,7 @@ def draw(found: Mapping[str, Mapping[str, Any]], after: Sequence[float], title: 
         axis.tick_params(labelsize=7)
     axes[0, 0].set_ylabel(f"{title}, after training", fontsize=8)
     figure.tight_layout()
-    save_figure(figure, path, colours=256)
+    save_figure(figure, path, colours=64)
 
 
 @one_line_errors

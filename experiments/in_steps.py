@@ -79,7 +79,7 @@ def draw(pairs: Sequence[tuple[Row, Row]], path: Path, metric: str, names: Seque
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     figure.tight_layout()
-    save_figure(figure, path, colours=256)
+    save_figure(figure, path, colours=64)
 
 
 def lines_of(pairs: Sequence[tuple[Row, Row]], metrics: Sequence[str]) -> list[list[str]]:

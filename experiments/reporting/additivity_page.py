@@ -103,4 +103,4 @@ def draw(document: dict[str, Any], path: Path) -> None:
             axis.tick_params(labelsize=7)
     axes[1, 0].legend(fontsize=7, frameon=False)
     figure.tight_layout()
-    save_figure(figure, path, colours=256)
+    save_figure(figure, path, colours=64)

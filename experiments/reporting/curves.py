@@ -201,7 +201,7 @@ def draw_curves(rows: Sequence[Row], path: Path, metric: str | None = None) -> N
     figure.tight_layout()
     for axis, labels_of_panel in zip(axes.flat, beside, strict=False):
         write_labels(axis, labels_of_panel or [])
-    save_figure(figure, path, colours=256)
+    save_figure(figure, path, colours=64)
 
 
 def plot_data(rows: Sequence[Row]) -> dict[str, Any]:
