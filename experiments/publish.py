@@ -39,6 +39,7 @@ class Shown:
     sweep: dict[str, Any]  # as published: its task, and the jobs it was asked for on that task
     rows: list[Row]
     done: int  # jobs whose row is there; several may have the same
+    found: dict[str, bool]  # by the folder of each job that was recorded whether its row is there
     rank: tuple[float, ...]  # the largest is published: most rows, then the latest
 
 
@@ -70,13 +71,15 @@ def found_by(path: Path, outputs: Path) -> Iterator[Shown]:
         }
         done = sum(record["error"] is None and outputs / record["folder"] in own for record in records)
         newest = max((folder / "result.json").stat().st_mtime for folder in own)
-        yield Shown(path.parent.name, about, list(own.values()), done, (len(own), newest, path.stat().st_mtime))
+        recorded = [record["folder"] for record, place in zip(records, tasks, strict=True) if place == task]
+        found = {folder: outputs / folder in own for folder in recorded}
+        yield Shown(path.parent.name, about, list(own.values()), done, found, (len(own), newest, path.stat().st_mtime))
 
 
 def asked(command: str) -> dict[str, set[str]]:
-    """What a sweep was asked for: the values of each setting."""
-    pairs = (word.partition("=") for word in shlex.split(command) if "=" in word)
-    return {name: set(OUTER_COMMA.split(value)) for name, _, value in pairs}
+    """What a sweep was asked for: the values of each setting, none of other words."""
+    pairs = (word.partition("=") for word in shlex.split(command))
+    return {name: set(OUTER_COMMA.split(value)) if equals else set() for name, equals, value in pairs}
 
 
 def of_other_seeds(command: str, other: str) -> bool:
@@ -87,17 +90,21 @@ def of_other_seeds(command: str, other: str) -> bool:
     )
 
 
-def together(found: Sequence[Shown]) -> Shown:
+def together(sweeps: Sequence[Shown]) -> Shown:
     """Of the sweeps of an experiment the largest, with what those of other seeds have found besides."""
-    shown, *others = sorted(found, key=lambda each: each.rank, reverse=True)
+    shown, *others = sorted(sweeps, key=lambda each: each.rank, reverse=True)
     for other in others:
         known = {row["path"] for row in shown.rows}
         more = [row for row in other.rows if row["path"] not in known]
         if not more or not of_other_seeds(str(shown.sweep["command"]).splitlines()[0], other.sweep["command"]):
             continue
+        new = [folder for folder in other.found if folder not in shown.found]
+        mended = [folder for folder, there in shown.found.items() if not there and other.found.get(folder)]
         both = {"command": f"{shown.sweep['command']}\n{other.sweep['command']}"}
-        both["jobs"] = shown.sweep["jobs"] + other.sweep["jobs"]
-        shown = replace(shown, sweep={**shown.sweep, **both}, rows=[*shown.rows, *more], done=shown.done + other.done)
+        both["jobs"] = shown.sweep["jobs"] + len(new) + other.sweep["jobs"] - len(other.found)
+        done = shown.done + sum(other.found[folder] for folder in new) + len(mended)
+        found = other.found | {folder: there or other.found.get(folder, False) for folder, there in shown.found.items()}
+        shown = replace(shown, sweep={**shown.sweep, **both}, rows=[*shown.rows, *more], done=done, found=found)
     return shown
 
 

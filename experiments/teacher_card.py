@@ -127,6 +127,7 @@ def main(cfg: DictConfig) -> None:
 
     from common.audio.spectrogram import write_sounds
     from common.diffusion.images import save_grid, upright
+    from common.errors import InputError
     from common.metrics.similarity import peak_signal_to_noise
     from common.runtime.files import write_json, write_text
     from common.runtime.strict_json import read_json
@@ -135,7 +136,10 @@ def main(cfg: DictConfig) -> None:
 
     torch.set_grad_enabled(False)
     job = Job(cfg)
-    teacher, evaluation, test, train = job.teacher, job.settings.evaluation, job.data("test"), job.data("train")
+    teacher, evaluation = job.teacher, job.settings.evaluation
+    if not (teacher.folder / "training.json").is_file():
+        raise InputError(f"{teacher.folder} has no training.json: cards are of teachers that experiments.train_teacher made.")
+    test, train = job.data("test"), job.data("train")
     figures: dict[str, Any] = {"psnr held out (dB)": peak_signal_to_noise(teacher.autoencoder, test.images)}
     for split in ("train", "test"):
         for label, subset in subsets(train).items():

@@ -132,6 +132,24 @@ def test_seeds_of_sweeps_of_their_own_are_shown_together(outputs):
     assert all(f"`{command}`" in (page.parents[2] / "README.md").read_text() for command in told)
 
 
+def test_a_seed_that_was_run_again_is_one_job(outputs):
+    """Also where two sweeps have jobs in common; a word without a value makes another sweep."""
+    for folder, ratio in (("t2i/m/e", 0.4), ("t2i/m/f", 0.3)):
+        job(outputs / folder, ratio=ratio)
+    commands = {
+        "first": ("seed=0,1,2", ["t2i/m/a", "t2i/m/b", "t2i/m/e!"]),
+        "again": ("seed=2", ["t2i/m/e"]),
+        "other": ("~distill seed=3", ["t2i/m/f"]),
+    }
+    for name, (words, folders) in commands.items():
+        recorded(outputs, name, folders)
+        path = outputs / "sweeps" / name / "sweep.json"
+        write_json(path, {**json.loads(path.read_text()), "command": f"python run.py -m experiment=x/main {words}"})
+    page = published(outputs) / "t2i/x/main"
+    assert len(read_rows([page])) == 3 and json.loads((page / "sweep.json").read_text())["jobs"] == 3
+    assert "the others failed" not in (page / "README.md").read_text()
+
+
 def test_one_bad_sweep_stops_no_other(outputs, capsys):
     recorded(outputs, "a-bad", ["t2i/m/a"], experiment="x/bad")
     (outputs / "sweeps/a-bad/jobs/000000.json").write_text("{")

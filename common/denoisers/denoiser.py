@@ -34,20 +34,20 @@ class Denoiser:
     """How the networks of one architecture are called: latents in, a prediction of their shape out.
 
     part: the denoiser's name in a pipeline's folder. text_width: the entry of its configuration that tells how wide the
-    states of text are. text_encoders: classes of transformers, of which its first text encoder is one. reads_text: how
-    captions become its conditions (common.diffusion.text_encoding). even_sigmas: whether its pipeline asks its scheduler
-    for noise levels from 1 to 1 / steps, before any shift, and not for the scheduler's own. streams: by the class name of
-    each block that a method may remove, what it passes on, by the names of its own arguments and in the order in which it
-    returns them; none for U-Nets, whose layers tell that by their structure (common.pruning.layers). read_from: paths of
-    blocks inside which the network itself reads, so that they cannot go whole. depths: by the path of each list of blocks
-    the entry of the configuration that tells how many it has; none where blocks cannot be counted anew.
+    states of text are. text_encoders: classes of transformers, of which its first text encoder is one. autoencoders: classes
+    of diffusers, of which its autoencoder is one. reads_text: how captions become its conditions
+    (common.diffusion.text_encoding). streams: by the class name of each block that a method may remove, what it passes on, by
+    the names of its own arguments and in the order in which it returns them; none for U-Nets, whose layers tell that by their
+    structure (common.pruning.layers). read_from: paths of blocks inside which the network itself reads, so that they cannot
+    go whole. depths: by the path of each list of blocks the entry of the configuration that tells how many it has; none where
+    blocks cannot be counted anew.
     """
 
     part: str = "transformer"
     text_width: str = "caption_channels"
     text_encoders: tuple[str, ...] = ("CLIPTextModel",)
+    autoencoders: tuple[str, ...] = ("AutoencoderKL", "VQModel")
     reads_text: str = "states"
-    even_sigmas: bool = False
     read_from: tuple[str, ...] = ()
     depths: Mapping[str, str] = {}
     streams: Mapping[str, tuple[str, ...]] = {}
@@ -89,15 +89,20 @@ class Denoiser:
         """Classifier-free guidance (Ho and Salimans 2022) from predictions (batch, ...) without and with a condition."""
         return without + scale * (conditioned - without)
 
+    def asks_for_sigmas(self, config: Any) -> bool:
+        """Whether its pipeline asks a scheduler of this configuration for noise levels from 1 to 1 / steps, before any shift,
+        and not for the scheduler's own."""
+        return False
+
     def time_shift(self, config: Any, tokens: int, steps: int) -> float:
         """The logarithm of a flow's shift, which depends on the size of the image: linear in the number of its tokens.
 
         config: of the scheduler; tokens: patches of 2 x 2 latents (FLUX's, Stable Diffusion 3.5's and Qwen-Image's pipelines
         in diffusers).
         """
-        first, last = config.base_image_seq_len, config.max_image_seq_len
-        slope = (config.max_shift - config.base_shift) / (last - first)
-        return config.base_shift + slope * (tokens - first)
+        first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        return low + (high - low) / (last - first) * (tokens - first)
 
     def latent_shape(self, network: Any) -> tuple[int, int, int]:
         """(channels, height, width) of one latent."""

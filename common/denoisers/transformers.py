@@ -64,6 +64,7 @@ class Sana(Transformer):
     streams: Mapping[str, tuple[str, ...]] = {"SanaTransformerBlock": ONE_STREAM}
     depths = ONE_LIST
     text_encoders = ("Gemma2Model",)
+    autoencoders = ("AutoencoderDC",)
     reads_text = "instructed"
 
     def arguments(self, network: Any, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> dict[str, Any]:
@@ -141,8 +142,10 @@ class Packed(Transformer):
     """
 
     text_width = "joint_attention_dim"
-    even_sigmas = True
     size = 128
+
+    def asks_for_sigmas(self, config: Any) -> bool:
+        return not config.get("use_flow_sigmas")
 
     def latent_shape(self, network: Any) -> tuple[int, int, int]:
         size = network.config.get("sample_size", self.size)
@@ -191,6 +194,7 @@ class Flux2(Packed):
 
     streams: Mapping[str, tuple[str, ...]] = {"Flux2TransformerBlock": TEXT_FIRST, "Flux2SingleTransformerBlock": ONE_STREAM}
     depths = TWO_LISTS
+    autoencoders = ("AutoencoderKLFlux2",)
     reads_text = "chat"
 
     def time_shift(self, config: Any, tokens: int, steps: int) -> float:
@@ -220,7 +224,11 @@ class QwenImage(Packed):
 
     streams: Mapping[str, tuple[str, ...]] = {"QwenImageTransformerBlock": TEXT_FIRST}
     depths = ONE_LIST
+    autoencoders = ("AutoencoderKLQwenImage",)
     reads_text = "described"
+
+    def asks_for_sigmas(self, config: Any) -> bool:
+        return True
 
     def guided(self, without: torch.Tensor, conditioned: torch.Tensor, scale: float) -> torch.Tensor:
         """Of the length that the conditioned prediction has, token by token (its pipeline in diffusers)."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.diffusion.autoencoders import encode, image_channels, latent_channels
+from common.diffusion.autoencoders import encode, image_channels, latent_channels, of_video
 from common.diffusion.images import with_channels
 from common.errors import InputError
 from common.settings import is_finite_number
@@ -53,13 +53,22 @@ def affine(autoencoder: Any, like: torch.Tensor) -> tuple[torch.Tensor | float, 
     return tuple(like.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std))
 
 
+def same_statistics(one: Any, other: Any) -> bool:
+    """Whether two autoencoders of one class have the same statistics of latents, where they hold such (FLUX.2's)."""
+    if not hasattr(one, "bn"):
+        return True
+    held = [(norm.bn.running_mean, norm.bn.running_var + norm.config.batch_norm_eps) for norm in (one, other)]
+    return all(torch.allclose(mine, theirs, rtol=1e-3, atol=1e-4) for mine, theirs in zip(*held, strict=True))
+
+
 def patches(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """(1, channels, height, width) of values (4 * channels,) for the four places of each patch of 2 x 2."""
     return values.view(1, -1, 2, 2).repeat(1, 1, height // 2, width // 2)
 
 
-def check_scaling(folder: Path, config: Any) -> None:
+def check_scaling(folder: Path, autoencoder: Any) -> None:
     """InputError for a scaling factor, shift, means or deviations by which no latents can be scaled."""
+    config = autoencoder.config
     scale, shift = scaling_factor(config), config.get("shift_factor")
     if not is_finite_number(scale) or not SMALLEST_SCALE <= abs(scale) <= 1 / SMALLEST_SCALE:
         raise InputError(
@@ -68,7 +77,7 @@ def check_scaling(folder: Path, config: Any) -> None:
     if shift is not None and not is_finite_number(shift):
         raise InputError(f"{folder} sets shift_factor={shift}: a finite number is needed.")
     given = {name: config.get(name) for name in ("latents_mean", "latents_std")}
-    if given["latents_mean"] is None and given["latents_std"] is None:
+    if given["latents_mean"] is None and given["latents_std"] is None and not of_video(autoencoder):
         return
     channels = latent_channels(config)
     for name, values in given.items():

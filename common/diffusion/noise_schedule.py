@@ -116,6 +116,11 @@ def is_flow(scheduler: Any) -> bool:
     return bool(named) or type(scheduler).__name__.startswith("FlowMatch")
 
 
+def samples_flow(scheduler: Any) -> bool:
+    """Whether a scheduler's class can sample a flow, as it is set: not by a prediction_type alone that it does not know."""
+    return bool(flow_sigmas(scheduler)) or type(scheduler).__name__.startswith("FlowMatch")
+
+
 def flow_sigmas(scheduler: Any) -> bool | None:
     """use_flow_sigmas; None of a class that does not read it, whatever a configuration of another class has left there."""
     known = inspect.signature(type(scheduler).__init__).parameters

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import torch
 
 from common.denoisers.denoiser import GUIDANCE, Conditions, Denoiser, architecture_of
@@ -51,12 +52,12 @@ def row_generators(noise: torch.Tensor) -> list[torch.Generator]:
 def set_timesteps(scheduler: Any, steps: int, latents: torch.Tensor, architecture: Denoiser) -> None:
     """Spreads the steps over the schedule, of a flow whose shift depends on the size of the image by the size of the latents.
 
-    As the pipelines of that architecture do (Denoiser.even_sigmas, Denoiser.time_shift).
+    As the pipelines of that architecture do (Denoiser.asks_for_sigmas, Denoiser.time_shift).
     """
-    config, even = scheduler.config, architecture.even_sigmas
+    config = scheduler.config
     options: dict[str, Any] = {}
-    if even and not config.get("use_flow_sigmas") and "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
-        options["sigmas"] = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).tolist()
+    if architecture.asks_for_sigmas(config) and "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+        options["sigmas"] = numpy.linspace(1.0, 1 / steps, steps)
     if config.get("use_dynamic_shifting"):
         options["mu"] = architecture.time_shift(config, latents.shape[-2] * latents.shape[-1] // 4, steps)
     scheduler.set_timesteps(steps, device=latents.device, **options)

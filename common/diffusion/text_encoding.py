@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.denoisers.denoiser import Conditions
-from common.errors import InputError
+from common.errors import InputError, first_line
 
 CAPTIONS = {1: 512, 2: 64, 3: 64}  # encoded at once, by the number of encoders: two give all their hidden states
 TOKENS = 77  # as long as those captions are; of longer ones fewer go at once
@@ -30,6 +30,7 @@ DESCRIBED = (  # what Qwen-Image's language model is asked, with its first 34 to
     "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
 DESCRIBED_TOKENS = 34
+DESCRIBED_AT_MOST = 1024 + DESCRIBED_TOKENS  # read of a long caption; the beginning of that is kept
 
 
 def check_vocabulary(tokenizer: Any, folder: str | Path) -> None:
@@ -43,6 +44,21 @@ def check_vocabulary(tokenizer: Any, folder: str | Path) -> None:
     one, other = tokenizer(["a", "b"], add_special_tokens=False).input_ids
     if one == other:
         raise InputError(f"{folder} has no vocabulary: vocab.json and merges.txt, or tokenizer.json, are missing.")
+
+
+def check_reading(folder: str | Path, tokenizers: Sequence[Any], how: str) -> None:
+    """InputError where a tokenizer cannot pad captions, or make a turn of a chat of them, as reading them so asks for."""
+    for tokenizer in tokenizers:
+        if tokenizer.pad_token is None:
+            raise InputError(f"{folder}: the tokenizer has no pad_token, by which captions are made of one length.")
+    if how == "chat":
+        try:
+            turn_of_chat(tokenizers[0], "a cat")
+        except Exception as error:  # jinja's, of whatever the template does
+            raise InputError(
+                f"{folder}: the tokenizer makes no turn of a chat (chat_template.jinja, or chat_template in "
+                f"tokenizer_config.json): {first_line(error)}"
+            ) from error
 
 
 def tokenized(tokenizer: Any, captions: Sequence[str]) -> Any:
@@ -160,18 +176,24 @@ def read_instructed(encoders: Sequence[Encoder], captions: Sequence[str], readin
 def read_chat(encoders: Sequence[Encoder], captions: Sequence[str], reading: Reading) -> Conditions:
     """Of a language model CHAT_STATES beside each other; each caption is what a user says, and padding is read, too."""
     tokenizer, encoder = encoders[0]
-    asked = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-    turns = [tokenizer.apply_chat_template([{"role": "user", "content": caption}], **asked) for caption in captions]
-    tokens = padded(tokenizer, turns, tokenizer.model_max_length)
+    tokens = padded(tokenizer, [turn_of_chat(tokenizer, caption) for caption in captions], tokenizer.model_max_length)
     states = states_of(encoder, tokens, output_hidden_states=True).hidden_states
     return {"encoder_hidden_states": torch.cat([states[number] for number in CHAT_STATES], -1)}
+
+
+def turn_of_chat(tokenizer: Any, caption: str) -> str:
+    """What a user says who says the caption, and the beginning of an answer that is not thought over."""
+    asked = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    return tokenizer.apply_chat_template([{"role": "user", "content": caption}], **asked)
 
 
 def read_described(encoders: Sequence[Encoder], captions: Sequence[str], reading: Reading) -> Conditions:
     """Of a language model the last states after DESCRIBED_TOKENS of DESCRIBED, 0 where `encoder_hidden_states_mask` is."""
     tokenizer, encoder = encoders[0]
-    asked = [DESCRIBED.format(caption) for caption in captions]
-    tokens = padded(tokenizer, asked, tokenizer.model_max_length + DESCRIBED_TOKENS, padding_side="right").to(encoder.device)
+    asked, length = [DESCRIBED.format(caption) for caption in captions], tokenizer.model_max_length + DESCRIBED_TOKENS
+    cut = [ids[:length] for ids in tokenizer(asked, max_length=DESCRIBED_AT_MOST, truncation=True).input_ids]
+    filled = {"padding": "max_length", "max_length": length, "padding_side": "right", "return_tensors": "pt"}
+    tokens = tokenizer.pad({"input_ids": cut}, **filled)
     mask = tokens.attention_mask[:, DESCRIBED_TOKENS:]
     states = states_of(encoder, tokens).last_hidden_state[:, DESCRIBED_TOKENS:]
     return {"encoder_hidden_states": states * mask.to(states)[..., None], "encoder_hidden_states_mask": mask}

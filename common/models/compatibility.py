@@ -32,6 +32,12 @@ def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, t
     """InputError with the two numbers when latents or text states of one part are not those that another takes."""
     latents = latent_channels(autoencoder.config)
     architecture = architecture_of(denoiser)
+    if type(autoencoder).__name__ not in architecture.autoencoders:
+        known, found = (
+            " or ".join(architecture.autoencoders),
+            f"{type(autoencoder).__name__} beside a {type(denoiser).__name__}",
+        )
+        raise InputError(f"{folder}: the autoencoder is of the class {found}, which goes with {known}.")
     packed = denoiser.config.in_channels // architecture.latent_shape(denoiser)[0]  # FLUX takes patches for channels
     variances = architecture.part == "transformer" and denoiser.config.out_channels == 2 * latents
     what = "U-Net" if architecture.part == "unet" else architecture.part
@@ -57,7 +63,7 @@ def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, t
             f"{folder}: the autoencoder has {sorted(images)} channels of images; 3 (colour) or 1 (grey) are known."
         )
     if not text_encoders:
-        if "cross_attention_dim" in denoiser.config:
+        if "cross_attention_dim" in denoiser.config or "joint_attention_dim" in denoiser.config:
             raise InputError(f"{folder}: the {type(denoiser).__name__} attends to text, and there is no text_encoder.")
         return
     if architecture.reads_text in TEXT_CHECKS:

@@ -67,7 +67,7 @@ def wanted_files(names: Iterable[str]) -> list[str]:
         best = best_weights(PurePosixPath(name).name for name in inside)
         for name in inside:
             kind = weight_format(PurePosixPath(name).name)
-            if kind == best if kind else name.endswith((".json", ".txt", ".model")):
+            if kind == best if kind else name.endswith((".json", ".txt", ".model", ".jinja")):
                 wanted.append(name)
     return wanted
 

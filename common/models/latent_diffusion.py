@@ -173,7 +173,10 @@ def describe_network(network: nn.Module) -> dict[str, Any]:
 
 
 def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
-    """What decides how a tokenizer splits a text: words, merges, special tokens, length."""
+    """What decides how a tokenizer splits a text: words, merges, special tokens, length, sides, turns of a chat."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     used = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}  # of its last call
-    return {"backend": used, "length": tokenizer.model_max_length, "special": tokenizer.special_tokens_map}
+    found = {"backend": used, "length": tokenizer.model_max_length, "special": tokenizer.special_tokens_map}
+    sides = {name: getattr(tokenizer, name) for name in ("padding_side", "truncation_side")}
+    found |= {name: side for name, side in sides.items() if side != "right"}
+    return found | ({"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {})

@@ -8,7 +8,9 @@ from torch import nn
 
 from common.denoisers.denoiser import architecture_of
 from common.diffusion.autoencoders import latent_channels, levels
+from common.diffusion.latents import same_statistics
 from common.diffusion.noise_schedule import check_noise
+from common.diffusion.text_encoding import check_reading
 from common.errors import InputError
 from common.models.compatibility import check_named_parts, check_parts_fit, check_tokenizers
 from common.models.honoured_settings import check_pipeline_settings, named_parts
@@ -19,6 +21,7 @@ from common.models.mel_settings import read_mel
 from common.models.parts import load_part
 from common.models.pipeline_defaults import (
     call_default,
+    check_pipeline_fits,
     settle_sample_size,
     settle_scheduler,
     settle_text_length,
@@ -60,10 +63,12 @@ def load_teacher(
     if lora is not None:
         fuse_lora(index["_class_name"], parts, lora, lora_scale)
     check_noise(f"{folder}/scheduler", parts["scheduler"])
+    check_pipeline_fits(folder, index, parts[denoiser_part(parts)])
     teacher = put_together(Path(name_or_path).name, folder, index, parts)
     teacher.sound = read_mel(folder) if "mel" in named_parts(index) else None
     check_parts_fit(folder, teacher.denoiser, teacher.autoencoder, teacher.text_encoders)
     check_tokenizers(folder, teacher.tokenizers, teacher.text_encoders)
+    check_reading(folder, teacher.tokenizers, teacher.reading.how)
     return teacher
 
 
@@ -126,7 +131,9 @@ def other_autoencoder(path: str, own: nn.Module) -> nn.Module:
             raise InputError(
                 f"teacher.vae={path} has other latents: {name}={theirs}, and the teacher's autoencoder has {ours}."
             )
-    return found
+    if same_statistics(found, own):
+        return found
+    raise InputError(f"teacher.vae={path} has other latents: the statistics by which they are scaled are not the teacher's.")
 
 
 def load_network(folder: Path, what: str) -> nn.Module:

@@ -90,8 +90,8 @@ def load_part(folder: Path, name: str, library: str, class_name: str, network: b
             parameter.data = parameter.data.clone()
         if class_name == "VQModel":
             state_scaling_factor(part, folder / name)
-        if "scaling_factor" in part.config:
-            check_scaling(config_file(folder, name), part.config)
+        if name in ("vae", "vqvae"):
+            check_scaling(config_file(folder, name), part)
     if name.startswith("tokenizer"):
         check_vocabulary(part, folder / name)
     return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part

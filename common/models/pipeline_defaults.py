@@ -78,6 +78,25 @@ def told_guidance(folder: Path, index: dict[str, Any], denoiser: nn.Module) -> f
     return 1.0 if scale is None else float(scale)
 
 
+def check_pipeline_fits(folder: Path, index: dict[str, Any], denoiser: nn.Module) -> None:
+    """InputError where the pipeline that the index names draws with a transformer of another class, or none tells how text
+    is read (Sana)."""
+    import diffusers
+
+    architecture, own = architecture_of(denoiser), type(denoiser).__name__
+    kind: Any = getattr(diffusers, str(index.get("_class_name", "")), None)
+    part = inspect.signature(kind.__init__).parameters.get(architecture.part) if isinstance(kind, type) else None
+    if architecture.part == "transformer" and part is not None:
+        wanted = part.annotation
+        if isinstance(wanted, type) and not isinstance(denoiser, wanted):
+            raise InputError(f"{folder}: a {kind.__name__} draws with a {wanted.__name__}, and its transformer is a {own}.")
+    if architecture.reads_text == "instructed" and call_default(index, "complex_human_instruction") is None:
+        raise InputError(
+            f"{folder}/model_index.json names no pipeline (_class_name) that tells the instruction with which captions of its "
+            f"{own} are read: SanaPipeline does."
+        )
+
+
 def call_default(index: dict[str, Any], argument: str) -> Any:
     """What the pipeline of `index` takes for an argument of its call; None where it is of no class or takes no such one."""
     import diffusers

@@ -39,8 +39,10 @@ def stored_types(path: Path, form: str) -> Iterable[tuple[str, str]]:
 
 
 def check_numbers(folder: Path, network: nn.Module) -> None:
-    """InputError where a parameter holds NaN or infinity, and where all weights are zero."""
-    for name, parameter in network.named_parameters():
+    """InputError where a parameter or a buffer holds NaN or infinity, a variance is below 0, and where all weights are zero."""
+    for name, parameter in [*network.named_parameters(), *network.named_buffers()]:
+        if name.endswith("running_var") and not (parameter >= 0).all():
+            raise InputError(f"{folder}: {name} has numbers below 0, and is a variance: the weights are damaged.")
         if not parameter.isfinite().all():
             raise InputError(f"{folder}: {name} is not finite: the weights are damaged.")
     matrices = [parameter for parameter in network.parameters() if parameter.dim() > 1]

@@ -35,6 +35,7 @@ from experiments.evaluation.samples import check_sampling
 from experiments.shared.replacement import check_replacement
 from experiments.shared.settings import CalibrationSettings, Settings
 from experiments.training.distill_student import feature_pairs
+from experiments.training.finetune_autoencoder import check_is_trained
 
 SINGLE_BYTES = 4
 
@@ -88,6 +89,7 @@ class JobCost:
             check_learns_from_noise(self.teacher.scheduler, guidance_size(self.teacher.denoiser) is not None)
         check_replacement(settings, self.teacher.denoiser)
         self.method = hydra.utils.instantiate(settings.method, _convert_="all")
+        check_is_trained(settings, self.method, self.teacher.autoencoder)
         size = calibration_size(settings.calibration, self.teacher)
         self.forecast = forecast_within(self.method, self.teacher.denoiser, size)
         plan = self.forecast.plan

@@ -12,7 +12,7 @@ from torch import nn
 
 from common.denoisers.denoiser import architecture_of
 from common.diffusion.images import with_channels
-from common.diffusion.noise_schedule import check_noise, is_flow, same_noise
+from common.diffusion.noise_schedule import check_noise, is_flow, same_noise, samples_flow
 from common.diffusion.sampling import set_timesteps
 from common.errors import InputError, first_line
 from common.models.latent_diffusion import LatentDiffusion
@@ -71,16 +71,16 @@ def check_sampling(settings: Settings, teacher: LatentDiffusion) -> None:
         own = evaluation_scheduler(evaluation.scheduler, teacher.scheduler)
     except Exception as error:  # each of diffusers' schedulers refuses settings in its own way
         raise InputError(f"evaluation.scheduler: {evaluation.scheduler} cannot be made: {first_line(error)}.") from error
-    if is_flow(own) != is_flow(teacher.scheduler):
+    if samples_flow(own) != is_flow(teacher.scheduler):
         raise InputError(
             f"evaluation.scheduler: a {type(own).__name__} does not sample what the teacher has learned of noise; null is the "
             f"teacher's own, a {type(teacher.scheduler).__name__}."
         )
     check_noise("evaluation.scheduler", own)
-    scales = {"calibration.guidance_scale": settings.calibration.guidance_scale}
-    scales |= {"evaluation.guidance_scale": evaluation.guidance_scale}
-    for name, scale in scales.items():
-        if teacher.distilled and scale > 1:
+    groups = {"calibration": asdict(settings.calibration), "evaluation": asdict(evaluation), "method": settings.method}
+    groups |= {"task.data": settings.task.data, "task.trained_on": settings.task.trained_on or {}}
+    for name, scale in ((f"{group}.guidance_scale", given.get("guidance_scale")) for group, given in groups.items()):
+        if teacher.distilled and scale is not None and scale > 1:
             raise InputError(
                 f"{name}={scale:g}: the teacher is distilled to few steps that are not guided (is_distilled in its "
                 "model_index.json): budget.guidance_scale=1 is needed."

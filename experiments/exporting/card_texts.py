@@ -168,7 +168,7 @@ def loading(row: Row, denoiser: str, found: Mapping[str, Any], where: str) -> tu
         lines = ["from diffusers import DiffusionPipeline", "", f'pipe = DiffusionPipeline.from_pretrained("{where}"{trust})']
         if row["settings"]["task"]["name"] == "t2i":
             given = "".join(f", {name}={value}" for name, value in found["call"].items())
-            lines.append(f'image = pipe("a red apple"{given}).images[0]')
+            lines.append(f'image = pipe(prompt="a red apple"{given}).images[0]')
     else:
         lines = ["from diffusers import AutoModel"]  # which finds code of a model's own in that model's folder alone
         lines += ["from huggingface_hub import snapshot_download"] if where != "." else []

@@ -29,6 +29,7 @@ from experiments.shared.settings import Settings
 from experiments.shared.teacher_sound import check_sound
 from experiments.training.cached_latents import check_captions
 from experiments.training.distill_student import feature_pairs, trainer_settings
+from experiments.training.finetune_autoencoder import check_is_trained
 
 
 @contextmanager
@@ -73,6 +74,7 @@ def check_parts(job: Job) -> None:
         check_image_size(job.training_data.images, teacher)
     check_sampling(settings, teacher)
     check_steps(settings, method)
+    check_is_trained(settings, method, teacher.autoencoder)
     check_forecast(settings, teacher, method)
     if 0 < distill.steps < distill.schedule.warmup:
         whole = f"{distill.steps} steps are within a warm-up of {distill.schedule.warmup}"

@@ -9,6 +9,7 @@ import hydra
 import torch
 from torch import nn
 
+from common.errors import InputError
 from common.training.batches import TensorRows
 from common.training.fit import fit
 from common.training.kl_autoencoder import KLTraining
@@ -17,11 +18,23 @@ from common.training.vq_autoencoder import VQTraining
 from experiments.shared.settings import Settings
 from experiments.training.distill_student import trainer_settings
 
+TRAINED = ("VQModel", "AutoencoderKL", "AutoencoderKLFlux2")
+
+
+def check_is_trained(settings: Settings, method: Any, autoencoder: nn.Module) -> None:
+    """InputError where an autoencoder that the method prunes would be trained, and is of a class that is not."""
+    trained = settings.distill.autoencoder.steps and "autoencoder" in method.pruned_parts
+    if trained and type(autoencoder).__name__ not in TRAINED:
+        raise InputError(
+            f"distill.autoencoder.steps={settings.distill.autoencoder.steps}: autoencoders of the classes {', '.join(TRAINED)} "
+            f"are trained, and this is a {type(autoencoder).__name__}: distill.autoencoder.steps=0 prunes it alone."
+        )
+
 
 def finetune_autoencoder(
     given: Settings, autoencoder: nn.Module, images: torch.Tensor, folder: Path, callbacks: Sequence[Any]
 ) -> nn.Module:
-    """`autoencoder` (VQModel or AutoencoderKL) after distill.autoencoder.steps optimiser steps on uint8 images.
+    """`autoencoder` (of a class in TRAINED) after distill.autoencoder.steps optimiser steps on uint8 images.
 
     Encoder, decoder and codebook are trained. No entry of the codebook is moved for being unused, and the latents are not
     normalised anew: they stay where the denoiser knows them. Goes on from the last checkpoint in `folder`.

@@ -1,6 +1,7 @@
 """Sana, FLUX.2-klein and Qwen-Image, whose text is a language model's: captions, samples and images as their pipelines'."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from diffusers import (
     QwenImageTransformer2DModel,
     SanaPipeline,
     SanaTransformer2DModel,
+    UniPCMultistepScheduler,
 )
+from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma2Config,
     Gemma2Model,
@@ -41,6 +44,7 @@ from common.pruning.layers import list_layers
 from common.pruning.plan import Plan, apply_plan
 from experiments.exporting.exported_formats import loads_alone
 from tests.commands import run
+from tests.conftest import small_autoencoder
 from tests.small_jobs import job
 from tests.transformer_lora import check_lora
 
@@ -264,6 +268,123 @@ def test_what_does_not_fit_is_told(family, tmp_path):
     write(folder / "model_index.json", text_encoder=["transformers", "MistralModel"])
     with pytest.raises(InputError, match="MistralModel is not a class this project can load"):
         load_teacher(str(folder))
+    write(folder / "model_index.json", text_encoder=[None, None], tokenizer=[None, None])
+    with pytest.raises(InputError, match="attends to text, and there is no text_encoder"):
+        load_teacher(str(folder))
+    write(folder / "model_index.json", _class_name="PixArtSigmaPipeline")
+    with pytest.raises(InputError, match="PixArtSigmaPipeline draws with a PixArtTransformer2DModel, and its transformer is a"):
+        load_teacher(str(folder))
+
+
+def test_an_autoencoder_of_another_class_or_of_other_latents_is_refused(family, tmp_path):
+    folder = written(family.name, tmp_path / "teacher")
+    own = load_teacher(str(folder)).autoencoder
+    small_autoencoder().save_pretrained(tmp_path / "kl")
+    shutil.rmtree(folder / "vae")
+    shutil.copytree(tmp_path / "kl", folder / "vae")
+    write(folder / "model_index.json", vae=["diffusers", "AutoencoderKL"])
+    with pytest.raises(InputError, match=f"AutoencoderKL beside a .*, which goes with {type(own).__name__}"):
+        load_teacher(str(folder))
+    if family.name == "flux2_klein":
+        own.bn.running_mean += 3
+        word = "the statistics by which they are scaled"
+    else:
+        changes = {"scaling_factor": 2.0} if family.name == "sana" else {"latents_mean": [0.0] * 4}
+        own.register_to_config(**changes)
+        (word,) = changes
+    own.save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match=f"has other latents: {word}"):
+        load_teacher(str(family.folder), vae=str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("family_name", "changes", "told"),
+    [
+        ("qwen_image", {"latents_mean": [1.0, 2.0, 3.0]}, "4 finite numbers are needed"),
+        ("qwen_image", {"latents_std": [0.0, 1.0, 1.0, 1.0]}, "numbers above 0 are needed"),
+        ("qwen_image", {"latents_mean": None, "latents_std": None}, "4 finite numbers are needed"),
+        ("sana", {"scaling_factor": 0.0}, "scaling_factor=0.0"),
+        ("flux2_klein", {"running_var": -1.0}, "bn.running_var has numbers below 0"),
+        ("flux2_klein", {"running_mean": float("nan")}, "bn.running_mean is not finite"),
+    ],
+)
+def test_statistics_by_which_no_latents_can_be_scaled(family_name, changes, told, tmp_path):
+    folder = written(family_name, tmp_path / "teacher")
+    if family_name == "flux2_klein":
+        ((name, value),) = changes.items()
+        path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+        weights = load_file(path)
+        weights[f"bn.{name}"].fill_(value)
+        save_file(weights, path)
+    else:
+        write(folder / "vae" / "config.json", **changes)
+    with pytest.raises(InputError, match=told):
+        load_teacher(str(folder))
+
+
+def test_tokenizers_that_cannot_do_their_work_are_refused(family, tmp_path):
+    folder = written(family.name, tmp_path / "teacher")
+    settings = folder / "tokenizer" / "tokenizer_config.json"
+    write(settings, pad_token=None)
+    with pytest.raises(InputError, match="has no pad_token"):
+        load_teacher(str(folder))
+    folder = written(family.name, tmp_path / "again")
+    template = folder / "tokenizer" / "chat_template.jinja"
+    if family.name != "flux2_klein":
+        return
+    for text in (None, "{{ messages[0].content.nothing.at_all }}"):
+        template.unlink() if text is None else template.write_text(text)
+        with pytest.raises(InputError, match="makes no turn of a chat"):
+            load_teacher(str(folder))
+
+
+def test_what_changes_the_states_of_text_changes_the_fingerprint(family, tmp_path):
+    folder = written(family.name, tmp_path / "teacher")
+    prints = {load_teacher(str(folder)).fingerprint(), load_teacher(str(family.folder)).fingerprint()}
+    assert len(prints) == 1
+    (folder / "tokenizer" / "chat_template.jinja").write_text("hello")
+    write(folder / "tokenizer" / "tokenizer_config.json", truncation_side="left")
+    assert load_teacher(str(folder)).fingerprint() not in prints
+
+
+def test_an_entry_of_the_published_configuration_that_nothing_reads(tmp_path):
+    folder = written("qwen_image", tmp_path / "teacher")
+    write(folder / "transformer" / "config.json", pooled_projection_dim=768)
+    assert load_teacher(str(folder)).latent_shape == (4, 8, 8)
+
+
+@pytest.mark.parametrize(("family_name", "kind"), [("sana", "AutoencoderDC"), ("qwen_image", "AutoencoderKLQwenImage")])
+def test_autoencoders_that_are_not_trained(family_name, kind, tmp_path):
+    folder = written(family_name, tmp_path / "teacher")
+    words = job("t2i", folder, tmp_path, "method.parts=[denoiser,autoencoder]", "distill.autoencoder.steps=2", method="l1_diff")
+    for more in ([], ["dry_run=true"]):
+        done = run(*words, *more)
+        assert done.returncode == 2 and f"are trained, and this is a {kind}" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_distilled_teacher_is_never_guided(tmp_path):
+    folder = written("flux2_klein", tmp_path / "teacher", distilled=True)
+    words = job("t2i", folder, tmp_path, "method.ratio=0.4", "budget.guidance_scale=1", method="laptop_diff")
+    for name in ("method.guidance_scale", "evaluation.guidance_scale"):
+        done = run(*words, f"{name}=4")
+        assert done.returncode == 2 and f"error: {name}=4: the teacher is distilled to few steps" in done.stderr, done.stderr
+
+
+def test_the_noise_levels_that_its_pipeline_asks_for(tmp_path):
+    """Qwen-Image's asks for its own of every scheduler, and takes a shift's usual constants where there are none."""
+    folder = written("qwen_image", tmp_path / "teacher")
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, use_dynamic_shifting=True)
+    shutil.rmtree(folder / "scheduler")
+    scheduler.save_pretrained(folder / "scheduler")
+    write(folder / "model_index.json", scheduler=["diffusers", "UniPCMultistepScheduler"])
+    family = Family("qwen_image", folder)
+    teacher, pipeline = load_teacher(str(folder)), family.pipeline()
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    ours = teacher.sample([7, 8], CAPTIONS, 4, 1.0, draw=lambda seeds, shape: noise)
+    theirs = family.call(pipeline, CAPTIONS, 1.0, noise, output_type="latent")
+    expected = family.unscaled(pipeline, theirs, teacher)
+    torch.testing.assert_close(unscale_latents(teacher.autoencoder, ours), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_lora_of_the_teacher(family, tmp_path):
@@ -286,16 +407,13 @@ def test_a_student_draws_without_this_project(family, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [
-        ("laptop_diff", ["method.ratio=0.4", "distill.feature_weight=1"]),
-        ("l1_diff", ["method.sparsity=0.3"]),
-        ("ld_pruner", ["method.k=2", "method.kinds=[attention,feed_forward]"]),
-    ],
-)
-def test_a_job(family, tmp_path, method, settings):
+def test_a_job(family, tmp_path):
     """Scored, distilled, measured; its student draws in diffusers."""
+    method, *settings = {
+        "sana": ("laptop_diff", "method.ratio=0.4", "distill.feature_weight=1"),
+        "flux2_klein": ("ld_pruner", "method.k=2", "method.kinds=[attention,feed_forward]"),
+        "qwen_image": ("l1_diff", "method.sparsity=0.3"),
+    }[family.name]
     few = ["evaluation.images=4", "evaluation.batch_size=4", "evaluation.latency_rounds=1", "distill.steps=2", "distill=bk_sdm"]
     done = run(*job("t2i", family.folder, tmp_path, *few, *settings, method=method))
     assert done.returncode == 0, done.stderr[-3000:]

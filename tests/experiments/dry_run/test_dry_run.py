@@ -194,10 +194,8 @@ def test_dry_runs_of_a_sweep_are_summed(tmp_path):
     ("argument", "told"),
     [
         ("distill=block_local", "error: distill.local_weight: UNet2DModel is no diffusion transformer"),
-        (
-            "scale=paper task=t2i teacher=sd3_medium",
-            "error: evaluation.scheduler: a PNDMScheduler does not",
-        ),
+        ("scale=paper task=t2i teacher=sd3_medium", "error: evaluation.scheduler: a PNDMScheduler does not"),
+        ("scale=paper task=t2i teacher=sana_1600m", "error: evaluation.scheduler: a PNDMScheduler does not"),
         ("gpu=A101", f"error: gpu='A101' is none of {', '.join(GPUS)}."),
         ("utilisation.half=2", "error: utilisation.half=2: a number above 0 and up to 1 is needed."),
         ("teacher.path=nobody/nothing", "error: The architecture of 'nobody/nothing' is not known without its folder"),
