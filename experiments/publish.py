@@ -91,9 +91,14 @@ def of_other_seeds(command: str, other: str) -> bool:
 
 
 def together(sweeps: Sequence[Shown]) -> Shown:
-    """Of the sweeps of an experiment the largest, with what those of other seeds have found besides."""
-    shown, *others = sorted(sweeps, key=lambda each: each.rank, reverse=True)
-    for other in others:
+    """Of the sweeps of an experiment that one which is the largest with what those of other seeds have found besides."""
+    ordered = sorted(sweeps, key=lambda each: each.rank, reverse=True)
+    return max((with_others(shown, ordered) for shown in ordered), key=lambda each: (len(each.rows), each.rank))
+
+
+def with_others(shown: Shown, sweeps: Sequence[Shown]) -> Shown:
+    """A sweep with what those of other seeds have found besides."""
+    for other in sweeps:
         known = {row["path"] for row in shown.rows}
         more = [row for row in other.rows if row["path"] not in known]
         if not more or not of_other_seeds(str(shown.sweep["command"]).splitlines()[0], other.sweep["command"]):

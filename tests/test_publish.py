@@ -114,11 +114,11 @@ def test_the_sweep_with_most_jobs_is_shown_and_the_later_one_among_equals(output
 
 def test_seeds_of_sweeps_of_their_own_are_shown_together(outputs):
     """What asks for the same, or for some of it, of other seeds; not what differs in a setting."""
-    for folder, ratio in (("t2i/m/e", 0.4), ("t2i/m/f", 0.3)):
+    for folder, ratio in (("t2i/m/e", 0.4), ("t2i/m/f", 0.3), ("t2i/m/g", 0.45), ("t2i/m/h", 0.35)):
         job(outputs / folder, ratio=ratio)
     commands = {
         "first": ("method.ratio=0.5,0.25 'method.kinds=[a,b]'", ["t2i/m/a", "t2i/m/b"]),
-        "again": ("method.ratio=0.5 'method.kinds=[a,b]' seed=1", ["t2i/m/e"]),
+        "again": ("method.ratio=0.5 'method.kinds=[a,b]' seed=1,2,3", ["t2i/m/e", "t2i/m/g", "t2i/m/h"]),  # has more jobs
         "other": ("method.ratio=0.5 'method.kinds=[a]' seed=2", ["t2i/m/f"]),
     }
     for name, (words, folders) in commands.items():
@@ -126,7 +126,7 @@ def test_seeds_of_sweeps_of_their_own_are_shown_together(outputs):
         path = outputs / "sweeps" / name / "sweep.json"
         write_json(path, {**json.loads(path.read_text()), "command": f"python run.py -m experiment=x/main {words}"})
     page = published(outputs) / "t2i/x/main"
-    assert len(read_rows([page])) == 3
+    assert len(read_rows([page])) == 5
     told = [line.strip() for line in (page / "README.md").read_text().splitlines() if line.startswith("    python")]
     assert told == [f"python run.py -m experiment=x/main {commands[name][0]}" for name in ("first", "again")]
     assert all(f"`{command}`" in (page.parents[2] / "README.md").read_text() for command in told)
