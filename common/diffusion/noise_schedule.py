@@ -116,9 +116,9 @@ def is_flow(scheduler: Any) -> bool:
     return bool(named) or type(scheduler).__name__.startswith("FlowMatch")
 
 
-def samples_flow(scheduler: Any) -> bool:
-    """Whether a scheduler's class can sample a flow, as it is set: not by a prediction_type alone that it does not know."""
-    return bool(flow_sigmas(scheduler)) or type(scheduler).__name__.startswith("FlowMatch")
+def knows_flows(scheduler: Any) -> bool:
+    """Whether a scheduler's class can sample a flow: whatever prediction_type another class has left in its configuration."""
+    return flow_sigmas(scheduler) is not None or type(scheduler).__name__.startswith("FlowMatch")
 
 
 def flow_sigmas(scheduler: Any) -> bool | None:

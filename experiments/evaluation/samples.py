@@ -12,7 +12,7 @@ from torch import nn
 
 from common.denoisers.denoiser import architecture_of
 from common.diffusion.images import with_channels
-from common.diffusion.noise_schedule import check_noise, is_flow, same_noise, samples_flow
+from common.diffusion.noise_schedule import check_noise, is_flow, knows_flows, same_noise
 from common.diffusion.sampling import set_timesteps
 from common.errors import InputError, first_line
 from common.models.latent_diffusion import LatentDiffusion
@@ -71,7 +71,8 @@ def check_sampling(settings: Settings, teacher: LatentDiffusion) -> None:
         own = evaluation_scheduler(evaluation.scheduler, teacher.scheduler)
     except Exception as error:  # each of diffusers' schedulers refuses settings in its own way
         raise InputError(f"evaluation.scheduler: {evaluation.scheduler} cannot be made: {first_line(error)}.") from error
-    if samples_flow(own) != is_flow(teacher.scheduler):
+    flow = is_flow(teacher.scheduler)
+    if is_flow(own) != flow or (flow and not knows_flows(own)):
         raise InputError(
             f"evaluation.scheduler: a {type(own).__name__} does not sample what the teacher has learned of noise; null is the "
             f"teacher's own, a {type(teacher.scheduler).__name__}."

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 
 from common.diffusion.latents import encode_images
 from common.errors import InputError
@@ -87,7 +87,7 @@ def test_psnr_is_of_pixels_in_0_to_255(images):
         def __init__(self):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(1))
-            self.config = SimpleNamespace(in_channels=3)
+            self.config = FrozenDict(in_channels=3)
 
         def encode(self, pixels):
             return type("Encoded", (), {"latents": pixels - 2 / 255})
