@@ -30,9 +30,9 @@ TABLE = {
 }
 
 
-def recorded(outputs, name, folders, table=None, jobs=None, experiment="x/main"):
+def recorded(outputs, name, folders, table=None, jobs=None, experiment="x/main", words="outputs=/there"):
     """The record of a sweep over jobs in `folders`, those that end in "!" having failed."""
-    sweep = {"command": f"python run.py -m experiment={experiment} outputs=/there", "experiment": experiment, "task": "t2i"}
+    sweep = {"command": f"python run.py -m experiment={experiment} {words}", "experiment": experiment, "task": "t2i"}
     write_json(outputs / "sweeps" / name / "sweep.json", {**sweep, "table": table, "jobs": jobs})
     for number, folder in enumerate(folders):
         error = "bad luck" if folder.endswith("!") else None
@@ -122,9 +122,7 @@ def test_seeds_of_sweeps_of_their_own_are_shown_together(outputs):
         "other": ("method.ratio=0.5 'method.kinds=[a]' seed=2", ["t2i/m/f"]),
     }
     for name, (words, folders) in commands.items():
-        recorded(outputs, name, folders)
-        path = outputs / "sweeps" / name / "sweep.json"
-        write_json(path, {**json.loads(path.read_text()), "command": f"python run.py -m experiment=x/main {words}"})
+        recorded(outputs, name, folders, words=words)
     page = published(outputs) / "t2i/x/main"
     assert len(read_rows([page])) == 5
     told = [line.strip() for line in (page / "README.md").read_text().splitlines() if line.startswith("    python")]
@@ -142,9 +140,7 @@ def test_a_seed_that_was_run_again_is_one_job(outputs):
         "other": ("~distill seed=3", ["t2i/m/f"]),
     }
     for name, (words, folders) in commands.items():
-        recorded(outputs, name, folders)
-        path = outputs / "sweeps" / name / "sweep.json"
-        write_json(path, {**json.loads(path.read_text()), "command": f"python run.py -m experiment=x/main {words}"})
+        recorded(outputs, name, folders, words=words)
     page = published(outputs) / "t2i/x/main"
     assert len(read_rows([page])) == 3 and json.loads((page / "sweep.json").read_text())["jobs"] == 3
     assert "the others failed" not in (page / "README.md").read_text()
