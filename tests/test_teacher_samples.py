@@ -86,3 +86,10 @@ def test_what_it_costs_is_told(tiny_teacher_folders):
     assert done.returncode == 0 and "1,000 training samples, 20 steps" in done.stdout, done.stderr
     done = run("run.py", "scale=one_gpu", "method=laptop_diff", "method.ratio=0.4", "dry_run=true", "gpu=RTX4090")
     assert done.returncode == 0 and "10,000 training samples, 25 steps" in done.stdout and "fits into RTX4090" in done.stdout
+
+
+def test_too_few_samples_to_compare_with_are_told_before_work(tiny_teacher_folders, tmp_path):
+    drawn = [f"task.data.{name}={value}" for name, value in (DRAWN | {"images": 2}).items()]
+    done = run(*without_data("uig", tiny_teacher_folders["uig"], tmp_path, *drawn))
+    assert done.returncode == 2 and "The data has 2 images of split=train" in done.stderr, done.stderr
+    assert "two and two are needed" in done.stderr and not list(tmp_path.glob("cache/*"))

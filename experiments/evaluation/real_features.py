@@ -1,10 +1,12 @@
 """The real images that samples are compared with, by features of their own extractor."""
 
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from common.data.teacher_samples import DrawnImages, rows_apart
+from common.errors import InputError
 from common.metrics.distances import frechet_of, kernel_distance_of
 from common.metrics.jackknife import Figures
 from common.runtime.content import content_name
@@ -13,6 +15,24 @@ from experiments.shared.job import Job
 from experiments.shared.tensor_cache import cached_batches
 
 FEATURES_AT_ONCE = 512  # of real images, in one file
+
+
+def rows_of(job: Job, data: Any) -> tuple[list[int], list[int]]:
+    """Numbers of the images of a split that nothing is compared with, and of those that samples are compared with."""
+    evaluation = job.settings.evaluation
+    captions = getattr(data, "captions", None) if isinstance(data.images, DrawnImages) else None
+    return rows_apart(captions, len(data), evaluation.images, generator_for(evaluation.seed, 2))
+
+
+def check_real(job: Job) -> None:
+    """InputError where the data has too few images for a distance, which takes two on each side."""
+    held_back, others = rows_of(job, job.evaluation_data)
+    if min(len(held_back), len(others)) < 2:
+        raise InputError(
+            f"The data has {len(job.evaluation_data)} images of split={job.settings.evaluation.split}, of which samples can be "
+            f"compared with {len(others)}, and those with {len(held_back)} (of other prompts, where the teacher draws them): "
+            "two and two are needed."
+        )
 
 
 class Reference:
@@ -28,10 +48,7 @@ class Reference:
         self.extractor = job.extractor()
         self.frechet, self.kernel = (f"{kind}_{self.extractor.name}" for kind in (self.extractor.distance, "kd"))
         self.names = getattr(self.data, "names", None)
-        evaluation = job.settings.evaluation
-        drawn = isinstance(self.data.images, DrawnImages)
-        captions = getattr(self.data, "captions", None) if drawn else None
-        held_back, others = rows_apart(captions, len(self.data), evaluation.images, generator_for(evaluation.seed, 2))
+        held_back, others = rows_of(job, self.data)
         self.order, self.held_back = torch.tensor([*held_back, *others]), torch.tensor(held_back)
 
     @cached_property

@@ -21,6 +21,7 @@ from common.scoring.linear_maps import list_intervals
 from common.training.block_local import check_has_blocks
 from experiments.dry_run.job_cost import calibration_size
 from experiments.evaluation.evaluate import check_image_size
+from experiments.evaluation.real_features import check_real
 from experiments.evaluation.samples import check_sampling
 from experiments.shared.job import Job
 from experiments.shared.job_id import check_unchanged
@@ -67,6 +68,7 @@ def check_parts(job: Job) -> None:
     _, method, teacher = job.prompts, job.method, job.teacher  # each tells what is wrong with it as it is made
     check_sound(settings.teacher.path, settings.task.sound, teacher.sound)
     check_image_size(job.evaluation_data.images, teacher)
+    check_real(job)
     if distill.steps:
         check_learns_from_noise(teacher.scheduler, guidance_size(teacher.denoiser) is not None)
     with job.told_of_training_data():
