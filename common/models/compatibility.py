@@ -33,10 +33,8 @@ def check_parts_fit(folder: Path, denoiser: nn.Module, autoencoder: nn.Module, t
     latents = latent_channels(autoencoder.config)
     architecture = architecture_of(denoiser)
     if type(autoencoder).__name__ not in architecture.autoencoders:
-        known, found = (
-            " or ".join(architecture.autoencoders),
-            f"{type(autoencoder).__name__} beside a {type(denoiser).__name__}",
-        )
+        known = " or ".join(architecture.autoencoders)
+        found = f"{type(autoencoder).__name__} beside a {type(denoiser).__name__}"
         raise InputError(f"{folder}: the autoencoder is of the class {found}, which goes with {known}.")
     packed = denoiser.config.in_channels // architecture.latent_shape(denoiser)[0]  # FLUX takes patches for channels
     variances = architecture.part == "transformer" and denoiser.config.out_channels == 2 * latents
